@@ -1,0 +1,62 @@
+"""Reads the contract files that ship with this package."""
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+SCHEMA_NAMES = ("image_headers", "prediction", "outcome_headers", "features", "dead_letter_headers")
+"""The JSON Schemas; headers are checked as an object of name to text."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One Delta table.
+
+    Parameters
+    ----------
+    name : str
+        Folder name below the tables' folder.
+    ddl : str
+        Columns as Spark SQL reads them, comments included.
+    columns : dict of str to str
+        Type by name, in order.
+    partition_by : tuple of str
+        Partition columns.
+    comment : str
+        What a row is.
+    """
+
+    name: str
+    ddl: str
+    columns: dict[str, str]
+    partition_by: tuple[str, ...]
+    comment: str
+
+
+def load_schema(name: str) -> dict[str, Any]:
+    """Load a JSON Schema by its name in `SCHEMA_NAMES`."""
+    text = (files("schemas") / f"{name}.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def load_tables() -> dict[str, Table]:
+    """Load the Delta tables' definitions, by name."""
+    tables = json.loads((files("schemas") / "tables.json").read_text(encoding="utf-8"))
+    return {name: _table(name, table) for name, table in tables.items()}
+
+
+def _table(name: str, table: dict[str, Any]) -> Table:
+    parts = [f"{column['name']} {column['type']} COMMENT '{_escape(column['comment'])}'" for column in table["columns"]]
+    return Table(
+        name=name,
+        ddl=", ".join(parts),
+        columns={column["name"]: column["type"] for column in table["columns"]},
+        partition_by=tuple(table["partition_by"]),
+        comment=table["comment"],
+    )
+
+
+def _escape(text: str) -> str:
+    return text.replace("'", "\\'")

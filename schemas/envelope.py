@@ -1,0 +1,74 @@
+"""The message envelope: topic-independent names of headers, event types and identities.
+
+Messages follow CloudEvents 1.0, Kafka protocol binding, binary content mode: the value is the payload as it is, the
+attributes are headers. Plain bytes without any header are valid input too.
+
+References
+----------
+CloudEvents 1.0.2; Kafka Protocol Binding for CloudEvents 1.0.2, section 3.2; W3C Trace Context.
+Kafka Connect ``DeadLetterQueueReporter`` for the names of the dead-letter headers.
+"""
+
+import hashlib
+
+CONTENT_TYPE = "content-type"
+CE_SPECVERSION = "ce_specversion"
+CE_ID = "ce_id"
+CE_SOURCE = "ce_source"
+CE_TYPE = "ce_type"
+CE_TIME = "ce_time"
+CE_SUBJECT = "ce_subject"
+CE_PARTITIONKEY = "ce_partitionkey"
+TRACE_HEADERS = ("traceparent", "tracestate")
+
+SPECVERSION = "1.0"
+IMAGE_TYPE = "xray.image.v1"
+PREDICTION_TYPE = "xray.prediction.v1"
+FEATURES_TYPE = "xray.features.v1"
+SCORE_SOURCE = "/xray-stream/score"
+
+# What is true of one delivery travels in headers, so that the value stays the same whenever the record is replayed.
+INPUT_TOPIC = "xray_input_topic"
+INPUT_PARTITION = "xray_input_partition"
+INPUT_OFFSET = "xray_input_offset"
+INPUT_TIMESTAMP = "xray_input_timestamp"
+EVENT_ID = "xray_event_id"
+REASON = "xray_reason"
+DECODE_SECONDS = "xray_decode_seconds"
+PREDICT_SECONDS = "xray_predict_seconds"
+
+ERROR_PREFIX = "__connect.errors."
+ERROR_TOPIC = ERROR_PREFIX + "topic"
+ERROR_PARTITION = ERROR_PREFIX + "partition"
+ERROR_OFFSET = ERROR_PREFIX + "offset"
+ERROR_CONNECTOR = ERROR_PREFIX + "connector.name"
+ERROR_TASK = ERROR_PREFIX + "task.id"
+ERROR_STAGE = ERROR_PREFIX + "stage"
+ERROR_CLASS = ERROR_PREFIX + "class.name"
+ERROR_EXCEPTION_CLASS = ERROR_PREFIX + "exception.class.name"
+ERROR_EXCEPTION_MESSAGE = ERROR_PREFIX + "exception.message"
+ERROR_EXCEPTION_STACKTRACE = ERROR_PREFIX + "exception.stacktrace"
+
+DISCLAIMER = "Research use only. Not a medical device."
+
+
+def derive_event_id(*parts: str) -> str:
+    """Derive the id of an outcome from what identifies it.
+
+    Parameters
+    ----------
+    *parts : str
+        The input's source and id, the SHA-256 of its bytes, and the model's SHA-256 (or the word ``dead-letter``).
+        The bytes' hash is among them so that a device which sends one id for every image loses none of them.
+
+    Returns
+    -------
+    str
+        32 hexadecimal characters. The same parts always give the same id; parts may hold any character.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "big"))
+        digest.update(encoded)
+    return digest.hexdigest()[:32]
