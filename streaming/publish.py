@@ -1,0 +1,231 @@
+"""Publishes image files to the images topic and accounts for each of them."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cloudevents.core.bindings.kafka import to_binary_event
+from cloudevents.core.v1.event import CloudEvent
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from schemas import envelope
+from schemas.errors import DatasetError
+from sparkdl.decode import sniff_media_type
+from streaming.settings import KafkaSettings
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+"""What a folder is searched for; a file that is named is published whatever its name."""
+
+_DELIVERY_TIMEOUT_MS = 60_000
+_QUEUE_KIB = 256 * 1024
+_POLL_S = 0.1
+
+
+@dataclass
+class PublishReport:
+    """What became of the files.
+
+    Parameters
+    ----------
+    delivered : list of Path
+        Confirmed by the broker.
+    failed : dict of Path to str
+        Not confirmed, with the reason.
+    seconds : float
+        From the first file to the last confirmation.
+    """
+
+    delivered: list[Path] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def find_files(paths: Iterable[str]) -> list[Path]:
+    """Expand files, folders and globs.
+
+    Parameters
+    ----------
+    paths : iterable of str
+        A folder gives every image file below it, by its suffix.
+
+    Returns
+    -------
+    list of Path
+        Sorted within each argument, each file once.
+
+    Raises
+    ------
+    DatasetError
+        An argument matches nothing; names it.
+    """
+    found: dict[Path, None] = {}
+    for text in paths:
+        matches = _expand(text)
+        if not matches:
+            msg = f"{text}: no such file, and no image ({', '.join(SUFFIXES)}) in a folder of that name"
+            raise DatasetError(msg)
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def _expand(text: str) -> list[Path]:
+    path = Path(text).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    base, pattern = (Path(path.anchor), str(path.relative_to(path.anchor))) if path.is_absolute() else (Path(), text)
+    return sorted(file for file in base.glob(pattern) if file.is_file()) if any(c in text for c in "*?[") else []
+
+
+def image_message(payload: bytes, *, image_id: str, source: str) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """Wrap an image's bytes as a CloudEvent, Kafka binding, binary mode.
+
+    Parameters
+    ----------
+    payload : bytes
+        The file as it is.
+    image_id : str
+        The publisher's id of the image; with ``source`` it names the image everywhere downstream.
+    source : str
+        Who publishes, as a URI reference.
+
+    Returns
+    -------
+    tuple of bytes and list
+        The Kafka value and its headers. The content type is what the bytes are; of unknown bytes it is left to the
+        stream to say what they are.
+    """
+    attributes = {
+        "specversion": envelope.SPECVERSION,
+        "id": image_id,
+        "source": source,
+        "type": envelope.IMAGE_TYPE,
+        "time": datetime.now(UTC),
+        "datacontenttype": sniff_media_type(payload) or "application/octet-stream",
+    }
+    message = to_binary_event(CloudEvent(attributes=attributes, data=payload))
+    return payload, [(name, bytes(value)) for name, value in message.headers.items()]
+
+
+class ImagePublisher:
+    """Publishes payloads in order, idempotently, and reports each delivery.
+
+    Parameters
+    ----------
+    kafka : KafkaSettings
+        Broker, topic, sizes.
+    on_delivery : callable
+        Called with the caller's own token and an error text, None where the broker confirmed.
+    """
+
+    def __init__(self, kafka: KafkaSettings, on_delivery: Callable[[Any, str | None], None]) -> None:
+        self._topic = kafka.images_topic
+        self._on_delivery = on_delivery
+        self._producer = Producer(
+            {
+                **kafka.to_librdkafka(),
+                "log_level": 0,
+                "enable.idempotence": True,
+                "message.max.bytes": kafka.max_message_bytes,
+                "delivery.timeout.ms": _DELIVERY_TIMEOUT_MS,
+                "queue.buffering.max.kbytes": _QUEUE_KIB,
+                "linger.ms": 5,
+            }
+        )
+
+    def publish(self, payload: bytes | None, headers: Sequence[tuple[str, bytes]], *, key: bytes, token: Any) -> None:
+        """Hand one message to the client; its delivery is reported later.
+
+        A payload of None is published as a tombstone.
+        """
+
+        def report(error: KafkaError | None, _message: Message) -> None:
+            self._on_delivery(token, None if error is None else error.str())
+
+        while True:
+            try:
+                self._producer.produce(self._topic, payload, key=key, headers=list(headers), on_delivery=report)
+                break
+            except BufferError:
+                self._producer.poll(_POLL_S)  # the queue is full: wait for the broker to take some
+            except KafkaException as exc:
+                self._on_delivery(token, exc.args[0].str())
+                break
+        self._producer.poll(0)
+
+    def poll(self, timeout_s: float) -> None:
+        """Serve delivery reports for so many seconds."""
+        self._producer.poll(timeout_s)
+
+    def flush(self) -> None:
+        """Wait until every delivery is reported; the client gives up on each after a minute."""
+        while self._producer.flush(_POLL_S):
+            pass
+
+
+def publish_files(
+    files: Sequence[Path],
+    kafka: KafkaSettings,
+    *,
+    source: str = "/xray/publish",
+    rate: float | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> PublishReport:
+    """Publish files and wait until each is confirmed or has failed.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        What to publish.
+    kafka : KafkaSettings
+        Where to.
+    source : str
+        Who publishes, as a URI reference.
+    rate : float, optional
+        Images per second at most; as fast as it goes when absent.
+    on_progress : callable
+        Called with the number of files settled so far.
+
+    Returns
+    -------
+    PublishReport
+        Every file is in exactly one of its lists.
+    """
+    report = PublishReport()
+
+    def settle(path: Path, error: str | None) -> None:
+        if error is None:
+            report.delivered.append(path)
+        else:
+            report.failed[path] = error
+        on_progress(len(report.delivered) + len(report.failed))
+
+    publisher = ImagePublisher(kafka, settle)
+    started = time.monotonic()
+    for path in _paced(files, rate, publisher):
+        try:
+            payload = path.read_bytes()
+        except OSError as exc:
+            settle(path, f"cannot be read: {exc.strerror}")
+            continue
+        # Named by its content: publishing a folder again after a failure repeats ids, and adds no row to the table.
+        image_id = f"{path.name}-{hashlib.sha256(payload).hexdigest()[:16]}"
+        value, headers = image_message(payload, image_id=image_id, source=source)
+        publisher.publish(value, headers, key=path.stem.encode(), token=path)
+    publisher.flush()
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _paced(files: Sequence[Path], rate: float | None, publisher: ImagePublisher) -> Iterator[Path]:
+    """Give the files at their rate; deliveries are served while waiting."""
+    started = time.monotonic()
+    for i, path in enumerate(files):
+        while rate and (early_s := started + i / rate - time.monotonic()) > 0:
+            publisher.poll(early_s)
+        yield path

@@ -1,0 +1,232 @@
+"""The last stage of SCORE: every scored row becomes the Kafka rows of its outcome.
+
+An image gives a prediction and a feature record; a row that failed gives a dead letter; a canary gives a prediction on
+its own topic. Everything here is Spark SQL, so the JVM does it without asking Python.
+"""
+
+from dataclasses import dataclass
+
+from pyspark.ml.functions import vector_to_array
+from pyspark.sql import Column, DataFrame
+from pyspark.sql.functions import (
+    array,
+    array_contains,
+    coalesce,
+    col,
+    concat,
+    date_format,
+    explode,
+    expr,
+    filter,
+    lit,
+    lower,
+    map_from_arrays,
+    struct,
+    timestamp_millis,
+    to_json,
+    transform,
+    when,
+)
+
+from schemas import envelope
+from schemas.modelcard import ModelCard
+from streaming.settings import KafkaSettings
+
+_ISO_UTC = "yyyy-MM-dd'T'HH:mm:ss.SSS'Z'"
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where outcomes go and what they say of the model.
+
+    Parameters
+    ----------
+    kafka : KafkaSettings
+        Names of the topics.
+    card : ModelCard
+        The model that scores.
+    """
+
+    kafka: KafkaSettings
+    card: ModelCard
+
+
+def add_decision(frame: DataFrame, card: ModelCard) -> DataFrame:
+    """Add what the model says in words, and when.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        With ``probability`` and ``reason``.
+    card : ModelCard
+        Names the classes and holds the threshold.
+
+    Returns
+    -------
+    DataFrame
+        With ``probabilities`` (array of double in the order of ``card.labels``), ``score``, ``label_name`` (null where
+        the row failed) and ``scored_ms``, the wall clock in milliseconds once the row was scored.
+    """
+    probabilities = vector_to_array(col("probability"))
+    score = col("probabilities")[card.labels.index(card.positive_label)]
+    names = array(*[lit(label) for label in card.labels])
+    # Every row's own moment; current_timestamp() would be the micro-batch's.
+    clock = expr("reflect('java.lang.System', 'currentTimeMillis')").cast("long")
+    framed = frame.withColumn("probabilities", when(col("reason").isNull(), probabilities)).withColumn(
+        "scored_ms", clock
+    )
+    return framed.withColumn("score", score).withColumn(
+        "label_name", when(col("reason").isNull(), _decide(names, card))
+    )
+
+
+def _decide(names: Column, card: ModelCard) -> Column:
+    most_probable = names[expr("array_position(probabilities, array_max(probabilities)) - 1").cast("int")]
+    if card.threshold is None:
+        return most_probable
+    negative = next(label for label in card.labels if label != card.positive_label)
+    return when(col("score") >= card.threshold, lit(card.positive_label)).otherwise(lit(negative))
+
+
+def route_outcomes(frame: DataFrame, route: Route) -> DataFrame:
+    """Turn scored rows into the rows of the Kafka sink.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Columns of `streaming.decoding.DECODED_DDL`, the pipeline's and those of `add_decision`.
+    route : Route
+        See there.
+
+    Returns
+    -------
+    DataFrame
+        ``topic, key, value, headers``: what Spark's Kafka sink reads.
+    """
+    is_canary = col("topic") == route.kafka.canary_topic
+    outcomes = (
+        when(is_canary, array(_prediction(route.kafka.canary_results_topic, route.card)))
+        .when(col("reason").isNotNull(), array(_dead_letter(route.kafka.deadletters_topic)))
+        .otherwise(array(_prediction(route.kafka.predictions_topic, route.card), _features(route)))
+    )
+    return frame.select(explode(outcomes).alias("outcome")).select("outcome.*")
+
+
+def _prediction(topic: str, card: ModelCard) -> Column:
+    # Only what follows from the image and the model: a replay writes the same bytes.
+    value = to_json(
+        struct(
+            col("event_id"),
+            struct("source", "id", "sha256", "media_type", "height", "width", "payload_bytes").alias("image"),
+            _model(card).alias("model"),
+            col("label_name").alias("label"),
+            map_from_arrays(array(*[lit(label) for label in card.labels]), col("probabilities")).alias("probabilities"),
+            lit(card.positive_label).alias("positive_label"),
+            lit(card.threshold).cast("double").alias("threshold"),
+            lit(card.operating_point).alias("operating_point"),
+            col("captured_at"),
+            lit(envelope.DISCLAIMER).alias("disclaimer"),
+        )
+    )
+    timings = [
+        _header(envelope.DECODE_SECONDS, col("decode_seconds")),
+        _header(envelope.PREDICT_SECONDS, col("predict_seconds")),
+    ]
+    return _outcome(topic, value, _cloud_event(envelope.PREDICTION_TYPE, timings))
+
+
+def _features(route: Route) -> Column:
+    value = to_json(
+        struct(
+            col("event_id"),
+            struct("source", "id", "sha256").alias("image"),
+            struct(
+                lit(route.card.network).alias("network"),
+                lit(route.card.precision).alias("precision"),
+                lit(route.card.rendering_version).alias("rendering_version"),
+                lit(route.card.sha256).alias("model_sha256"),
+            ).alias("featurizer"),
+            vector_to_array(col("features"), "float32").alias("features"),
+        )
+    )
+    return _outcome(route.kafka.features_topic, value, _cloud_event(envelope.FEATURES_TYPE, []))
+
+
+def _model(card: ModelCard) -> Column:
+    return struct(
+        lit(card.name).alias("name"),
+        lit(card.version).alias("version"),
+        lit(card.sha256).alias("sha256"),
+        lit(card.rendering_version).alias("rendering_version"),
+    )
+
+
+def _cloud_event(event_type: str, more: list[Column]) -> Column:
+    scored_at = date_format(timestamp_millis(col("scored_ms")), _ISO_UTC)
+    own = [
+        _header(envelope.CONTENT_TYPE, lit("application/json")),
+        _header(envelope.CE_SPECVERSION, lit(envelope.SPECVERSION)),
+        _header(envelope.CE_ID, col("event_id")),
+        _header(envelope.CE_SOURCE, lit(envelope.SCORE_SOURCE)),
+        _header(envelope.CE_TYPE, lit(event_type)),
+        _header(envelope.CE_TIME, scored_at),
+        *_position(),
+        *more,
+    ]
+    subject = when(col("id").isNotNull(), array(_header(envelope.CE_SUBJECT, col("id"))))
+    traced = filter(col("headers"), lambda header: lower(header["key"]).isin(*envelope.TRACE_HEADERS))
+    return concat(array(*own), *[coalesce(part, _no_headers()) for part in (subject, traced)])
+
+
+def _dead_letter(topic: str) -> Column:
+    """Give the original record, and Kafka Connect's headers that say what was wrong with it.
+
+    Spark's sink cannot set a record's timestamp, so the original one travels in a header.
+    """
+    added = [
+        *_position(),
+        _header(envelope.EVENT_ID, col("event_id")),
+        _header(envelope.REASON, col("reason")),
+        _header(envelope.ERROR_TOPIC, col("topic")),
+        _header(envelope.ERROR_PARTITION, col("partition")),
+        _header(envelope.ERROR_OFFSET, col("offset")),
+        _header(envelope.ERROR_CONNECTOR, lit("xray-score")),
+        _header(envelope.ERROR_TASK, col("partition")),
+        _header(envelope.ERROR_STAGE, lit("VALUE_CONVERTER")),
+        _header(envelope.ERROR_CLASS, lit("streaming.decoding.decode_record")),
+        _header(envelope.ERROR_EXCEPTION_CLASS, col("error_class")),
+        _header(envelope.ERROR_EXCEPTION_MESSAGE, col("error_message")),
+        _header(envelope.ERROR_EXCEPTION_STACKTRACE, col("error_trace")),
+    ]
+    original = coalesce(col("headers"), _no_headers())
+    taken = transform(original, lambda header: header["key"])
+    # A record that was re-driven already tells where it failed first; that is kept.
+    new = filter(array(*added), lambda header: ~array_contains(taken, header["key"]))
+    return _outcome(topic, col("payload"), concat(original, new), value_is_bytes=True)
+
+
+def _position() -> list[Column]:
+    received_at = date_format(col("timestamp"), _ISO_UTC)
+    return [
+        _header(envelope.INPUT_TOPIC, col("topic")),
+        _header(envelope.INPUT_PARTITION, col("partition")),
+        _header(envelope.INPUT_OFFSET, col("offset")),
+        _header(envelope.INPUT_TIMESTAMP, received_at),
+    ]
+
+
+def _outcome(topic: str, value: Column, headers: Column, *, value_is_bytes: bool = False) -> Column:
+    return struct(
+        lit(topic).alias("topic"),
+        col("key").alias("key"),
+        (value if value_is_bytes else value.cast("binary")).alias("value"),
+        headers.alias("headers"),
+    )
+
+
+def _header(name: str, value: Column) -> Column:
+    return struct(lit(name).alias("key"), value.cast("string").cast("binary").alias("value"))
+
+
+def _no_headers() -> Column:
+    return expr("cast(array() as array<struct<key: string, value: binary>>)")

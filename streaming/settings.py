@@ -1,0 +1,282 @@
+"""Settings of the stream, each checked before anything starts.
+
+Environment variables begin with ``XRAY_``; a section and its field are joined by two underscores:
+``XRAY_KAFKA__BOOTSTRAP_SERVERS=broker:9092``. Only a command's entry point reads the environment (`load_settings`);
+everything else receives the section it needs.
+"""
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from platformdirs import user_data_path
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.errors import SettingsError
+
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+"""Largest Kafka message, in bytes: at broker, topic, producer and consumer alike."""
+
+_PREFIX = "XRAY_"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class KafkaSettings(_Section):
+    """How every client, Spark included, reaches Kafka."""
+
+    bootstrap_servers: str = "127.0.0.1:19092"
+    """Comma-separated host:port list. The default is the broker that `xray up` starts."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """As Kafka names it."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """Wanted with the SASL protocols."""
+    sasl_username: str | None = None
+    """Wanted with the SASL protocols."""
+    sasl_password: SecretStr | None = None
+    """Wanted with the SASL protocols; never printed."""
+    ssl_ca_location: Path | None = None
+    """PEM file of the authority that signed the broker's certificate; the system's when absent."""
+    ssl_certificate_location: Path | None = None
+    """PEM file with the client's certificate, for mutual TLS."""
+    ssl_key_location: Path | None = None
+    """PEM file with the client's private key, PKCS#8 and without a pass phrase, for mutual TLS."""
+    images_topic: str = "xray.images"
+    """Where devices publish."""
+    predictions_topic: str = "xray.predictions"
+    """Where results appear."""
+    features_topic: str = "xray.features"
+    """Feature vectors, for retraining."""
+    deadletters_topic: str = "xray.deadletters"
+    """Records that cannot be scored, with their original bytes."""
+    canary_topic: str = "xray.canary"
+    """The stream's own test image goes in here, so that no count of real images includes it."""
+    canary_results_topic: str = "xray.canary.results"
+    """And comes out here."""
+    partitions: int = Field(default=4, ge=1, le=1000)
+    """Partitions of a topic that `xray up` or `xray stream` creates."""
+    replication_factor: int = Field(default=1, ge=1, le=10)
+    """Replicas of a topic that is created; use 3 on a real cluster."""
+    max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1024 * 1024)
+    """Largest message, in bytes."""
+
+    @model_validator(mode="after")
+    def _sasl_is_complete(self) -> "KafkaSettings":
+        wanted = ("sasl_mechanism", "sasl_username", "sasl_password")
+        missing = [name for name in wanted if getattr(self, name) is None]
+        if self.security_protocol.startswith("SASL") and missing:
+            msg = f"security_protocol {self.security_protocol} also needs {', '.join(missing)}"
+            raise ValueError(msg)
+        return self
+
+    def to_librdkafka(self) -> dict[str, Any]:
+        """Options for confluent-kafka clients."""
+        options: dict[str, Any] = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": self.security_protocol,
+            "sasl.mechanism": self.sasl_mechanism,
+            "sasl.username": self.sasl_username,
+            "sasl.password": self.sasl_password.get_secret_value() if self.sasl_password else None,
+            "ssl.ca.location": _text(self.ssl_ca_location),
+            "ssl.certificate.location": _text(self.ssl_certificate_location),
+            "ssl.key.location": _text(self.ssl_key_location),
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+    def to_spark(self) -> dict[str, str]:
+        """Options for Spark's Kafka source and sink, each name with its ``kafka.`` prefix."""
+        options: dict[str, str | None] = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": self.security_protocol,
+            "sasl.mechanism": self.sasl_mechanism,
+            "sasl.jaas.config": self._jaas_config(),
+            **self._java_tls(),
+        }
+        return {f"kafka.{name}": value for name, value in options.items() if value is not None}
+
+    def _jaas_config(self) -> str | None:
+        if not self.security_protocol.startswith("SASL") or self.sasl_password is None:
+            return None
+        module = "plain.PlainLoginModule" if self.sasl_mechanism == "PLAIN" else "scram.ScramLoginModule"
+        user, password = _quote(self.sasl_username or ""), _quote(self.sasl_password.get_secret_value())
+        return f"org.apache.kafka.common.security.{module} required username={user} password={password};"
+
+    def _java_tls(self) -> dict[str, str | None]:
+        """Java's names for the same PEM files; a key pair is given as text, because Java wants both in one place."""
+        options: dict[str, str | None] = {}
+        if self.ssl_ca_location:
+            options |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": str(self.ssl_ca_location)}
+        if self.ssl_certificate_location and self.ssl_key_location:
+            options |= {
+                "ssl.keystore.type": "PEM",
+                "ssl.keystore.certificate.chain": self.ssl_certificate_location.read_text(encoding="ascii"),
+                "ssl.keystore.key": self.ssl_key_location.read_text(encoding="ascii"),
+            }
+        return options
+
+
+class SparkSettings(_Section):
+    """The Spark session."""
+
+    master: str = "local[*]"
+    """As Spark names it; ``local[*]`` uses every core of this machine."""
+    driver_memory: str = Field(default="2g", pattern=r"^\d+[mg]$")
+    """Heap of the driver, e.g. ``2g``."""
+
+
+class ScoreSettings(_Section):
+    """The SCORE query: images in, outcomes out."""
+
+    max_images_per_batch: int = Field(default=600, ge=1)
+    """Upper bound of a micro-batch. Larger ones cost less per image, smaller ones commit more often."""
+    max_payload_bytes: int = Field(default=20_000_000, ge=1024)
+    """Images above this many bytes become dead letters."""
+    max_pixels: int = Field(default=50_000_000, ge=1024)
+    """Images that claim more pixels become dead letters before anything is decompressed."""
+    trigger_s: float = Field(default=0.0, ge=0)
+    """Seconds between two micro-batches; 0 starts the next one as soon as there are images."""
+    starting_offsets: Literal["earliest", "latest"] = "earliest"
+    """Where a stream without a checkpoint begins."""
+    canary_s: float = Field(default=20.0, ge=0, le=50)
+    """Seconds between two canary images; 0 sends none. Spark ends idle Python workers after 60 s."""
+
+
+class ArchiveSettings(_Section):
+    """The ARCHIVE query: outcomes into Delta tables."""
+
+    folder: str | None = None
+    """Folder or URI of the tables; by default ``tables`` in XRAY_HOME."""
+    trigger_s: float = Field(default=15.0, ge=0)
+    """Seconds between two writes."""
+    max_records_per_batch: int = Field(default=5000, ge=1)
+    """Upper bound of one write."""
+
+
+class MetricsSettings(_Section):
+    """The Prometheus page."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; this machine only, unless told otherwise."""
+    port: int = Field(default=9464, ge=0, le=65535)
+    """Port of ``/metrics``; 0 takes a free one."""
+
+
+class StreamSettings(BaseSettings):
+    """All settings; see the sections for theirs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", use_attribute_docstrings=True
+    )
+
+    home: Path = Field(default_factory=lambda: user_data_path("xray"))
+    """Folder of everything this machine keeps: jars, broker, models, checkpoints, tables, logs."""
+    jars: Path | None = None
+    """Folder of the connectors' and the broker's jars; by default ``jars`` in XRAY_HOME."""
+    model: Path | None = None
+    """Folder of the model to serve; by default the one last promoted in XRAY_HOME."""
+    kafka: KafkaSettings = KafkaSettings()
+    spark: SparkSettings = SparkSettings()
+    score: ScoreSettings = ScoreSettings()
+    archive: ArchiveSettings = ArchiveSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    @property
+    def jars_folder(self) -> Path:
+        """Where resolved jars are kept."""
+        return self.jars or self.home / "jars"
+
+    @property
+    def logs_folder(self) -> Path:
+        """Where Spark and the broker log."""
+        return self.home / "logs"
+
+    @property
+    def models_folder(self) -> Path:
+        """Where trained models are kept."""
+        return self.home / "models"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """Where the queries keep their progress."""
+        return self.home / "checkpoints"
+
+    @property
+    def tables_folder(self) -> str:
+        """Where the Delta tables are."""
+        return self.archive.folder or str(self.home / "tables")
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> StreamSettings:
+    """Read the environment, then apply what the command line says.
+
+    Parameters
+    ----------
+    environ : Mapping, optional
+        Only looked at for names that nobody knows; values come from the process's own environment.
+    **overrides
+        Fields of `StreamSettings`; they win over the environment. A section is a dict of its fields.
+
+    Raises
+    ------
+    SettingsError
+        A value is wrong or a variable has an unknown name; the message holds the variable's name.
+    """
+    _refuse_unknown_variables(os.environ if environ is None else environ)
+    try:
+        return StreamSettings(**overrides)
+    except ValidationError as exc:
+        lines = [f"{_variable(error['loc'])}: {error['msg']} (found {error['input']!r})" for error in _errors(exc)]
+        raise SettingsError("\n".join(lines)) from exc
+
+
+def _errors(exc: ValidationError) -> list[Any]:
+    """List the errors, without the input where it could hold a password."""
+    errors = exc.errors(include_url=False)
+    return [error | {"input": "…"} if isinstance(error["input"], dict) else error for error in errors]
+
+
+def _variable(location: tuple[str | int, ...]) -> str:
+    return _PREFIX + "__".join(str(part) for part in location).upper()
+
+
+def variable_names() -> dict[str, str]:
+    """Every environment variable that is read, with what it means.
+
+    Returns
+    -------
+    dict
+        Name to description, in the order of the settings.
+    """
+    names: dict[str, str] = {}
+    for name, field in StreamSettings.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, _Section):
+            for inner, inner_field in section.model_fields.items():
+                names[_variable((name, inner))] = inner_field.description or ""
+        else:
+            names[_variable((name,))] = field.description or ""
+    return names
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    known = list(variable_names())
+    for name in sorted(environ):
+        if name.startswith(_PREFIX) and name.upper() not in known:
+            nearest = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {nearest[0]}?" if nearest else ""
+            msg = f"{name}: there is no such setting.{hint} 'xray settings' lists them all."
+            raise SettingsError(msg)
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

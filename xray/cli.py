@@ -1,0 +1,324 @@
+"""Commands: what they take and what they show. The work is done elsewhere; heavy imports wait for their command."""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from streaming.settings import StreamSettings, load_settings, variable_names
+from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, step
+
+app = typer.Typer(
+    help=(
+        "Classifies chest X-rays while they stream in: Kafka, Spark, a CNN featurizer, Delta.\n\n"
+        "See it work: [bold]xray demo[/]. By hand: xray up, xray train, xray stream, and in a second terminal "
+        "xray publish and xray watch.\n\nResearch use only. Not a medical device."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="List trained models and say which one the stream serves.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for a program.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Let Spark and its neighbours speak on the terminal.")]
+
+
+@app.command()
+def demo(
+    count: Annotated[int, typer.Option(min=20, max=5000, help="Images to stream, good ones.")] = 300,
+    seed: Annotated[int, typer.Option(help="Another seed makes other images.")] = 7,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on streaming after the summary, until Ctrl-C.")] = False,
+    json_: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the whole thing on this machine: broker, generated radiographs, training, streaming, the account.
+
+    Everything it makes is below XRAY_HOME/demo; its broker is its own and ends with it.
+    """
+    from xray.demo import run_demo
+
+    summary = run_demo(load_settings(), count=count, seed=seed, keep=keep, verbose=verbose)
+    if json_:
+        print_json(summary.to_dict())
+    if not summary.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(json_: Json = False) -> None:
+    """Fetch the jars of Kafka, its Spark connector and Delta, so that nothing is fetched later."""
+    from xray.prepare import fetch_jars
+
+    settings = load_settings()
+    with step(f"fetching jars into {settings.jars_folder} (about 70 MB, once)"):
+        counts = fetch_jars(settings.jars_folder)
+    if json_:
+        print_json(counts)
+
+
+@app.command()
+def up(json_: Json = False) -> None:
+    """Start a Kafka broker on this machine and creates the topics.
+
+    With XRAY_KAFKA__BOOTSTRAP_SERVERS naming a Kafka elsewhere, only the topics are created there.
+    """
+    from streaming.topics import create_topics
+    from xray.broker import LOCAL_HOSTS, LocalBroker
+
+    settings = load_settings()
+    started = False
+    if settings.kafka.bootstrap_servers.rpartition(":")[0] in LOCAL_HOSTS:
+        with step("starting the broker (the first time fetches its jars, 45 MB)"):
+            started = LocalBroker.of(settings).start()
+    created = create_topics(settings.kafka)
+    answer = {"bootstrap_servers": settings.kafka.bootstrap_servers, "started": started, "created_topics": created}
+    if json_:
+        print_json(answer)
+        return
+    out.print(f"Kafka at [bold]{settings.kafka.bootstrap_servers}[/]: {'started' if started else 'runs'}.")
+    out.print(f"Topics: {', '.join(created) + ' created' if created else 'all there'}.")
+
+
+@app.command()
+def down(json_: Json = False) -> None:
+    """End the broker of this machine, in order. Its messages stay on disk."""
+    from xray.broker import LocalBroker
+
+    with step("ending the broker"):
+        stopped = LocalBroker.of(load_settings()).stop()
+    if json_:
+        print_json({"stopped": stopped})
+    else:
+        out.print("The broker ended." if stopped else "No broker of this machine was running.")
+
+
+@app.command()
+def status(json_: Json = False) -> None:
+    """Tell whether the broker answers, what the topics hold and which model is promoted. Exit code 1: no answer."""
+    from xray.status import describe_status
+
+    state = describe_status(load_settings())
+    if json_:
+        print_json(state)
+    else:
+        table = new_table("topic", "#partitions", "#messages")
+        for name, topic in state["topics"].items():
+            table.add_row(name, str(topic["partitions"]), str(topic["messages"]))
+        answer = "[green]answers[/]" if state["kafka"] else "[red]does not answer[/]; start it with 'xray up'"
+        out.print(f"Kafka at {state['bootstrap_servers']} {answer}.")
+        out.print(f"State folder: {state['home']}")
+        out.print(f"Promoted model: {state['champion'] or 'none; train one with xray train'}")
+        if state["topics"]:
+            out.print(table)
+    if not state["kafka"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    paths: Annotated[list[str], typer.Argument(help="Files, folders (searched for PNG, JPEG, DICOM) or globs.")],
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Images per second at most.")] = None,
+    source: Annotated[str, typer.Option(help="Who publishes (CloudEvents source).")] = "/xray/publish",
+    json_: Json = False,
+) -> None:
+    """Send image files to the images topic and waits until the broker confirms each.
+
+    Exit code 1 when one was not confirmed; each of those is listed. Publishing the same bytes again is harmless: the
+    image keeps its id.
+    """
+    from streaming.publish import find_files, publish_files
+
+    settings = load_settings()
+    files = find_files(paths)
+    with new_progress() as progress:
+        task = progress.add_task("publishing", total=len(files))
+        report = publish_files(
+            files,
+            settings.kafka,
+            source=source,
+            rate=rate,
+            on_progress=lambda done: progress.update(task, completed=done),
+        )
+    failed = {str(path): why for path, why in report.failed.items()}
+    if json_:
+        print_json({"delivered": len(report.delivered), "failed": failed, "seconds": round(report.seconds, 3)})
+    else:
+        out.print(f"{len(report.delivered)} of {len(files)} images confirmed in {report.seconds:.1f} s.")
+    for path, why in failed.items():
+        err.print(f"not published: {path}: {why}", markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def stream(
+    available_now: Annotated[bool, typer.Option("--available-now", help="Score what is there, then end.")] = False,
+    model: Annotated[Path | None, typer.Option(help="Folder of the model; by default the promoted one.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON line when ready, and one at the end.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score images as they come (SCORE), keep results in Delta tables (ARCHIVE), serve metrics; until Ctrl-C.
+
+    Ctrl-C and SIGTERM finish the running batch and commit it; what comes later is read at the next start.
+    """
+    from streaming.service import StreamState, run_stream
+
+    settings = load_settings()
+    folder = _model_folder(settings, model)
+    ended = threading.Event()
+
+    def on_ready(state: StreamState) -> None:
+        if json_:
+            print_json({"event": "ready", "metrics": state.metrics_url, "model": state.card.version})
+        else:
+            out.print(f"[green]Streaming[/] {settings.kafka.images_topic} → {settings.kafka.predictions_topic}")
+            out.print(f"Model   {state.card.name} {state.card.version} ({', '.join(state.card.labels)})")
+            out.print(f"Tables  {settings.tables_folder}")
+            out.print(f"Metrics {state.metrics_url}")
+            out.print(f"Logs    {settings.logs_folder / 'spark.log'}")
+            out.print(DISCLAIMER if available_now else f"{DISCLAIMER} Ctrl-C ends it in order.")
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: ended.set())
+    if not json_:
+        err.print("starting (Spark takes some seconds) ...")
+    run_stream(
+        settings, model_folder=folder, available_now=available_now, ended=ended, on_ready=on_ready, verbose=verbose
+    )
+    if json_:
+        print_json({"event": "ended"})
+    else:
+        out.print("Ended in order: every consumed image has its outcome.")
+
+
+@app.command()
+def watch(
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Begin with the oldest.")] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many predictions.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.1, help="End after so many quiet seconds.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON line per prediction.")] = False,
+) -> None:
+    """Show predictions as they come."""
+    from xray.views import watch_live
+
+    watch_live(load_settings().kafka, from_beginning=from_beginning, count=count, timeout_s=timeout, as_json=json_)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder with one sub-folder per class, or a manifest (CSV: file,label).")],
+    network: Annotated[str, typer.Option(help="EfficientNetLite0, InceptionV3, ResNet50, …")] = "EfficientNetLite0",
+    weights: Annotated[str, typer.Option(help="imagenet, random, or a Keras file.")] = "imagenet",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    classes: Annotated[
+        str | None, typer.Option(help="Only these, e.g. normal,covid; the last one is the finding.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split and of random weights.")] = 0,
+    promote: Annotated[bool, typer.Option(help="Let the stream serve the new model.")] = True,
+    json_: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fit a model and print how it does on a held-out 30 % of the patients."""
+    from schemas.registry import promote as promote_version
+    from xray.train import train_on
+    from xray.views import show_training
+
+    settings = load_settings()
+    result = train_on(
+        settings,
+        data,
+        classes=classes.split(",") if classes else None,
+        verbose=verbose,
+        network=network,
+        weights=weights,
+        precision=precision,
+        seed=seed,
+    )
+    if promote:
+        promote_version(settings.models_folder, result.card.version)
+    show_training(result, promoted=promote, as_json=json_)
+
+
+@app.command()
+def audit(json_: Json = False) -> None:
+    """Draw up the account: is every consumed image a prediction or a dead letter? Exit code 1 when it is not."""
+    from streaming.audit import audit_stream
+    from xray.views import show_account
+
+    settings = load_settings()
+    with step("reading topics and tables"):
+        account = audit_stream(settings)
+    if json_:
+        print_json(account.to_dict())
+    else:
+        show_account(account)
+    if not account.balanced:
+        raise typer.Exit(1)
+
+
+@app.command()
+def phantom(
+    folder: Annotated[Path, typer.Argument(help="Where the images and manifest.csv go.")],
+    count: Annotated[int, typer.Option(min=2, help="How many; half of them with opacities.")] = 160,
+    seed: Annotated[int, typer.Option(help="Another seed makes other patients.")] = 1,
+    json_: Json = False,
+) -> None:
+    """Generate radiographs of chest phantoms (PNG, JPEG, DICOM), normal and with bilateral opacities."""
+    from xray.phantom import write_folder
+
+    with new_progress() as progress:
+        task = progress.add_task("generating radiographs", total=count)
+        manifest = write_folder(folder, count, seed=seed, progress=lambda *_: progress.advance(task))
+    if json_:
+        print_json({"manifest": str(manifest), "count": count})
+    else:
+        out.print(f"{count} radiographs; train on them with: xray train --data {manifest}")
+
+
+@models_app.command("list")
+def list_models(json_: Json = False) -> None:
+    """List trained models, the promoted one marked."""
+    from xray.views import show_models
+
+    show_models(load_settings().models_folder, as_json=json_)
+
+
+@models_app.command("promote")
+def promote_model(version: Annotated[str, typer.Argument(help="As 'xray models list' shows it.")]) -> None:
+    """Let the stream serve a version from its next start on."""
+    from schemas.registry import promote
+
+    card = promote(load_settings().models_folder, version)
+    out.print(f"Promoted {card.name} {card.version}. A running stream serves it after a restart.")
+
+
+@app.command()
+def settings(json_: Json = False) -> None:
+    """List every setting: its environment variable, its value now, and what it means."""
+    values = _flatten(load_settings().model_dump(mode="json"))
+    if json_:
+        print_json(values)
+        return
+    table = new_table("variable", "value", "meaning")
+    for name, meaning in variable_names().items():
+        table.add_row(name, str(values.get(name)), meaning)
+    out.print(table)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "XRAY_") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = prefix + name.upper()
+        flat |= _flatten(value, f"{key}__") if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _model_folder(settings: StreamSettings, chosen: Path | None) -> Path:
+    from schemas.registry import champion_folder
+
+    return chosen or settings.model or champion_folder(settings.models_folder)

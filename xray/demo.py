@@ -1,0 +1,441 @@
+"""The demo: everything the stream does, on this machine, with generated radiographs, in front of the user."""
+
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.live import Live
+
+from schemas.errors import JobError
+from schemas.registry import promote
+from sparkdl.java import find_java
+from streaming.audit import Account, audit_stream
+from streaming.publish import ImagePublisher, image_message, publish_files
+from streaming.service import StreamState, open_session, run_stream
+from streaming.settings import StreamSettings
+from streaming.topics import create_topics
+from streaming.watch import SeenPrediction, watch_predictions
+from training.dataset import read_dataset
+from training.fit import train_model
+from xray.broker import LocalBroker
+from xray.console import DISCLAIMER, err, new_progress, new_table, out, step
+from xray.phantom import FINDINGS, Radiograph, encode_dicom, encode_jpeg, encode_png, generate_radiograph
+from xray.prepare import fetch_jars
+from xray.views import prediction_table
+
+_TRAINING_IMAGES = 120
+_PORT = 19292
+_LATENCY_SHARE = 0.25
+"""Part of the images that come one by one, for the latency; the others come at once, for the throughput."""
+_LATENCY_RATE = 10.0
+"""Images a second of those: far below what the stream can do, so that none waits for another."""
+_PATIENCE_S = 120.0
+_BROKEN_EVERY = 40
+
+
+@dataclass
+class DemoSummary:
+    """What the demo found.
+
+    Parameters
+    ----------
+    published, predicted, dead_letters, unaccounted : int
+        Images; the last one should be 0.
+    dead_letter_reasons : dict of str to int
+        Dead letters by reason.
+    images_per_second : float
+        While a backlog was scored.
+    latency_p50_s, latency_p95_s : float
+        From publishing an image to its prediction being on the topic, at `_LATENCY_RATE`.
+    accuracy : float
+        Of the predictions against the known findings.
+    held_out_accuracy : float
+        As training measured it, on other images.
+    balanced : bool
+        The account's verdict, tables included.
+    table : str
+        Folder of the predictions table.
+    metrics_url : str
+        The Prometheus page while the stream runs.
+    seconds : float
+        The whole demo.
+    """
+
+    published: int
+    predicted: int
+    dead_letters: int
+    unaccounted: int
+    dead_letter_reasons: dict[str, int]
+    images_per_second: float
+    latency_p50_s: float
+    latency_p95_s: float
+    accuracy: float
+    held_out_accuracy: float
+    balanced: bool
+    table: str
+    metrics_url: str
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every image has its outcome."""
+        return self.balanced and self.predicted + self.dead_letters == self.published
+
+    def to_dict(self) -> dict[str, Any]:
+        """Render for JSON."""
+        return {
+            "published": self.published,
+            "predicted": self.predicted,
+            "dead_letters": self.dead_letters,
+            "unaccounted": self.unaccounted,
+            "images_per_second": round(self.images_per_second, 1),
+            "latency_seconds": {"p50": round(self.latency_p50_s, 3), "p95": round(self.latency_p95_s, 3)},
+            "accuracy": round(self.accuracy, 4),
+            "held_out_accuracy": round(self.held_out_accuracy, 4),
+            "dead_letter_reasons": self.dead_letter_reasons,
+            "balanced": self.balanced,
+            "table": self.table,
+            "seconds": round(self.seconds, 1),
+            "disclaimer": DISCLAIMER,
+        }
+
+
+def run_demo(settings: StreamSettings, *, count: int, seed: int, keep: bool, verbose: bool) -> DemoSummary:
+    """Run the demo and show it.
+
+    Parameters
+    ----------
+    settings : StreamSettings
+        The user's; the demo keeps to ``home/demo`` and a broker of its own.
+    count : int
+        Good images to stream; a few broken ones are added.
+    seed : int
+        Of the images.
+    keep : bool
+        After the summary go on until Ctrl-C.
+    verbose : bool
+        Leave Spark's own words on the terminal.
+
+    Returns
+    -------
+    DemoSummary
+        See there.
+    """
+    started = time.monotonic()
+    find_java()  # one clear line before anything else is tried
+    with step("fetching the jars of Kafka, Spark's connectors and Delta (70 MB, the first time only)"):
+        fetch_jars(settings.jars_folder)
+    own = _demo_settings(settings)
+    _forget_last_run(own.home)
+    broker = LocalBroker.of(own)
+    with ThreadPoolExecutor() as pool:
+        # The broker and the JVM come up while the images are drawn.
+        up = pool.submit(_start_broker, broker, own)
+        training, streamed = _generate(own.home / "images", count=count, seed=seed)
+        try:
+            up.result()
+            summary = _run(own, training, streamed, keep=keep, verbose=verbose)
+        finally:
+            _settle(up)
+            broker.stop()
+    summary.seconds = time.monotonic() - started
+    _show(summary, own)
+    return summary
+
+
+def _settle(future: Future[None]) -> None:
+    """Wait for the start to end either way, so that what it started is seen by the stop."""
+    future.exception()
+
+
+def _demo_settings(settings: StreamSettings) -> StreamSettings:
+    """Move the user's settings into a folder, a broker and ports of their own."""
+    home = settings.home / "demo"
+    return settings.model_copy(
+        update={
+            "home": home,
+            "jars": settings.jars_folder,
+            "kafka": type(settings.kafka)(bootstrap_servers=f"127.0.0.1:{_PORT}"),
+            "archive": settings.archive.model_copy(update={"folder": None, "trigger_s": 2.0}),
+            "metrics": settings.metrics.model_copy(update={"port": 0}),
+        }
+    )
+
+
+def _forget_last_run(home: Path) -> None:
+    """Begin with empty topics and tables; the drawn images are kept, they are the same for the same seed."""
+    leftover = LocalBroker(home / "kafka", home, _PORT)
+    leftover.stop()
+    for name in ("kafka", "checkpoints", "tables", "models", "logs"):
+        shutil.rmtree(home / name, ignore_errors=True)
+
+
+def _start_broker(broker: LocalBroker, settings: StreamSettings) -> None:
+    broker.start()
+    create_topics(settings.kafka)
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def _generate(folder: Path, *, count: int, seed: int) -> tuple[Path, Path]:
+    """Draw the training set and the ones to stream, each patient only once; sets that are there are kept."""
+    sets = {"training": (_TRAINING_IMAGES, seed * 1_000_003), "streamed": (count, seed * 1_000_003 + 500_000)}
+    todo = {name: spec for name, spec in sets.items() if not _is_complete(folder / _set_name(name, *spec))}
+    jobs = [(folder / _set_name(name, *spec), i, spec[1]) for name, spec in todo.items() for i in range(spec[0])]
+    if jobs:
+        # Spawned, not forked: the threads of the broker's start are running here.
+        with new_progress() as progress, ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            task = progress.add_task("drawing chest phantoms", total=len(jobs))
+            for _ in pool.map(_draw, jobs, chunksize=8):
+                progress.advance(task)
+        for name, spec in todo.items():
+            (folder / _set_name(name, *spec) / _COMPLETE).touch()
+    training, streamed = (folder / _set_name(name, *spec) for name, spec in sets.items())
+    return training, streamed
+
+
+_COMPLETE = ".complete"
+_ENCODERS = (("png", encode_png), ("jpg", encode_jpeg), ("dcm", encode_dicom))
+
+
+def _set_name(name: str, count: int, seed: int) -> str:
+    return f"{name}-{count}-{seed}"
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / _COMPLETE).is_file()
+
+
+def _draw(job: tuple[Path, int, int]) -> None:
+    """Draw one radiograph into its class's folder; formats take turns within each class."""
+    folder, i, seed = job
+    finding = FINDINGS[i % len(FINDINGS)]
+    suffix, encode = _ENCODERS[(i // len(FINDINGS)) % len(_ENCODERS)]
+    radiograph: Radiograph = generate_radiograph(seed + i, finding=finding)
+    target = folder / finding / f"{radiograph.patient_id}.{suffix}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(encode(radiograph))
+
+
+def _broken_payloads(files: Sequence[Path]) -> list[bytes | None]:
+    """Make a few of the things that arrive besides images."""
+    png = next(path for path in files if path.suffix == ".png").read_bytes()
+    jpeg = next(path for path in files if path.suffix == ".jpg").read_bytes()
+    return [b"", None, b"not an image, but a line of text\n", jpeg[: len(jpeg) // 2], png[: len(png) // 3]]
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+
+def _run(settings: StreamSettings, training: Path, streamed: Path, *, keep: bool, verbose: bool) -> DemoSummary:
+    with step("starting Spark"):
+        spark = open_session(settings, verbose=verbose)
+    with new_progress() as progress:
+        task = progress.add_task("training: EfficientNetLite0 and logistic regression", total=None)
+        trained = train_model(
+            spark,
+            read_dataset(training, classes=FINDINGS),
+            out=settings.models_folder,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    promote(settings.models_folder, trained.card.version)
+    err.print(f"  held-out accuracy {trained.metrics['accuracy']:.3f} on {sum(trained.n_test.values())} phantoms")
+    with _streaming(settings, trained.folder, verbose) as (state, ended):
+        files = sorted(path for path in streamed.rglob("*.*") if path.parent.name in FINDINGS)
+        seen, published, burst_s = _publish_and_watch(settings, files)
+        account = _await_account(settings, published)
+        summary = _summarise(settings, state, account, seen, published, burst_s)
+        summary.held_out_accuracy = trained.metrics["accuracy"]
+        if keep:
+            _show(summary, settings)
+            _wait_for_interrupt(ended)
+    return summary
+
+
+@contextmanager
+def _streaming(settings: StreamSettings, model: Path, verbose: bool) -> Iterator[tuple[StreamState, threading.Event]]:
+    """Run the stream in a thread while the body publishes and watches; end it in order."""
+    ended, ready = threading.Event(), threading.Event()
+    found: dict[str, Any] = {}
+
+    def on_ready(state: StreamState) -> None:
+        found["state"] = state
+        ready.set()
+
+    def run() -> None:
+        try:
+            run_stream(settings, model_folder=model, ended=ended, on_ready=on_ready, verbose=verbose)
+        except JobError as exc:
+            found["error"] = exc
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, name="stream")
+    thread.start()
+    try:
+        with step("starting the stream: SCORE and ARCHIVE"):
+            ready.wait()
+        if "state" not in found:
+            raise found.get("error") or JobError("the stream ended before it was ready")
+        yield found["state"], ended
+    finally:
+        with step("ending the stream in order"):
+            ended.set()
+            thread.join()
+
+
+def _publish_and_watch(settings: StreamSettings, files: list[Path]) -> tuple[list[SeenPrediction], int, float]:
+    """Publish a burst, then single images; show predictions as they arrive.
+
+    Returns
+    -------
+    tuple of list, int and float
+        Predictions in order of arrival, records published, and the seconds in which the burst was scored.
+    """
+    calm = max(10, round(len(files) * _LATENCY_SHARE))
+    order = np.random.default_rng(0).permutation(len(files))
+    burst, single = [files[i] for i in order[calm:]], [files[i] for i in order[:calm]]
+    broken = _broken_payloads(files)
+    seen: list[SeenPrediction] = []
+    recent: deque[SeenPrediction] = deque(maxlen=12)
+    predictions = watch_predictions(settings.kafka, timeout_s=_PATIENCE_S)
+    next(predictions)  # assigned: nothing is missed from here on
+    with Live(console=err, auto_refresh=False, transient=not err.is_terminal) as live:
+
+        def follow(upto: int) -> None:
+            for prediction in predictions:
+                if prediction is not None:
+                    seen.append(prediction)
+                    recent.append(prediction)
+                    if err.is_terminal:
+                        live.update(prediction_table(recent, len(seen)), refresh=True)
+                if len(seen) >= upto:
+                    return
+
+        started = time.time()
+        _publish(burst, broken, settings)
+        follow(len(burst))
+        burst_s = max(p.published_s for p in seen) - started if seen else float("nan")
+        sender = threading.Thread(target=publish_files, args=(single, settings.kafka), kwargs={"rate": _LATENCY_RATE})
+        sender.start()
+        follow(len(files))
+        sender.join()
+    return seen, len(files) + len(broken), burst_s
+
+
+def _publish(files: Sequence[Path], broken: Sequence[bytes | None], settings: StreamSettings) -> None:
+    """Publish a burst, the broken records spread among the images."""
+    failures: list[str] = []
+
+    def settle(token: str, error: str | None) -> None:
+        if error is not None:
+            failures.append(f"{token}: {error}")
+
+    publisher = ImagePublisher(settings.kafka, settle)
+    stuck = {i * len(files) // len(broken): payload for i, payload in enumerate(broken)}
+    for i, path in enumerate(files):
+        if i in stuck:
+            publisher.publish(stuck[i], [], key=f"broken-{i}".encode(), token=f"broken record {i}")
+        payload, headers = image_message(path.read_bytes(), image_id=path.name, source="/xray/demo")
+        publisher.publish(payload, headers, key=path.stem.encode(), token=path.name)
+    publisher.flush()
+    if failures:
+        raise JobError("not published: " + "; ".join(failures))
+
+
+def _await_account(settings: StreamSettings, published: int) -> Account:
+    """Wait until SCORE has committed and ARCHIVE has written everything, or patience ends."""
+    deadline = time.monotonic() + _PATIENCE_S
+    with step("waiting for the tables, then drawing up the account"):
+        while True:
+            account = audit_stream(settings)
+            behind = account.pending + sum(table.pending for table in account.tables.values())
+            if (account.consumed == published and behind == 0) or time.monotonic() > deadline:
+                return account
+            time.sleep(0.3)
+
+
+def _wait_for_interrupt(ended: threading.Event) -> None:
+    out.print("The stream goes on; Ctrl-C ends it.")
+    try:
+        ended.wait()
+    except KeyboardInterrupt:
+        ended.set()
+
+
+# -- the summary -------------------------------------------------------------------------------------------------------
+
+
+def _summarise(
+    settings: StreamSettings,
+    state: StreamState,
+    account: Account,
+    seen: list[SeenPrediction],
+    published: int,
+    burst_s: float,
+) -> DemoSummary:
+    calm = [p for p in seen if p.event["image"]["source"] == "/xray/publish"]
+    burst = len(seen) - len(calm)
+    p50, p95 = np.percentile([p.latency_s for p in calm], [50, 95]) if calm else (float("nan"), float("nan"))
+    known = {path.name: path.parent.name for path in (settings.home / "images").rglob("*.*")}
+    right = [known.get(_file_name(p)) == p.event["label"] for p in seen]
+    return DemoSummary(
+        published=published,
+        predicted=account.total("predicted"),
+        dead_letters=account.total("dead_lettered"),
+        unaccounted=account.unaccounted + published - account.consumed,
+        dead_letter_reasons=account.dead_letter_reasons,
+        images_per_second=burst / burst_s,
+        latency_p50_s=float(p50),
+        latency_p95_s=float(p95),
+        accuracy=float(np.mean(right)) if right else float("nan"),
+        held_out_accuracy=float("nan"),
+        balanced=account.balanced,
+        table=f"{settings.tables_folder}/predictions",
+        metrics_url=state.metrics_url,
+        seconds=0.0,
+    )
+
+
+def _file_name(prediction: SeenPrediction) -> str:
+    """Give the published file's name; ``xray publish`` puts the content's hash behind it."""
+    name: str = prediction.event["image"]["id"]
+    return name if prediction.event["image"]["source"] == "/xray/demo" else name.rsplit("-", 1)[0]
+
+
+def _show(summary: DemoSummary, settings: StreamSettings) -> None:
+    table = new_table("", "#", title="What happened")
+    rows = {
+        "records published": f"{summary.published}",
+        "predictions": f"{summary.predicted}",
+        "dead letters": f"{summary.dead_letters}",
+        **{f"    {reason}": f"{count}" for reason, count in summary.dead_letter_reasons.items()},
+        "unaccounted": f"{summary.unaccounted}",
+        "images per second, a backlog": f"{summary.images_per_second:.1f}",
+        f"latency p50 / p95, {_LATENCY_RATE:.0f} images a second": (
+            f"{summary.latency_p50_s:.2f} s / {summary.latency_p95_s:.2f} s"
+        ),
+        "accuracy against the known findings": f"{summary.accuracy:.3f}",
+        "whole demo": f"{summary.seconds:.0f} s" if summary.seconds else "",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    err.print(table)
+    err.print("These are phantoms: the accuracy shows that the parts fit, not that a disease is detected.")
+    err.print(f"{DISCLAIMER}\n")
+    err.print(f"Predictions are a Delta table:  {summary.table}", soft_wrap=True)
+    err.print("  read it without Spark:        python -c \"import deltalake, sys; "
+              "print(deltalake.DeltaTable(sys.argv[1]).to_pandas())\" FOLDER", markup=False)  # fmt: skip
+    err.print(f"Metrics, while it streams:      {summary.metrics_url}  (xray demo --keep)")
+    err.print("Try next, with your own images: xray up; xray train --data FOLDER; xray stream;")
+    err.print("                                and in another terminal: xray publish FOLDER; xray watch")

@@ -1,0 +1,60 @@
+"""What runs and what is there, for ``xray status``."""
+
+from typing import Any
+
+from confluent_kafka import Consumer, TopicPartition
+
+from schemas.errors import BrokerError, ModelLoadError
+from schemas.registry import champion_folder
+from streaming.settings import StreamSettings
+from streaming.topics import describe_cluster, wanted_topics
+
+_TIMEOUT_S = 10.0
+
+
+def describe_status(settings: StreamSettings) -> dict[str, Any]:
+    """Describe broker, topics and model.
+
+    Returns
+    -------
+    dict
+        ``bootstrap_servers``, ``kafka`` (whether it answers), ``topics`` (partitions and messages by name), ``home``
+        and ``champion`` (version or None).
+    """
+    state: dict[str, Any] = {
+        "bootstrap_servers": settings.kafka.bootstrap_servers,
+        "home": str(settings.home),
+        "champion": _champion(settings),
+        "kafka": True,
+        "topics": {},
+    }
+    try:
+        state["topics"] = _describe_topics(settings)
+    except BrokerError:
+        state["kafka"] = False
+    return state
+
+
+def _describe_topics(settings: StreamSettings) -> dict[str, dict[str, int]]:
+    topics = describe_cluster(settings.kafka).topics
+    present = {name: sorted(topics[name].partitions) for name in wanted_topics(settings.kafka) if name in topics}
+    consumer = Consumer(settings.kafka.to_librdkafka() | {"group.id": "xray-status", "log_level": 0})
+    try:
+        return {
+            name: {"partitions": len(partitions), "messages": sum(_count(consumer, name, p) for p in partitions)}
+            for name, partitions in present.items()
+        }
+    finally:
+        consumer.close()
+
+
+def _count(consumer: Consumer, topic: str, partition: int) -> int:
+    low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT_S)
+    return int(high - low)
+
+
+def _champion(settings: StreamSettings) -> str | None:
+    try:
+        return champion_folder(settings.models_folder).name
+    except ModelLoadError:
+        return None
