@@ -1,0 +1,365 @@
+"""PNG, JPEG and the checks before them: every reason, every layout, and nothing but a `RecordError` for damage."""
+
+import io
+import pickle
+import random
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, ImageOps
+
+from schemas.errors import ContractError, CorruptImageError, Reason, RecordError, UnsupportedImageError
+from sparkdl.decode import DecodeLimits, decode_image, resize_pixels, sniff_media_type
+from sparkdl.imagerow import array_from_row
+from tests import specimens
+from tests.specimens import HEIGHT, WIDTH, gray_pixels, jpeg, png, rgb_pixels
+
+ORIGIN = "xray.images-3@1024"
+GOOD, WRONG = specimens.good_files(), specimens.wrong_files()
+COLOUR = {"colour.png", "rgba.png", "palette.png", "colour.jpg"}
+MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "dcm": "application/dicom"}
+
+
+def pixels_of(payload, **options):
+    """Give (height, width) for gray and (height, width, 3) for colour."""
+    pixels = array_from_row(decode_image(payload, origin=ORIGIN, **options).image)
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+
+def reason_of(payload, **options):
+    with pytest.raises(RecordError) as failure:
+        decode_image(payload, origin=ORIGIN, **options)
+    return failure.value.reason
+
+
+# --- every good file --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("size", [None, (20, 24), (96, 100)])
+def test_good_files_give_a_row_of_the_size_asked_for(name, size):
+    media_type = MEDIA_TYPES[name.rpartition(".")[2]]
+    assert sniff_media_type(GOOD[name]) == media_type
+    decoded = decode_image(GOOD[name], origin=ORIGIN, content_type=media_type, size=size)
+    assert decoded.media_type == media_type
+    assert (decoded.original_height, decoded.original_width) == (HEIGHT, WIDTH)
+    assert (decoded.image.height, decoded.image.width) == (size or (HEIGHT, WIDTH))
+    assert decoded.image.nChannels == (3 if name in COLOUR else 1)
+    assert decoded.image.origin == ORIGIN
+    assert array_from_row(decoded.image).std() > 10
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_files_give_their_reason(name):
+    wrong = WRONG[name]
+    with pytest.raises(RecordError) as failure:
+        decode_image(wrong.payload, origin=ORIGIN, content_type=wrong.content_type, size=(20, 24))
+    error = failure.value
+    assert error.reason == wrong.reason
+    assert error.origin == ORIGIN
+    assert str(error).startswith(f"{ORIGIN}: ")
+    assert " at 0x" not in error.detail, "a memory address would make a replayed dead letter another one"
+    assert pickle.loads(pickle.dumps(error)).reason == wrong.reason  # noqa: S301
+
+
+def test_the_wrong_files_reach_every_reason_of_this_module():
+    elsewhere = {Reason.INVALID_HEADER, Reason.UNEXPECTED}
+    assert {wrong.reason for wrong in WRONG.values()} >= set(Reason) - elsewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("tombstone", ContractError),
+        ("mismatch", ContractError),
+        ("structured", ContractError),
+        ("text", UnsupportedImageError),
+        ("bomb.png", UnsupportedImageError),
+        ("cmyk.jpg", UnsupportedImageError),
+        ("truncated.jpg", CorruptImageError),
+        ("damaged_data.png", CorruptImageError),
+    ],
+)
+def test_reasons_come_in_their_branch_of_the_tree(name, error):
+    with pytest.raises(error):
+        decode_image(WRONG[name].payload, origin=ORIGIN, content_type=WRONG[name].content_type)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def test_gray_is_exact_and_of_one_channel():
+    np.testing.assert_array_equal(pixels_of(png()), gray_pixels())
+
+
+@pytest.mark.parametrize("name", ["colour.png", "rgba.png"])
+def test_colour_is_blue_green_red_and_alpha_is_dropped(name):
+    pixels = pixels_of(GOOD[name])
+    np.testing.assert_array_equal(pixels, rgb_pixels()[..., ::-1])
+    assert pixels[..., 0].max() == 30  # the specimen's blue
+    assert pixels[..., 2].min() >= 60  # its red
+
+
+def test_colour_of_a_jpeg_is_blue_green_red():
+    difference = np.abs(pixels_of(GOOD["colour.jpg"]).astype(int) - rgb_pixels()[..., ::-1])
+    assert difference.mean() < 2
+
+
+def test_palette_is_expanded():
+    difference = np.abs(pixels_of(GOOD["palette.png"]).astype(int) - rgb_pixels()[..., ::-1])
+    assert difference.mean() < 20
+
+
+@pytest.mark.parametrize("name", ["gray_alpha.png", "gray_as_colour.png"])
+def test_gray_in_another_layout_is_the_same_gray(name):
+    np.testing.assert_array_equal(pixels_of(GOOD[name]), gray_pixels())
+    np.testing.assert_array_equal(pixels_of(GOOD[name], size=(20, 24)), pixels_of(png(), size=(20, 24)))
+
+
+def test_one_different_pixel_keeps_three_channels():
+    pixels = np.stack([gray_pixels()] * 3, axis=-1)
+    pixels[-1, -1, 0] ^= 1
+    assert pixels_of(png(pixels)).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_one_bit_becomes_black_and_white():
+    np.testing.assert_array_equal(pixels_of(GOOD["bilevel.png"]), np.where(gray_pixels() > 100, 255, 0))
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ([0, 128, 255], [0, 128, 255]),  # 8 bits in 16
+        ([0, 256, 1023], [0, 64, 255]),
+        ([0, 2048, 4095], [0, 128, 255]),
+        ([0, 2048, 4096], [0, 32, 64]),  # one above 12 bits: 14
+        ([0, 8192, 16383], [0, 128, 255]),
+        ([0, 32768, 65535], [0, 128, 255]),
+        ([0, 4095, 65535], [0, 16, 255]),
+    ],
+)
+def test_16_bits_are_scaled_by_the_depth_that_holds_the_largest(stored, shown):
+    pixels = np.array([stored, stored[::-1]], np.uint16)
+    np.testing.assert_array_equal(pixels_of(png(pixels)), [shown, shown[::-1]])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [None, (24, 20)])
+def test_exif_orientation_is_applied(orientation, size):
+    payload = specimens.rotated_jpeg(orientation)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(payload)))
+    decoded = decode_image(payload, origin=ORIGIN, size=size)
+    assert (decoded.original_height, decoded.original_width) == (upright.height, upright.width)
+    wanted = np.asarray(upright) if size is None else resize_pixels(np.asarray(upright), size)
+    np.testing.assert_allclose(array_from_row(decoded.image)[..., 0].astype(int), wanted, atol=2)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0garbage", b"Exif\0\0" + bytes(40)])
+def test_a_damaged_exif_block_does_not_cost_the_image(exif):
+    np.testing.assert_array_equal(pixels_of(jpeg(exif=exif)), pixels_of(jpeg()))
+
+
+def test_a_large_jpeg_shrinks_in_its_decoder_without_moving():
+    """The decoder makes 129 x 193 of 1025 x 1537 pixels, the last row and column from one: without the draft's box the
+    picture would be squeezed by 0.7 percent, which the steep slope shows at its far end.
+    """
+    rows, columns = np.mgrid[0:1025, 0:1537]
+    full = (155 * columns / 1537 + 100 * rows / 1025).astype(np.uint8)
+    error = pixels_of(jpeg(full), size=(60, 80)) - resize_pixels(full, (60, 80)).astype(float)
+    assert np.abs(error).mean() < 0.5
+    assert abs(error[-20:, -20:].mean()) < 0.4
+
+
+@pytest.mark.parametrize("name", [name for name in GOOD if not name.endswith("jpg")])
+def test_resizing_while_decoding_equals_resizing_after(name):
+    """The featurizer resizes rows of another size by the same function: training and serving agree."""
+    after = resize_pixels(pixels_of(GOOD[name]), (20, 24))
+    np.testing.assert_array_equal(pixels_of(GOOD[name], size=(20, 24)), after)
+
+
+# --- resize_pixels ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+def test_resize_keeps_layout_and_treats_channels_alike(channels):
+    plane = gray_pixels()
+    pixels = plane if channels is None else np.stack([np.roll(plane, 9 * n, 1) for n in range(channels)], axis=-1)
+    resized = resize_pixels(pixels, (20, 24))
+    assert resized.shape == (20, 24, *pixels.shape[2:])
+    assert resized.dtype == np.uint8
+    for n in range(channels or 0):
+        np.testing.assert_array_equal(resized[..., n], resize_pixels(np.roll(plane, 9 * n, 1), (20, 24)))
+
+
+def test_resize_is_antialiased():
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 255
+    inner = resize_pixels(stripes, (8, 8))[:, 1:-1]
+    assert np.abs(inner.astype(int) - 127).max() <= 8  # without antialiasing: 0 or 255
+
+
+def test_resize_to_the_same_size_copies_nothing():
+    pixels = gray_pixels()
+    assert resize_pixels(pixels, (HEIGHT, WIDTH)) is pixels
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, -1)])
+def test_an_impossible_size_is_a_programs_mistake(size):
+    with pytest.raises(ValueError, match="expected \\(height, width\\)"):
+        resize_pixels(gray_pixels(), size)
+
+
+# --- the message ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "", "application/octet-stream", "image/png", "IMAGE/PNG", "image/png; charset=binary", " image/png "],
+)
+def test_content_types_that_agree(content_type):
+    assert decode_image(png(), origin=ORIGIN, content_type=content_type).media_type == "image/png"
+
+
+@pytest.mark.parametrize("content_type", ["image/jpeg", "image/jpg; q=1", "application/dicom", "text/plain", "png"])
+def test_content_types_that_disagree(content_type):
+    assert reason_of(png(), content_type=content_type) == Reason.CONTENT_TYPE_MISMATCH
+
+
+def test_the_jpg_alias():
+    assert decode_image(jpeg(), origin=ORIGIN, content_type="image/jpg").media_type == "image/jpeg"
+
+
+@pytest.mark.parametrize(
+    ("payload", "content_type", "limits", "reason"),
+    [
+        (None, "application/cloudevents+json", DecodeLimits(), Reason.TOMBSTONE),
+        (b"", "application/cloudevents+json", DecodeLimits(), Reason.EMPTY_PAYLOAD),
+        (b"{}", "application/cloudevents+json", DecodeLimits(1), Reason.PAYLOAD_TOO_LARGE),
+        (png(), "Application/CloudEvents-Batch+json; charset=utf-8", DecodeLimits(), Reason.STRUCTURED_MODE),
+        (b"text", "image/png", DecodeLimits(), Reason.UNSUPPORTED_FORMAT),
+        (png(), "image/jpeg", DecodeLimits(max_pixels=1), Reason.CONTENT_TYPE_MISMATCH),
+        (png_cut := png()[:-40], None, DecodeLimits(max_pixels=1), Reason.TOO_MANY_PIXELS),
+        (png_cut, None, DecodeLimits(), Reason.TRUNCATED_IMAGE),
+    ],
+)
+def test_the_first_fault_in_the_order_of_the_checks_is_named(payload, content_type, limits, reason):
+    assert reason_of(payload, content_type=content_type, limits=limits) == reason
+
+
+@pytest.mark.parametrize("name", ["gray.png", "gray.jpg", "explicit.dcm", "jpeg_baseline.dcm", "jpeg2000.dcm"])
+def test_limits_hold_to_the_unit(name):
+    payload = GOOD[name]
+    exact = DecodeLimits(max_payload_bytes=len(payload), max_pixels=HEIGHT * WIDTH)
+    assert decode_image(payload, origin=ORIGIN, limits=exact).original_height == HEIGHT
+    below = DecodeLimits(max_pixels=HEIGHT * WIDTH - 1)
+    assert reason_of(payload, limits=below) == Reason.TOO_MANY_PIXELS
+    below = DecodeLimits(max_payload_bytes=len(payload) - 1)
+    assert reason_of(payload, limits=below) == Reason.PAYLOAD_TOO_LARGE
+
+
+@pytest.mark.parametrize("payload", [jpeg(gray_pixels(48, 80)), png()])
+def test_a_header_of_monstrous_size_is_refused_before_any_work(payload):
+    """Pillow itself refuses from 179 million pixels on, before our cap is asked."""
+    monster = bytearray(payload)
+    if payload.startswith(b"\xff"):
+        at = monster.index(b"\xff\xc0")
+        monster[at + 5 : at + 9] = b"\xff\xff\xff\xff"
+    else:
+        monster[8:33] = specimens.png_chunk(b"IHDR", b"\x7f\xff\xff\xff" * 2 + bytes([8, 0, 0, 0, 0]))
+    assert reason_of(bytes(monster)) == Reason.TOO_MANY_PIXELS
+
+
+def test_an_unknown_payload_is_not_quoted():
+    with pytest.raises(RecordError) as failure:
+        decode_image(b"Specimen^Synthetic, born 1950", origin=ORIGIN)
+    assert "Specimen" not in str(failure.value)
+
+
+@pytest.mark.parametrize("payload", [b"\x89PNG", b"\xff\xd8", b"\0" * 200, b"DICM", bytes(300), b"\x08\0\x05\0"])
+def test_fragments_of_signatures_are_no_format(payload):
+    assert sniff_media_type(payload) is None
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in GOOD if name.endswith(("png", "jpg"))])
+def test_no_cut_png_or_jpeg_passes_for_an_image(name):
+    whole = GOOD[name]
+    for length in range(16, len(whole)):
+        assert reason_of(whole[:length]) == Reason.TRUNCATED_IMAGE, length
+
+
+def test_a_jpeg_cut_behind_its_exif_thumbnail_is_truncated():
+    """The thumbnail brings an end marker of its own."""
+    payload = jpeg(exif=b"Exif\0\0" + jpeg())
+    assert decode_image(payload, origin=ORIGIN).original_width == WIDTH
+    assert reason_of(payload[:-2]) == reason_of(payload[:-60]) == Reason.TRUNCATED_IMAGE
+
+
+def test_bytes_after_the_end_are_no_fault():
+    np.testing.assert_array_equal(pixels_of(png() + b"\0" * 100), gray_pixels())
+    np.testing.assert_array_equal(pixels_of(jpeg() + b"camera notes"), pixels_of(jpeg()))
+
+
+def mutated(payload, seed):
+    """Cut a quarter of the copies, flip bits of the others: in the header for every second one."""
+    generator = random.Random(seed)
+    copy = bytearray(payload)
+    if seed % 4 == 0:
+        return bytes(copy[: generator.randrange(len(copy))])
+    reach = min(len(copy), 700) if seed % 2 else len(copy)
+    for _ in range(generator.choice((1, 1, 2, 8, 40))):
+        copy[generator.randrange(reach)] ^= 1 << generator.randrange(8)
+    return bytes(copy)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_damage_ends_as_an_image_or_a_record_error(name, capfd):
+    """The seeds are fixed: a failure repeats. Nothing is printed, nothing hangs, no patient tag is told."""
+    started = time.monotonic()
+    outcomes = set()
+    for seed in range(300):
+        try:
+            decoded = decode_image(mutated(GOOD[name], seed), origin=ORIGIN, size=(20, 24) if seed % 3 else None)
+        except RecordError as error:
+            outcomes.add(error.reason)
+            assert "Specimen" not in str(error)
+            assert "SYN-" not in str(error)
+        else:
+            outcomes.add("image")
+            assert array_from_row(decoded.image).size > 0
+    assert len(outcomes) > 1
+    assert time.monotonic() - started < 60
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pillows_globals_are_left_alone_and_nothing_warns():
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for payload in [*GOOD.values(), *(wrong.payload for wrong in WRONG.values())]:
+            try:
+                decode_image(payload, origin=ORIGIN)
+            except RecordError:
+                continue
+    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == before == (89_478_485, False)
+
+
+def test_damage_of_the_caller_is_not_swallowed():
+    with pytest.raises(TypeError):
+        decode_image("a string", origin=ORIGIN)
+
+
+def test_decoding_imports_no_spark():
+    """Only these modules, without the package's front door."""
+    code = (
+        "import sys, types; package = types.ModuleType('sparkdl'); package.__path__ = ['sparkdl'];"
+        "sys.modules['sparkdl'] = package; import sparkdl.decode;"
+        "sys.exit('pyspark' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
