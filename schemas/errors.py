@@ -37,7 +37,6 @@ class Reason(StrEnum):
     DICOM_NO_PIXEL_DATA = "dicom_no_pixel_data"
     DICOM_UNSUPPORTED_TRANSFER_SYNTAX = "dicom_unsupported_transfer_syntax"
     DICOM_UNSUPPORTED_PIXELS = "dicom_unsupported_pixels"
-    INFERENCE_FAILED = "inference_failed"
     UNEXPECTED = "unexpected"
 
 

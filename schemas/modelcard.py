@@ -90,12 +90,16 @@ def read_card(folder: Path) -> ModelCard:
     """
     path = folder / CARD_FILE
     if not path.is_file():
-        msg = f"no model at {folder}: {CARD_FILE} is missing. Train one with 'xray train --data FOLDER', or name another."
+        msg = (
+            f"no model at {folder}: {CARD_FILE} is missing. Train one with 'xray train --data FOLDER', or name another."
+        )
         raise ModelLoadError(msg)
     card = _parse_card(path)
     found = hash_model_folder(folder)
     if found != card.sha256:
-        msg = f"the model at {folder} was changed after training: its files hash to {found}, the card says {card.sha256}"
+        msg = (
+            f"the model at {folder} was changed after training: its files hash to {found}, the card says {card.sha256}"
+        )
         raise ModelLoadError(msg)
     return card
 
