@@ -55,6 +55,7 @@ def run_stream(
     settings: StreamSettings,
     *,
     model_folder: Path,
+    spark: SparkSession | None = None,
     available_now: bool = False,
     ended: threading.Event | None = None,
     on_ready: Callable[[StreamState], None] = lambda state: None,
@@ -68,6 +69,8 @@ def run_stream(
         All settings.
     model_folder : Path
         The model to serve.
+    spark : SparkSession, optional
+        A session of `open_session` that goes on afterwards; one is started and ended when absent.
     available_now : bool
         Score and archive what is there, then return.
     ended : threading.Event, optional
@@ -93,8 +96,9 @@ def run_stream(
         stack.enter_context(_only_stream(settings.checkpoints_folder))
         metrics_url, stop_metrics = serve_metrics(registry, settings.metrics)
         stack.callback(stop_metrics)
-        spark = open_session(settings, verbose=verbose)
-        stack.callback(spark.stop)
+        if spark is None:
+            spark = open_session(settings, verbose=verbose)
+            stack.callback(spark.stop)
         model = load_model(model_folder)
         metrics.model_reloads.labels("ok").inc()
         listener = _ProgressListener(metrics, card)

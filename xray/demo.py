@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pyspark.sql import SparkSession
 from rich.live import Live
 
 from schemas.errors import JobError
@@ -240,6 +241,15 @@ def _broken_payloads(files: Sequence[Path]) -> list[bytes | None]:
 def _run(settings: StreamSettings, training: Path, streamed: Path, *, keep: bool, verbose: bool) -> DemoSummary:
     with step("starting Spark"):
         spark = open_session(settings, verbose=verbose)
+    try:
+        return _train_and_stream(spark, settings, training, streamed, keep=keep)
+    finally:
+        spark.stop()
+
+
+def _train_and_stream(
+    spark: SparkSession, settings: StreamSettings, training: Path, streamed: Path, *, keep: bool
+) -> DemoSummary:
     with new_progress() as progress:
         task = progress.add_task("training: EfficientNetLite0 and logistic regression", total=None)
         trained = train_model(
@@ -250,7 +260,7 @@ def _run(settings: StreamSettings, training: Path, streamed: Path, *, keep: bool
         )
     promote(settings.models_folder, trained.card.version)
     err.print(f"  held-out accuracy {trained.metrics['accuracy']:.3f} on {sum(trained.n_test.values())} phantoms")
-    with _streaming(settings, trained.folder, verbose) as (state, ended):
+    with _streaming(spark, settings, trained.folder) as (state, ended):
         files = sorted(path for path in streamed.rglob("*.*") if path.parent.name in FINDINGS)
         seen, published, burst_s = _publish_and_watch(settings, files)
         account = _await_account(settings, published)
@@ -263,7 +273,9 @@ def _run(settings: StreamSettings, training: Path, streamed: Path, *, keep: bool
 
 
 @contextmanager
-def _streaming(settings: StreamSettings, model: Path, verbose: bool) -> Iterator[tuple[StreamState, threading.Event]]:
+def _streaming(
+    spark: SparkSession, settings: StreamSettings, model: Path
+) -> Iterator[tuple[StreamState, threading.Event]]:
     """Run the stream in a thread while the body publishes and watches; end it in order."""
     ended, ready = threading.Event(), threading.Event()
     found: dict[str, Any] = {}
@@ -274,7 +286,7 @@ def _streaming(settings: StreamSettings, model: Path, verbose: bool) -> Iterator
 
     def run() -> None:
         try:
-            run_stream(settings, model_folder=model, ended=ended, on_ready=on_ready, verbose=verbose)
+            run_stream(settings, model_folder=model, spark=spark, ended=ended, on_ready=on_ready)
         except JobError as exc:
             found["error"] = exc
         finally:
