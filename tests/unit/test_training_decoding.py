@@ -1,0 +1,54 @@
+"""Files to image rows as serving makes them; failures carry their reason and stop nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from sparkdl.decode import decode_image
+from sparkdl.imagerow import ImageRow
+from tests.specimens import png, rgb_pixels, wrong_files
+from training.decoding import decode_files
+
+_SIZE = (24, 32)
+
+
+def _write(folder: Path, name: str, payload: bytes) -> str:
+    (folder / name).write_bytes(payload)
+    return str(folder / name)
+
+
+def test_a_row_is_what_serving_decodes(tmp_path: Path) -> None:
+    payload = png(rgb_pixels())
+    path = _write(tmp_path, "a.png", payload)
+    [row] = decode_files([path], _SIZE).to_pylist()
+    assert ImageRow(**row["image"]) == decode_image(payload, origin=path, size=_SIZE).image
+    assert (row["path"], row["error"]) == (path, None)
+
+
+def test_failures_keep_their_place_and_say_why(tmp_path: Path) -> None:
+    good = _write(tmp_path, "good.png", png())
+    bad = _write(tmp_path, "bad.png", wrong_files()["truncated.png"].payload or b"")
+    gone = str(tmp_path / "gone.png")
+    rows = decode_files([bad, good, gone], _SIZE).to_pylist()
+    assert [row["image"] is None for row in rows] == [True, False, True]
+    assert rows[0]["error"].startswith("truncated_image: ")
+    assert rows[2]["error"] == "cannot be read: No such file or directory"
+
+
+def test_an_unforeseen_error_is_one_files_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: object, **__: object) -> None:
+        message = "boom"
+        raise ZeroDivisionError(message)
+
+    monkeypatch.setattr("training.decoding.decode_image", explode)
+    [row] = decode_files([_write(tmp_path, "a.png", png())], _SIZE).to_pylist()
+    assert row["error"] == "unexpected: ZeroDivisionError: boom"
+
+
+def test_a_lack_of_memory_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("training.decoding.decode_image", exhaust)
+    with pytest.raises(MemoryError):
+        decode_files([_write(tmp_path, "a.png", png())], _SIZE)

@@ -1,0 +1,225 @@
+"""Reads labelled image files: one folder per class, or a manifest."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from schemas.errors import DatasetError
+
+MANIFEST_FILE = "manifest.csv"
+
+_WANTED_COLUMNS = ("file", "label")
+_NEGATIVE_NAMES = ("negative", "normal")
+_MIN_CLASSES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image file.
+
+    Parameters
+    ----------
+    path : Path
+        Absolute.
+    label : int
+        Position in ``Dataset.labels``.
+    patient_id : str
+        Who is on it; where that is unknown, the file's name without its suffix.
+    source : str
+        Where the image was made; empty where unknown.
+    """
+
+    path: Path
+    label: int
+    patient_id: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled image files.
+
+    Parameters
+    ----------
+    samples : tuple of Sample
+        Ordered by path, each path once.
+    labels : tuple of str
+        Class names, at least two. The last is the positive class: the finding that a two-class model looks for.
+    patient_ids_known : bool
+        False where any sample's patient is only its file's name; two files of one patient may then end on both sides
+        of a split.
+    """
+
+    samples: tuple[Sample, ...]
+    labels: tuple[str, ...]
+    patient_ids_known: bool
+
+    def count_by_class(self) -> dict[str, int]:
+        """Count the samples of each class, in the order of ``labels``."""
+        return count_by_class(self.samples, self.labels)
+
+
+def count_by_class(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, int]:
+    """Count the samples of each class, in the order of ``labels``."""
+    counts = Counter(sample.label for sample in samples)
+    return {label: counts[index] for index, label in enumerate(labels)}
+
+
+class _Entry(NamedTuple):
+    """One line of a manifest, or one file of a class folder."""
+
+    path: Path
+    label: str
+    patient_id: str = ""
+    source: str = ""
+    finding: str = ""
+
+
+def read_dataset(source: Path, *, classes: Sequence[str] | None = None) -> Dataset:
+    """Find the labelled image files of a folder or manifest.
+
+    Files are not opened: those that turn out not to be images are reported by training.
+
+    Parameters
+    ----------
+    source : Path
+        A folder with one sub-folder per class, whose name is the label and which may have folders inside; hidden files
+        are left out. Or a CSV file in UTF-8 with the columns ``file`` (relative to the CSV's folder) and ``label``,
+        and, if known, ``patient_id``, ``source`` and ``finding``. A folder that holds a ``manifest.csv`` is read by it.
+    classes : sequence of str, optional
+        Names of the classes to keep; the order of names here means nothing.
+
+    Returns
+    -------
+    Dataset
+        Labels that are all integers are ordered by value, and named by their findings where each integer has exactly
+        one finding and each finding one integer. Other labels are ordered with "normal" or "negative" first, then by
+        the alphabet. The last class is the positive one.
+
+    Raises
+    ------
+    DatasetError
+        There is nothing to read, a file is missing or listed twice, a column or label is missing, a class asked for
+        does not exist, or fewer than two classes are left.
+    """
+    source = source.absolute()
+    entries = sorted(_read_entries(source))
+    if not entries:
+        msg = f"{source} lists no images"
+        raise DatasetError(msg)
+    names = _name_classes(entries)
+    labels = _filter_classes(tuple(names.values()), classes, source)
+    kept = [entry for entry in entries if names[entry.label] in labels]
+    _check_entries(kept, source)
+    return Dataset(
+        samples=tuple(_to_sample(entry, labels.index(names[entry.label])) for entry in kept),
+        labels=labels,
+        patient_ids_known=all(entry.patient_id for entry in kept),
+    )
+
+
+def _to_sample(entry: _Entry, label: int) -> Sample:
+    return Sample(entry.path, label, entry.patient_id or entry.path.stem, entry.source)
+
+
+def _read_entries(source: Path) -> Iterator[_Entry]:
+    if source.is_file():
+        return _read_manifest(source)
+    if (source / MANIFEST_FILE).is_file():
+        return _read_manifest(source / MANIFEST_FILE)
+    if source.is_dir():
+        return _read_class_folders(source)
+    msg = f"no training data at {source}: wanted a folder with one sub-folder per class, or a manifest in CSV"
+    raise DatasetError(msg)
+
+
+def _read_class_folders(source: Path) -> Iterator[_Entry]:
+    for folder in source.iterdir():
+        if not folder.is_dir() or folder.name.startswith("."):
+            continue
+        for path in folder.rglob("*"):
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if path.is_file() and not hidden:
+                yield _Entry(path, folder.name)
+
+
+def _read_manifest(manifest: Path) -> Iterator[_Entry]:
+    try:
+        # A spreadsheet program may put a byte order mark in front, which is no part of the first column's name.
+        with manifest.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            _check_header(reader.fieldnames or (), manifest)
+            for row in reader:
+                yield _read_line(row, f"{manifest}, line {reader.line_num}", manifest.parent)
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        msg = f"cannot read the manifest {manifest}: {exc}"
+        raise DatasetError(msg) from exc
+
+
+def _check_header(found: Sequence[str], manifest: Path) -> None:
+    if missing := [name for name in _WANTED_COLUMNS if name not in found]:
+        msg = (
+            f"manifest {manifest} has no column {' or '.join(missing)}: found {', '.join(found) or 'nothing'}; "
+            f"wanted {','.join(_WANTED_COLUMNS)} and, if known, patient_id,source,finding, separated by commas"
+        )
+        raise DatasetError(msg)
+
+
+def _read_line(row: Mapping[str, str | None], place: str, folder: Path) -> _Entry:
+    def cell(name: str) -> str:
+        return (row.get(name) or "").strip()
+
+    if missing := [name for name in _WANTED_COLUMNS if not cell(name)]:
+        msg = f"{place}: {' and '.join(missing)} is empty"
+        raise DatasetError(msg)
+    return _Entry(folder / cell("file"), cell("label"), cell("patient_id"), cell("source"), cell("finding"))
+
+
+def _check_entries(entries: Sequence[_Entry], source: Path) -> None:
+    paths = [entry.path for entry in entries]
+    # One image listed twice counts double, and may be on both sides of a split or contradict itself.
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        msg = f"{source} lists {_some(twice)} more than once"
+        raise DatasetError(msg)
+    if missing := [path for path in paths if not path.is_file()]:
+        msg = f"{source} lists {_some(missing)}, but there is no such file"
+        raise DatasetError(msg)
+
+
+def _some(paths: Sequence[Path]) -> str:
+    return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
+def _name_classes(entries: Sequence[_Entry]) -> dict[str, str]:
+    """Map each label as written to its class's name, in the order of classes."""
+    labels = {entry.label for entry in entries}
+    if not all(map(_is_integer, labels)):
+        return {label: label for label in sorted(labels, key=_by_name)}
+    pairs = {(entry.label, entry.finding) for entry in entries}
+    findings = {finding for _, finding in pairs}
+    one_to_one = len(pairs) == len(labels) == len(findings) and "" not in findings
+    names = dict(pairs) if one_to_one else {label: label for label in labels}
+    return {label: names[label] for label in sorted(labels, key=lambda label: (int(label), label))}
+
+
+def _is_integer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def _by_name(label: str) -> tuple[bool, str, str]:
+    return label.casefold() not in _NEGATIVE_NAMES, label.casefold(), label
+
+
+def _filter_classes(names: tuple[str, ...], classes: Sequence[str] | None, source: Path) -> tuple[str, ...]:
+    wanted = names if classes is None else tuple(classes)
+    if unknown := [name for name in wanted if name not in names]:
+        msg = f"no class {', '.join(map(repr, unknown))} in {source}: found {', '.join(names)}"
+        raise DatasetError(msg)
+    kept = tuple(name for name in names if name in wanted)
+    if len(kept) < _MIN_CLASSES:
+        msg = f"training needs at least two classes, found only {', '.join(kept) or 'none'} in {source}"
+        raise DatasetError(msg)
+    return kept
