@@ -16,6 +16,7 @@ from schemas import envelope
 from schemas.errors import DatasetError
 from sparkdl.decode import sniff_media_type
 from streaming.settings import KafkaSettings
+from streaming.topics import describe_cluster
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 """What a folder is searched for; a file that is named is published whatever its name."""
@@ -195,7 +196,13 @@ def publish_files(
     -------
     PublishReport
         Every file is in exactly one of its lists.
+
+    Raises
+    ------
+    BrokerError
+        Nobody answers.
     """
+    describe_cluster(kafka)  # an absent broker is told at once, not file by file after a minute
     report = PublishReport()
 
     def settle(path: Path, error: str | None) -> None:

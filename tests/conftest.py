@@ -15,7 +15,7 @@ from streaming.topics import create_topics
 from xray.broker import LocalBroker
 
 
-def _free_ports() -> int:
+def free_ports() -> int:
     """Find a port whose successor is free too: the broker's controller takes that one."""
     while True:
         with socket.socket() as first, socket.socket() as second:
@@ -50,7 +50,7 @@ def base_settings(home: Path, jars: Path) -> StreamSettings:
     return load_settings(
         home=home,
         jars=jars,
-        kafka={"bootstrap_servers": f"127.0.0.1:{_free_ports()}"},
+        kafka={"bootstrap_servers": f"127.0.0.1:{free_ports()}"},
         metrics={"port": 0},
         spark={"master": "local[2]"},
     )

@@ -1,0 +1,1 @@
+"""What measures speed, each against a baseline in the same run."""

@@ -1,0 +1,183 @@
+"""Images per second of the SCORE query, beside the bare limit and the tutorial way, in one run.
+
+The bare limit is the same decoding and the same network in as many processes as there are cores, one thread each,
+without Kafka and without Spark. The tutorial way is what one finds in tutorials: foreachBatch, TensorFlow in a pandas
+UDF, the batch cached, Delta first and Kafka second. Measurements take turns, since a machine's speed moves while one
+looks; the ratio is taken within each turn.
+
+Run it: ``python -m benchmarks.throughput`` (``--help``). Nothing else should run on the machine.
+"""
+
+import json
+import multiprocessing as mp
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.stage import Stage, open_stage, publish_images
+from schemas.modelcard import ModelCard
+from sparkdl.decode import decode_image
+from sparkdl.engine import Engine
+from sparkdl.imagerow import array_from_row
+from sparkdl.networks import NETWORKS, Network
+from streaming.score import featurizer_of, start_score
+from streaming.settings import StreamSettings
+from xray.console import err, new_table, step
+
+WEIGHTS = {"EfficientNetLite0": "imagenet"}
+"""Weights do not change the speed; the others' would be a download."""
+
+
+@dataclass
+class Result:
+    """Medians over the rounds for one network."""
+
+    network: str
+    precision: str
+    score_img_s: float
+    bare_img_s: float
+    tutorial_img_s: float | None
+    ratio: float
+
+
+def main(
+    networks: Annotated[str, typer.Option(help="Name:precision, comma-separated.")] = (
+        "InceptionV3:fp32,InceptionV3:bf16,EfficientNetLite0:fp32"
+    ),
+    images: Annotated[int, typer.Option(min=20, help="Images of the measured micro-batch.")] = 600,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns for each network.")] = 3,
+    tutorial: Annotated[bool, typer.Option(help="Measure the tutorial way too (needs TensorFlow).")] = True,
+    json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+) -> None:
+    """Measure SCORE against the bare limit and the tutorial way."""
+    results = []
+    with open_stage() as stage:
+        for spec in networks.split(","):
+            network, _, precision = spec.partition(":")
+            result = measure(stage, network, precision or "fp32", images, rounds, tutorial=tutorial)
+            results.append(result)
+            show([result])
+    if json_:
+        sys.stdout.write(json.dumps([asdict(result) for result in results]) + "\n")
+    else:
+        show(results)
+
+
+def measure(stage: Stage, network: str, precision: str, images: int, rounds: int, *, tutorial: bool) -> Result:
+    """Measure one network, the parties taking turns."""
+    with step(f"{network} {precision}: building"):
+        model, card, folder = stage.train(network, WEIGHTS.get(network, "random"), precision)
+    converted = featurizer_of(model).network
+    scores, bares = [], []
+    for turn in range(rounds):
+        with step(f"{network} {precision}: turn {turn + 1} of {rounds}"):
+            before = measure_bare(converted, stage.images)
+            scores.append(measure_score(stage, model, card, images))
+            after = measure_bare(converted, stage.images)
+        bares.append((before + after) / 2)
+        err.print(f"  score {scores[-1]:.1f}, bare {before:.1f} and {after:.1f}")
+    slow = measure_tutorial(stage, folder, network) if tutorial and find_spec("tensorflow") else None
+    ratio = statistics.median(score / bare for score, bare in zip(scores, bares, strict=True))
+    return Result(network, precision, statistics.median(scores), statistics.median(bares), slow, ratio)
+
+
+# -- the bare limit ----------------------------------------------------------------------------------------------------
+
+
+def measure_bare(network: Network, images: tuple[bytes, ...], seconds: float = 10.0) -> float:
+    """Decode and infer in one process per core, nothing else; images per second in all."""
+    context = mp.get_context("spawn")
+    cores = os.cpu_count() or 1
+    ready, go = context.Barrier(cores), context.SimpleQueue()
+    processes = [context.Process(target=_bare, args=(network, images, seconds, ready, go)) for _ in range(cores)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return sum(go.get() for _ in processes)
+
+
+def _bare(network: Network, images: tuple[bytes, ...], seconds: float, ready: Any, rates: Any) -> None:
+    engine = Engine(network, n_threads=1)
+    for payload in images[:3]:
+        _score_bare(engine, payload)
+    ready.wait()
+    started, count = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - started) < seconds:
+        _score_bare(engine, images[count % len(images)])
+        count += 1
+    rates.put(count / elapsed)
+
+
+def _score_bare(engine: Engine, payload: bytes) -> None:
+    engine.infer(array_from_row(decode_image(payload, origin="bare", size=engine.input_size).image))
+
+
+# -- SCORE -------------------------------------------------------------------------------------------------------------
+
+
+def measure_score(stage: Stage, model: Any, card: ModelCard, images: int) -> float:
+    """Run the query over two full micro-batches; the rate is the second one's, from commit to commit."""
+    settings = stage.fresh_settings()
+    score = settings.score.model_copy(update={"max_images_per_batch": images})
+    settings = settings.model_copy(update={"score": score})
+    publish_images(settings, stage.images, 2 * images)
+    query = start_score(stage.spark, model, card, settings)
+    try:
+        ends = [time_s for _, time_s in zip(range(2), _commits(query), strict=False)]
+    finally:
+        query.stop()
+    return images / (ends[1] - ends[0])
+
+
+def _commits(query: Any) -> Iterator[float]:
+    """Give the moment at which each micro-batch with rows was seen committed."""
+    done = -1
+    while True:
+        if query.exception() is not None:
+            raise query.exception()
+        progress = query.lastProgress
+        if progress is not None and progress.batchId > done and progress.numInputRows:
+            done = progress.batchId
+            yield time.perf_counter()
+        time.sleep(0.01)
+
+
+# -- the tutorial way --------------------------------------------------------------------------------------------------
+
+
+def measure_tutorial(stage: Stage, model_folder: Path, network: str, images: int = 60) -> float:
+    """Score as tutorials do: foreachBatch, TensorFlow in a pandas UDF, cache, Delta, then Kafka."""
+    from benchmarks.tutorial import start_tutorial  # noqa: PLC0415  TensorFlow is not always there
+
+    settings: StreamSettings = stage.fresh_settings()
+    publish_images(settings, stage.images, 2 * images)
+    with step(f"{network}: the tutorial way"):
+        query = start_tutorial(stage.spark, settings, model_folder, NETWORKS[network], images)
+        try:
+            ends = [time_s for _, time_s in zip(range(2), _commits(query), strict=False)]
+        finally:
+            query.stop()
+    return images / (ends[1] - ends[0])
+
+
+def show(results: list[Result]) -> None:
+    """Print the results as a table."""
+    table = new_table("network", "#score img/s", "#bare img/s", "#ratio", "#tutorial img/s")
+    for r in results:
+        tutorial = f"{r.tutorial_img_s:.1f}" if r.tutorial_img_s else "not measured"
+        row = (f"{r.score_img_s:.1f}", f"{r.bare_img_s:.1f}", f"{r.ratio:.2f}", tutorial)
+        table.add_row(f"{r.network} {r.precision}", *row)
+    err.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
