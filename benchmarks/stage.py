@@ -51,7 +51,7 @@ class Stage:
     training: Path
 
     def fresh_settings(self) -> StreamSettings:
-        """Settings with empty topics and no checkpoint."""
+        """Return settings with empty topics and no checkpoint."""
         own = uuid4().hex[:8]
         names = ("images", "predictions", "features", "deadletters", "canary", "canary_results")
         topics = {f"{name}_topic": f"{own}.{name}" for name in names}

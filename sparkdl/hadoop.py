@@ -25,7 +25,7 @@ def write_files(spark: SparkSession, folder: str, files: Mapping[str, bytes]) ->
             local = Path(scratch) / name
             local.write_bytes(content)
             target = _path(spark, f"{folder}/{name}")
-            _file_system(spark, target).copyFromLocalFile(False, True, _path(spark, local.as_uri()), target)
+            _file_system(spark, target).copyFromLocalFile(False, True, _local(spark, local), target)
 
 
 def read_files(spark: SparkSession, folder: str) -> dict[str, bytes]:
@@ -53,12 +53,17 @@ def _read_one(spark: SparkSession, system: Any, status: Any, scratch: Path) -> t
     name = status.getPath().getName()
     local = scratch / name
     # The last argument: no checksum file beside the copy.
-    system.copyToLocalFile(False, status.getPath(), _path(spark, local.as_uri()), True)
+    system.copyToLocalFile(False, status.getPath(), _local(spark, local), True)
     return name, local.read_bytes()
 
 
 def _path(spark: SparkSession, text: str) -> Any:
     return spark._jvm.org.apache.hadoop.fs.Path(text)
+
+
+def _local(spark: SparkSession, path: Path) -> Any:
+    # Not as_uri(): Hadoop takes a path as it is written, and would look for a folder named "%20".
+    return _path(spark, f"file://{path}")
 
 
 def _file_system(spark: SparkSession, path: Any) -> Any:

@@ -8,11 +8,22 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from schemas.errors import CorruptImageError, Reason, UnsupportedImageError
 
 # The struct's fields in the order of Spark's ImageSchema; a consumer may read them by position.
 IMAGE_DDL = "origin string, height int, width int, nChannels int, mode int, data binary"
+IMAGE_ARROW_TYPE = pa.struct(
+    [
+        ("origin", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("nChannels", pa.int32()),
+        ("mode", pa.int32()),
+        ("data", pa.binary()),
+    ]
+)
 
 # OpenCV's type number of an unsigned 8-bit image is 8 x (channels - 1): CV_8UC1, CV_8UC3, CV_8UC4.
 MODE_BY_CHANNELS = {1: 0, 3: 16, 4: 24}

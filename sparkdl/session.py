@@ -36,6 +36,7 @@ def start_session(
     master: str = "local[*]",
     driver_memory: str = "2g",
     jars: Sequence[Path] = (),
+    java_options: Sequence[str] = (),
     conf: Mapping[str, str] | None = None,
     verbose: bool = False,
 ) -> SparkSession:
@@ -51,6 +52,8 @@ def start_session(
         As Spark names them.
     jars : sequence of Path
         Connector jars.
+    java_options : sequence of str
+        More options of the driver's JVM.
     conf : Mapping, optional
         More Spark properties; they win over the ones set here.
     verbose : bool
@@ -71,18 +74,23 @@ def start_session(
     # Workers must run this very interpreter, whatever "python3" means on the search path.
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     builder = SparkSession.builder.master(master).appName(app_name).config("spark.driver.memory", driver_memory)
-    settings = {**_BASE_CONF, **_logging_conf(log_folder, verbose), **_jar_conf(master, jars), **(conf or {})}
+    settings = {
+        **_BASE_CONF,
+        **_jvm_conf(log_folder, java_options, verbose=verbose),
+        **_jar_conf(master, jars),
+        **(conf or {}),
+    }
     for name, value in settings.items():
         builder = builder.config(name, value)
     with _console_to(None if verbose else log_folder / "spark-console.log"), _same_interrupt_handler():
         return builder.getOrCreate()
 
 
-def _logging_conf(log_folder: Path, verbose: bool) -> dict[str, str]:
+def _jvm_conf(log_folder: Path, java_options: Sequence[str], *, verbose: bool) -> dict[str, str]:
     config = files("sparkdl") / "log4j2.properties"
     level = "INFO" if verbose else "WARN"
-    options = f'-Dlog4j2.configurationFile="{config}" -Dxray.log.dir="{log_folder}" -Dxray.log.level={level}'
-    return {"spark.driver.extraJavaOptions": options}
+    logging = f'-Dlog4j2.configurationFile="{config}" -Dxray.log.dir="{log_folder}" -Dxray.log.level={level}'
+    return {"spark.driver.extraJavaOptions": " ".join([logging, *java_options])}
 
 
 def _jar_conf(master: str, jars: Sequence[Path]) -> dict[str, str]:

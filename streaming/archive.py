@@ -14,9 +14,12 @@ from pyspark.sql.functions import (
     from_json,
     length,
     lit,
+    lower,
     map_from_entries,
     sha2,
+    struct,
     to_timestamp,
+    transform,
     when,
 )
 from pyspark.sql.streaming import StreamingQuery
@@ -41,8 +44,7 @@ _PREDICTION_DDL = """
     image struct<source: string, id: string, sha256: string, media_type: string, height: int, width: int,
                  payload_bytes: bigint>,
     model struct<name: string, version: string, sha256: string, rendering_version: int>,
-    label string, probabilities map<string, double>, positive_label string, threshold double, operating_point string,
-    captured_at string
+    label string, probabilities map<string, double>, positive_label string, threshold double, operating_point string
 """
 _FEATURES_DDL = """
     event_id string, image struct<source: string, id: string, sha256: string>,
@@ -137,12 +139,16 @@ def _slim(batch: DataFrame, kafka: KafkaSettings) -> DataFrame:
     """Replace a dead letter's bytes by their size and hash: they can be 20 MB, and no table keeps them."""
     payload = coalesce(col("value"), lit(b""))
     is_dead_letter = col("topic") == kafka.deadletters_topic
+    # As decoding reads them: in any case, the last one counts (`DELTA_CONF`).
+    lowered = transform(
+        "headers", lambda header: struct(lower(header["key"]).alias("key"), header["value"].alias("value"))
+    )
     return batch.select(
         "topic",
         "partition",
         "offset",
         "timestamp",
-        map_from_entries("headers").alias("headers"),
+        map_from_entries(lowered).alias("headers"),
         when(~is_dead_letter, col("value").cast("string")).alias("json"),
         when(is_dead_letter, sha2(payload, 256)).alias("payload_sha256"),
         when(is_dead_letter, length(payload)).alias("payload_bytes"),
@@ -160,7 +166,7 @@ def parse_predictions(rows: DataFrame) -> DataFrame:
         *[f"event.{name}" for name in ("label", "probabilities", "positive_label", "threshold", "operating_point")],
         col("event.probabilities")[col("event.positive_label")].alias("score"),
         # A device may send any text as its time; what is no time becomes null, the topic keeps the text.
-        col("event.captured_at").try_cast("timestamp").alias("captured_at"),
+        _header(envelope.CAPTURED_AT).try_cast("timestamp").alias("captured_at"),
         to_timestamp(_header(envelope.CE_TIME)).alias("scored_at"),
         _header(envelope.DECODE_SECONDS).cast("double").alias("decode_seconds"),
         _header(envelope.PREDICT_SECONDS).cast("double").alias("predict_seconds"),

@@ -15,7 +15,7 @@ import pyarrow as pa
 from schemas import envelope
 from schemas.errors import ContractError, Reason, RecordError
 from sparkdl.decode import DecodedImage, DecodeLimits, decode_image
-from sparkdl.imagerow import IMAGE_DDL
+from sparkdl.imagerow import IMAGE_ARROW_TYPE, IMAGE_DDL
 
 DECODED_DDL = f"""
     topic string, partition int, offset bigint, timestamp timestamp, key binary,
@@ -31,18 +31,8 @@ null where it did not: rows stay small on their way to the network."""
 _MAX_TRACE_CHARS = 8000
 """Of a stack trace in a dead letter's header: enough to find the place, small beside the broker's message limit."""
 
-_IMAGE_TYPE = pa.struct(
-    [
-        ("origin", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("nChannels", pa.int32()),
-        ("mode", pa.int32()),
-        ("data", pa.binary()),
-    ]
-)
 _ADDED_FIELDS = [
-    pa.field("image", _IMAGE_TYPE),
+    pa.field("image", IMAGE_ARROW_TYPE),
     pa.field("media_type", pa.string()),
     pa.field("height", pa.int32()),
     pa.field("width", pa.int32()),
@@ -167,7 +157,7 @@ def decode_record(row: Mapping[str, Any], payload: bytes | None, plan: DecodePla
 
 
 def read_envelope(headers: Sequence[Mapping[str, Any]], *, origin: str) -> Envelope:
-    """Read the headers that matter; the first of several with one name counts.
+    """Read the headers that matter; their names are read in any case, and the last of several with one name counts.
 
     Raises
     ------
@@ -176,7 +166,7 @@ def read_envelope(headers: Sequence[Mapping[str, Any]], *, origin: str) -> Envel
     """
     raw: dict[str, bytes] = {}
     for header in headers:
-        raw.setdefault(header["key"].lower(), header["value"] or b"")
+        raw[header["key"].lower()] = header["value"] or b""
     return Envelope(
         content_type=_text(raw, envelope.CONTENT_TYPE, origin),
         source=_text(raw, envelope.CE_SOURCE, origin),

@@ -178,7 +178,9 @@ class StreamMetrics:
             "xray_canary_seconds", "From publishing the canary image to reading its prediction.", END_TO_END_BUCKETS_S
         )
         self.batches = {
-            query: histogram(f"xray_{query}_batch_seconds", f"Duration of a {query} micro-batch.", BATCH_BUCKETS_S)
+            query: histogram(
+                f"xray_{query}_batch_seconds", f"Duration of a micro-batch of {query.upper()}.", BATCH_BUCKETS_S
+            )
             for query in ("score", "archive")
         }
 
@@ -191,7 +193,9 @@ class StreamMetrics:
         )
         self.query_up = Gauge("xray_query_up", "1 while the query runs.", ["query"], registry=registry)
         self.unaccounted = Gauge(
-            "xray_unaccounted_records", "Inputs that are neither prediction nor dead letter.", registry=registry
+            "xray_unaccounted_records",
+            "Images read since the start that became neither prediction nor dead letter.",
+            registry=registry,
         )
         self.last_canary = Gauge(
             "xray_last_canary_timestamp_seconds", "When a canary's prediction was last read.", registry=registry
@@ -209,6 +213,7 @@ class StreamMetrics:
             self.predictions.labels(self._model, label).inc(count)
         for reason, count in totals.dead_letters.items():
             self.dead_letters.labels(DEAD_LETTER_STAGE, reason).inc(count)
+        self.unaccounted.inc(totals.consumed - sum(totals.predictions.values()) - sum(totals.dead_letters.values()))
         for name, (counts, total) in totals.histograms.items():
             self.histograms[name].add(counts, total)
 

@@ -83,7 +83,9 @@ def _expand(text: str) -> list[Path]:
     return sorted(file for file in base.glob(pattern) if file.is_file()) if any(c in text for c in "*?[") else []
 
 
-def image_message(payload: bytes, *, image_id: str, source: str) -> tuple[bytes, list[tuple[str, bytes]]]:
+def image_message(
+    payload: bytes, *, image_id: str, source: str, captured_at: datetime | None = None
+) -> tuple[bytes, list[tuple[str, bytes]]]:
     """Wrap an image's bytes as a CloudEvent, Kafka binding, binary mode.
 
     Parameters
@@ -94,6 +96,8 @@ def image_message(payload: bytes, *, image_id: str, source: str) -> tuple[bytes,
         The publisher's id of the image; with ``source`` it names the image everywhere downstream.
     source : str
         Who publishes, as a URI reference.
+    captured_at : datetime, optional
+        When the device made the image.
 
     Returns
     -------
@@ -101,14 +105,15 @@ def image_message(payload: bytes, *, image_id: str, source: str) -> tuple[bytes,
         The Kafka value and its headers. The content type is what the bytes are; of unknown bytes it is left to the
         stream to say what they are.
     """
-    attributes = {
+    attributes: dict[str, object] = {
         "specversion": envelope.SPECVERSION,
         "id": image_id,
         "source": source,
         "type": envelope.IMAGE_TYPE,
-        "time": datetime.now(UTC),
         "datacontenttype": sniff_media_type(payload) or "application/octet-stream",
     }
+    if captured_at is not None:
+        attributes["time"] = captured_at
     message = to_binary_event(CloudEvent(attributes=attributes, data=payload))
     return payload, [(name, bytes(value)) for name, value in message.headers.items()]
 
@@ -222,7 +227,8 @@ def publish_files(
             continue
         # Named by its content: publishing a folder again after a failure repeats ids, and adds no row to the table.
         image_id = f"{path.name}-{hashlib.sha256(payload).hexdigest()[:16]}"
-        value, headers = image_message(payload, image_id=image_id, source=source)
+        written_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        value, headers = image_message(payload, image_id=image_id, source=source, captured_at=written_at)
         publisher.publish(value, headers, key=path.stem.encode(), token=path)
     publisher.flush()
     report.seconds = time.monotonic() - started

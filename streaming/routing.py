@@ -45,10 +45,13 @@ class Route:
         Names of the topics.
     card : ModelCard
         The model that scores.
+    features_column : str
+        Where the featurizer put its vectors.
     """
 
     kafka: KafkaSettings
     card: ModelCard
+    features_column: str
 
 
 def add_decision(frame: DataFrame, card: ModelCard) -> DataFrame:
@@ -124,7 +127,6 @@ def _prediction(topic: str, card: ModelCard) -> Column:
             lit(card.positive_label).alias("positive_label"),
             lit(card.threshold).cast("double").alias("threshold"),
             lit(card.operating_point).alias("operating_point"),
-            col("captured_at"),
             lit(envelope.DISCLAIMER).alias("disclaimer"),
         )
     )
@@ -146,7 +148,7 @@ def _features(route: Route) -> Column:
                 lit(route.card.rendering_version).alias("rendering_version"),
                 lit(route.card.sha256).alias("model_sha256"),
             ).alias("featurizer"),
-            vector_to_array(col("features"), "float32").alias("features"),
+            vector_to_array(col(route.features_column), "float32").alias("features"),
         )
     )
     return _outcome(route.kafka.features_topic, value, _cloud_event(envelope.FEATURES_TYPE, []))
@@ -174,8 +176,9 @@ def _cloud_event(event_type: str, more: list[Column]) -> Column:
         *more,
     ]
     subject = when(col("id").isNotNull(), array(_header(envelope.CE_SUBJECT, col("id"))))
+    captured = when(col("captured_at").isNotNull(), array(_header(envelope.CAPTURED_AT, col("captured_at"))))
     traced = filter(col("headers"), lambda header: lower(header["key"]).isin(*envelope.TRACE_HEADERS))
-    return concat(array(*own), *[coalesce(part, _no_headers()) for part in (subject, traced)])
+    return concat(array(*own), *[coalesce(part, _no_headers()) for part in (subject, captured, traced)])
 
 
 def _dead_letter(topic: str) -> Column:
@@ -200,8 +203,11 @@ def _dead_letter(topic: str) -> Column:
     ]
     original = coalesce(col("headers"), _no_headers())
     taken = transform(original, lambda header: header["key"])
-    # A record that was re-driven already tells where it failed first; that is kept.
-    new = filter(array(*added), lambda header: ~array_contains(taken, header["key"]))
+    # A record that failed elsewhere before tells so under Kafka Connect's names; that is kept. Our own names say where
+    # it failed now: they go behind whatever the record brought, and the last one counts.
+    new = filter(
+        array(*added), lambda h: ~h["key"].startswith(envelope.ERROR_PREFIX) | ~array_contains(taken, h["key"])
+    )
     return _outcome(topic, col("payload"), concat(original, new), value_is_bytes=True)
 
 

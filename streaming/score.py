@@ -121,7 +121,7 @@ def build_outcomes(images: DataFrame, model: PipelineModel, card: ModelCard, set
     decoded = decode_frame(images, plan)
     scored = add_decision(apply_model(model, decoded), card)
     observed = scored.observe(OBSERVATION, *_observations(card, settings.kafka))
-    return route_outcomes(observed, Route(settings.kafka, card))
+    return route_outcomes(observed, Route(settings.kafka, card, featurizer_of(model).getOutputCol()))
 
 
 def decode_frame(images: DataFrame, plan: DecodePlan) -> DataFrame:
@@ -167,7 +167,7 @@ def _observations(card: ModelCard, kafka: KafkaSettings) -> list[Column]:
     """Aggregate a micro-batch, in the shape that `read_totals` takes apart."""
     real = col("topic") != kafka.canary_topic
     scored = real & col("reason").isNull()
-    # From the broker's time stamp: a device's clock may be wrong by years.
+    # From the broker's time stamp (see streaming.topics): a device's clock may be wrong by years.
     waited_s = col("scored_ms") / 1000 - col("timestamp").cast("double")
     return [
         count_if(real).alias("consumed"),

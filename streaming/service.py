@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from pyspark.errors import PySparkException
 from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming import StreamingQuery, StreamingQueryListener
@@ -106,7 +105,7 @@ def run_stream(
         stack.callback(spark.streams.removeListener, listener)
         state = StreamState(metrics_url, card)
         if available_now:
-            _drain(spark, model, card, settings, on_ready, state)
+            _drain(spark, model, card, settings, ended, on_ready, state)
         else:
             _serve(spark, model, card, settings, metrics, ended, on_ready, state)
 
@@ -116,14 +115,15 @@ def _drain(
     model: PipelineModel,
     card: ModelCard,
     settings: StreamSettings,
+    ended: threading.Event,
     on_ready: Callable[[StreamState], None],
     state: StreamState,
 ) -> None:
     """SCORE first, then ARCHIVE: the second reads what the first writes."""
     create_tables(spark, settings.tables_folder)
     on_ready(state)
-    _await_end(start_score(spark, model, card, settings, available_now=True))
-    _await_end(start_archive(spark, settings, available_now=True))
+    _await_end(start_score(spark, model, card, settings, available_now=True), ended)
+    _await_end(start_archive(spark, settings, available_now=True), ended)
 
 
 def _serve(
@@ -197,9 +197,22 @@ def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSes
         master=settings.spark.master,
         driver_memory=settings.spark.driver_memory,
         jars=resolve_jars(SPARK_JARS, settings.jars_folder),
+        java_options=_java_options(settings.spark.driver_memory),
         conf={**DELTA_CONF, "spark.scheduler.mode": "FAIR"},
         verbose=verbose,
     )
+
+
+def _java_options(driver_memory: str) -> list[str]:
+    """Tune the JVM for what it does here: it carries images past, while Python does the work on the same cores.
+
+    Measured with EfficientNetLite0 on 2 cores, 600 images: 65 images a second without these options, 75 with the first
+    two (the second compiler took a tenth of the machine for code that waits for Python), 84 with all three (almost every
+    byte is dead before the young generation is full; a small one copies images that are still on their way).
+    """
+    size, unit = int(driver_memory[:-1]), driver_memory[-1]
+    young_mb = size * (1024 if unit == "g" else 1) * 6 // 10
+    return ["-XX:TieredStopAtLevel=1", "-XX:+UseParallelGC", f"-Xmn{young_mb}m"]
 
 
 def load_model(folder: Path) -> PipelineModel:
@@ -260,11 +273,11 @@ def stop_after_batch(query: StreamingQuery) -> None:
     query.stop()
 
 
-def _await_end(query: StreamingQuery) -> None:
-    try:
-        query.awaitTermination()
-    except PySparkException as exc:
-        raise _failure(query, exc) from exc
+def _await_end(query: StreamingQuery, ended: threading.Event) -> None:
+    while query.isActive:
+        if ended.wait(_POLL_S):
+            stop_after_batch(query)
+    _raise_failure([query])
 
 
 def _raise_failure(queries: list[StreamingQuery]) -> None:

@@ -23,19 +23,22 @@ def wanted_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
     Returns
     -------
     dict
-        Topic name to topic properties. Images and dead letters stay a week, so that a long week-end's stop loses none.
+        Topic name to topic properties. Images stay a week, so that a long week-end's stop loses none; what is derived
+        from them stays longer. Images carry the broker's time: with a device's own, a clock that is years behind would
+        have retention remove them at once.
     """
     size = {"max.message.bytes": str(kafka.max_message_bytes)}
     # A dead letter is its original and the headers that explain it: the largest image must still fit with them.
     roomy = {"max.message.bytes": str(kafka.max_message_bytes + HEADROOM_BYTES)}
+    broker_time = {"message.timestamp.type": "LogAppendTime"}
     week = {"retention.ms": str(7 * _DAY_MS), **size}
     hour = {"retention.ms": str(_HOUR_MS), **size}
     return {
-        kafka.images_topic: week,
+        kafka.images_topic: {**week, **broker_time},
         kafka.predictions_topic: {"retention.ms": str(30 * _DAY_MS), **size},
         kafka.features_topic: week,
         kafka.deadletters_topic: {"retention.ms": str(30 * _DAY_MS), **roomy},
-        kafka.canary_topic: hour,
+        kafka.canary_topic: {**hour, **broker_time},
         kafka.canary_results_topic: hour,
     }
 
@@ -87,11 +90,15 @@ def check_topics(kafka: KafkaSettings) -> None:
     if missing:
         msg = f"missing topics at {kafka.bootstrap_servers}: {', '.join(missing)}. Create them with 'xray up'."
         raise BrokerError(msg)
-    for name, found in _max_message_bytes(kafka, [kafka.images_topic, kafka.deadletters_topic]).items():
-        if found < kafka.max_message_bytes:
+    wanted = {
+        kafka.images_topic: kafka.max_message_bytes,
+        kafka.deadletters_topic: kafka.max_message_bytes + HEADROOM_BYTES,
+    }
+    for name, found in _max_message_bytes(kafka, wanted).items():
+        if found < wanted[name]:
             msg = (
-                f"topic {name} takes messages up to {found} bytes; XRAY_KAFKA__MAX_MESSAGE_BYTES is "
-                f"{kafka.max_message_bytes}. Raise the topic's max.message.bytes or lower the setting."
+                f"topic {name} takes messages up to {found} bytes, wanted {wanted[name]}. Raise the topic's "
+                "max.message.bytes or lower XRAY_KAFKA__MAX_MESSAGE_BYTES."
             )
             raise BrokerError(msg)
 

@@ -12,22 +12,12 @@ import pyarrow as pa
 
 from schemas.errors import RecordError
 from sparkdl.decode import decode_image
-from sparkdl.imagerow import IMAGE_DDL
+from sparkdl.imagerow import IMAGE_ARROW_TYPE, IMAGE_DDL
 
 DECODED_DDL = f"path string, image struct<{IMAGE_DDL}>, error string"
 """What decoding gives for every file: either ``image`` or ``error`` is null."""
 
-_IMAGE_TYPE = pa.struct(
-    [
-        ("origin", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("nChannels", pa.int32()),
-        ("mode", pa.int32()),
-        ("data", pa.binary()),
-    ]
-)
-_SCHEMA = pa.schema([("path", pa.string()), ("image", _IMAGE_TYPE), ("error", pa.string())])
+_SCHEMA = pa.schema([("path", pa.string()), ("image", IMAGE_ARROW_TYPE), ("error", pa.string())])
 
 
 def decode_files(paths: Sequence[str], size: tuple[int, int]) -> pa.RecordBatch:

@@ -215,9 +215,7 @@ def train(
     network: Annotated[str, typer.Option(help="EfficientNetLite0, InceptionV3, ResNet50, …")] = "EfficientNetLite0",
     weights: Annotated[str, typer.Option(help="imagenet, random, or a Keras file.")] = "imagenet",
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    classes: Annotated[
-        str | None, typer.Option(help="Only these, e.g. normal,covid; the last one is the finding.")
-    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Only these, e.g. normal,covid.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split and of random weights.")] = 0,
     promote: Annotated[bool, typer.Option(help="Let the stream serve the new model.")] = True,
     json_: Json = False,

@@ -36,7 +36,10 @@ def show_account(account: Account) -> None:
     if account.balanced:
         out.print(f"[green]Balanced[/]: {account.consumed} images consumed, each with its outcome.")
     else:
-        out.print(f"[bold red]Not balanced[/]: {account.unaccounted} images without exactly one outcome.")
+        out.print(
+            f"[bold red]Not balanced[/]: {account.unaccounted} images without exactly one outcome, and tables that"
+        )
+        out.print("lack or repeat events where the columns missing and duplicates are not 0.")
         for p in account.partitions:
             if p.missing_offsets:
                 out.print(f"  partition {p.partition}, offsets {', '.join(map(str, p.missing_offsets))}")

@@ -120,7 +120,12 @@ def test_demo_accounts_for_everything(shell: Shell) -> None:
         ({"XRAY_KAFKA__PARTITION": "2"}, ["status"], 2, "Did you mean XRAY_KAFKA__PARTITIONS?"),
         ({"XRAY_KAFKA__PARTITIONS": "none"}, ["status"], 2, "XRAY_KAFKA__PARTITIONS: "),
         ({"XRAY_KAFKA__SECURITY_PROTOCOL": "SASL_SSL"}, ["status"], 2, "also needs sasl_mechanism"),
-        ({"XRAY_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}, ["publish", "IMAGE"], 1, "Start the local one with 'xray up'"),
+        (
+            {"XRAY_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"},
+            ["publish", "IMAGE"],
+            1,
+            "Start the local one with 'xray up'",
+        ),
         ({"XRAY_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}, ["audit"], 1, "cannot reach Kafka"),
         ({"XRAY_KAFKA__BOOTSTRAP_SERVERS": "elsewhere:9092"}, ["down"], 2, "on this machine only"),
         ({}, ["stream"], 1, "xray train --data"),
