@@ -163,7 +163,7 @@ def _commits(query: Any) -> Iterator[float]:
 
 def measure_tutorial(stage: Stage, network: str, images: int = 60) -> float:
     """Score as tutorials do: foreachBatch, TensorFlow in a pandas UDF, cache, Delta, then Kafka."""
-    from benchmarks.tutorial import start_tutorial  # noqa: PLC0415  TensorFlow is not always there
+    from benchmarks.tutorial import start_tutorial  # TensorFlow is not always there
 
     settings: StreamSettings = stage.fresh_settings()
     publish_images(settings, stage.images, 2 * images)

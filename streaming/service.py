@@ -207,8 +207,8 @@ def _java_options(driver_memory: str) -> list[str]:
     """Tune the JVM for what it does here: it carries images past, while Python does the work on the same cores.
 
     Measured with EfficientNetLite0 on 2 cores, 600 images: 65 images a second without these options, 75 with the first
-    two (the second compiler took a tenth of the machine for code that waits for Python), 84 with all three (almost every
-    byte is dead before the young generation is full; a small one copies images that are still on their way).
+    two (the second compiler took a tenth of the machine for code that waits for Python), 84 with all three (almost
+    every byte is dead before the young generation is full; a small one copies images still on their way).
     """
     size, unit = int(driver_memory[:-1]), driver_memory[-1]
     young_mb = size * (1024 if unit == "g" else 1) * 6 // 10

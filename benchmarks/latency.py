@@ -1,0 +1,187 @@
+"""Seconds from publishing an image to reading its prediction, as a consumer sees them.
+
+The whole stream runs, ARCHIVE and canary included. Measured at idle (single images, a second apart), at 25 % and 75 % of
+the throughput that the same process reached before, and for the first image after three quiet minutes; beside them the
+baseline: one image through decoding and network in a bare process.
+
+Run it: ``python -m benchmarks.latency`` (``--help``). Nothing else should run on the machine.
+"""
+
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+from uuid import uuid4
+
+import numpy as np
+import typer
+
+from benchmarks.stage import Stage, open_stage
+from benchmarks.throughput import WEIGHTS
+from schemas.envelope import CE_ID, CE_SOURCE
+from sparkdl.decode import decode_image
+from sparkdl.engine import Engine
+from sparkdl.imagerow import array_from_row
+from sparkdl.networks import Network
+from streaming.publish import ImagePublisher
+from streaming.score import featurizer_of
+from streaming.service import run_stream
+from streaming.settings import StreamSettings
+from streaming.watch import watch_predictions
+from xray.console import err, new_table, step
+
+_BURST = 400
+_READY_TIMEOUT_S = 180
+
+
+@dataclass
+class Result:
+    """Latency of one situation, in seconds."""
+
+    situation: str
+    images: int
+    p50: float
+    p95: float
+    p99: float
+
+
+def main(
+    network: Annotated[str, typer.Option(help="Network of the model.")] = "EfficientNetLite0",
+    seconds: Annotated[float, typer.Option(min=5, help="Length of each load.")] = 40,
+    quiet_s: Annotated[float, typer.Option(min=0, help="Length of the quiet time.")] = 185,
+    quiet_rounds: Annotated[int, typer.Option(min=0, help="How often to wait for it.")] = 2,
+    json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+) -> None:
+    """Measure the latency of each situation in one run of the stream."""
+    with open_stage() as stage:
+        model, _, folder = stage.train(network, WEIGHTS.get(network, "random"), "fp32")
+        bare = measure_bare(featurizer_of(model).network, stage.images)
+        settings = stage.fresh_settings()
+        with _streaming(stage, settings, folder):
+            probe = Probe(settings, stage.images)
+            throughput = probe.burst(_BURST)
+            err.print(f"throughput of a burst of {_BURST}: {throughput:.1f} images a second")
+            results = [bare, summarise("idle, one a second", probe.load(1.0, seconds))]
+            for share in (0.25, 0.75):
+                rate = share * throughput
+                results.append(summarise(f"{share:.0%}, {rate:.0f} a second", probe.load(rate, seconds)))
+            first = []
+            for _ in range(quiet_rounds):
+                with step(f"{quiet_s:.0f} quiet seconds"):
+                    time.sleep(quiet_s)
+                first += probe.load(1.0, 1.0)
+            if first:
+                results.append(summarise(f"first after {quiet_s:.0f} quiet s", first))
+    if json_:
+        document = {"throughput_img_s": throughput, "latency_seconds": [asdict(result) for result in results]}
+        sys.stdout.write(json.dumps(document) + "\n")
+    show(results)
+
+
+class Probe:
+    """Publishes images and times their predictions."""
+
+    def __init__(self, settings: StreamSettings, images: tuple[bytes, ...]) -> None:
+        self._settings = settings
+        self._images = images
+        self._publisher = ImagePublisher(settings.kafka, self._refuse_failure)
+        self._sent: dict[str, float] = {}
+
+    def load(self, rate: float, seconds: float) -> list[float]:
+        """Publish at a rate for some seconds; give every latency."""
+        return self._publish(max(1, round(rate * seconds)), rate)
+
+    def _publish(self, count: int, rate: float) -> list[float]:
+        watched = watch_predictions(self._settings.kafka, timeout_s=60)
+        next(watched)
+        sender = threading.Thread(target=self._send, args=(count, rate))
+        sender.start()
+        latencies: list[float] = []
+        for prediction in watched:
+            if prediction is not None:
+                latencies.append(time.monotonic() - self._sent.pop(prediction.event["image"]["id"]))
+            if len(latencies) == count:
+                break
+        sender.join()
+        if len(latencies) < count:
+            msg = f"{count - len(latencies)} of {count} predictions did not come within a minute"
+            raise RuntimeError(msg)
+        return latencies
+
+    def burst(self, count: int) -> float:
+        """Publish twice as many at once, the first time to warm up; give images per second of the second."""
+        self._publish(count, math.inf)
+        started = time.monotonic()
+        self._publish(count, math.inf)
+        return count / (time.monotonic() - started)
+
+    def _send(self, count: int, rate: float) -> None:
+        started = time.monotonic()
+        for i in range(count):
+            while (early_s := started + i / rate - time.monotonic()) > 0:
+                self._publisher.poll(early_s)
+            name = str(uuid4())
+            self._sent[name] = time.monotonic()
+            headers = [(CE_ID, name.encode()), (CE_SOURCE, b"/benchmark")]
+            self._publisher.publish(self._images[i % len(self._images)], headers, key=name.encode(), token=name)
+        self._publisher.flush()
+
+    @staticmethod
+    def _refuse_failure(token: object, error: str | None) -> None:
+        if error is not None:
+            err.print(f"not published: {token}: {error}")
+
+
+@contextmanager
+def _streaming(stage: Stage, settings: StreamSettings, model: Path) -> Iterator[None]:
+    ended, ready = threading.Event(), threading.Event()
+    thread = threading.Thread(
+        target=run_stream,
+        args=(settings,),
+        kwargs={"model_folder": model, "spark": stage.spark, "ended": ended, "on_ready": lambda _: ready.set()},
+    )
+    thread.start()
+    try:
+        with step("starting the stream"):
+            if not ready.wait(_READY_TIMEOUT_S):
+                msg = "the stream did not become ready"
+                raise RuntimeError(msg)
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def measure_bare(network: Network, images: tuple[bytes, ...]) -> Result:
+    """Decode and infer one image at a time in this process, one thread."""
+    engine = Engine(network, n_threads=1)
+    latencies = []
+    for payload in images * 4:
+        started = time.perf_counter()
+        engine.infer(array_from_row(decode_image(payload, origin="bare", size=engine.input_size).image))
+        latencies.append(time.perf_counter() - started)
+    return summarise("bare decode and network", latencies)
+
+
+def summarise(situation: str, latencies: list[float]) -> Result:
+    """Reduce latencies to three quantiles."""
+    p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
+    return Result(situation, len(latencies), float(p50), float(p95), float(p99))
+
+
+def show(results: list[Result]) -> None:
+    """Print the results as a table."""
+    table = new_table("situation", "#images", "#p50 s", "#p95 s", "#p99 s")
+    for r in results:
+        table.add_row(r.situation, str(r.images), *[f"{value:.3f}" for value in (r.p50, r.p95, r.p99)])
+    err.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
