@@ -11,25 +11,22 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkdl.decode import resize_pixels
-from sparkdl.engine import Engine, load_engine
+from sparkdl.engine import Engine
 from sparkdl.imagerow import ImageRow, array_from_row
-from sparkdl.networks import Network
 
 FEATURIZED_DDL = "features array<float>, seconds double"
 _FEATURIZED_TYPE = pa.struct([("features", pa.list_(pa.float32())), ("seconds", pa.float64())])
 
 
-def featurize_batches(batches: Iterator[pa.Array], network: Network, n_threads: int) -> Iterator[pa.Array]:
+def featurize_batches(batches: Iterator[pa.Array], engine: Engine) -> Iterator[pa.Array]:
     """Compute features for batches of image rows.
 
     Parameters
     ----------
     batches : iterator of pyarrow.StructArray
         Image rows, null where there is no image.
-    network : Network
-        What to run; compiled once per process and kept across micro-batches.
-    n_threads : int
-        Threads of one inference.
+    engine : Engine
+        What to run.
 
     Yields
     ------
@@ -37,7 +34,6 @@ def featurize_batches(batches: Iterator[pa.Array], network: Network, n_threads: 
         ``features`` (float32, shape (n_features,)) and ``seconds``, the time that resizing and inference took; null
         where the image is null. As many rows as came in.
     """
-    engine = load_engine(network, n_threads=n_threads)
     for batch in batches:
         rows = [None if image is None else ImageRow(**image) for image in batch.to_pylist()]
         yield _to_arrow([None if row is None else _featurize(row, engine) for row in rows])

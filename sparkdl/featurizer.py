@@ -17,6 +17,7 @@ from pyspark.sql.types import DoubleType, StructField, StructType
 
 from schemas.errors import ModelLoadError, SettingsError
 from sparkdl.batches import FEATURIZED_DDL, featurize_batches
+from sparkdl.engine import find_engine
 from sparkdl.hadoop import read_files, write_files
 from sparkdl.networks import NETWORKS, Network, build_network
 
@@ -138,12 +139,13 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, MLReadable, ML
     def _udf(self, spark: SparkSession) -> Any:
         if self._broadcast is None:
             self._broadcast = spark.sparkContext.broadcast(self.network)
-        broadcast = self._broadcast
+        broadcast, sha256, precision = self._broadcast, self.network.sha256, self.network.precision
         # As many threads as Spark counts cores for a task: more would have workers fight over the cores.
         n_threads = int(spark.conf.get("spark.task.cpus", "1"))
 
         def featurize(images: Iterator[pa.Array]) -> Iterator[pa.Array]:
-            return featurize_batches(images, broadcast.value, n_threads)
+            engine = find_engine(sha256, precision, lambda: broadcast.value, n_threads=n_threads)
+            return featurize_batches(images, engine)
 
         return arrow_udf(featurize, returnType=FEATURIZED_DDL)
 

@@ -1,0 +1,69 @@
+"""Settings: a bad value stops the start with the variable's name; every client gets what it needs."""
+
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import SettingsError
+from streaming.settings import KafkaSettings, load_settings, variable_names
+
+_SASL = {
+    "security_protocol": "SASL_SSL",
+    "sasl_mechanism": "SCRAM-SHA-512",
+    "sasl_username": "stream",
+    "sasl_password": 'a"b\\c',
+    "ssl_ca_location": Path("/etc/ca.pem"),
+}
+
+
+def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XRAY_KAFKA__BOOTSTRAP_SERVERS", "one:9092,two:9092")
+    monkeypatch.setenv("XRAY_SCORE__MAX_IMAGES_PER_BATCH", "50")
+    settings = load_settings()
+    assert settings.kafka.bootstrap_servers == "one:9092,two:9092"
+    assert settings.score.max_images_per_batch == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("XRAY_KAFKA__PARTITIONS", "0", "XRAY_KAFKA__PARTITIONS: "),
+        ("XRAY_KAFKA__SECURITY_PROTOCOL", "TLS", "'PLAINTEXT', 'SSL'"),
+        ("XRAY_SPARK__DRIVER_MEMORY", "2 GB", "XRAY_SPARK__DRIVER_MEMORY: "),
+        ("XRAY_SCORE__CANARY_S", "61", "XRAY_SCORE__CANARY_S: "),
+        ("XRAY_METRICS__PORT", "http", "XRAY_METRICS__PORT: "),
+        ("XRAY_SCORE__MAX_IMAGES_PER_BATCHES", "5", "Did you mean XRAY_SCORE__MAX_IMAGES_PER_BATCH?"),
+        ("XRAY_KAFKA__SECURITY_PROTOCOL", "SASL_SSL", "also needs sasl_mechanism, sasl_username, sasl_password"),
+    ],
+)
+def test_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert said in str(caught.value)
+
+
+def test_password_is_never_shown() -> None:
+    kafka = KafkaSettings(**{**_SASL, "sasl_password": "geheim"})  # type: ignore[arg-type]
+    assert "geheim" not in repr(kafka)
+    assert "geheim" not in str(kafka.model_dump(mode="json"))
+    with pytest.raises(SettingsError) as caught:
+        load_settings(kafka={"sasl_password": "geheim", "security_protocol": "SASL_SSL"})
+    assert "geheim" not in str(caught.value)
+
+
+def test_every_client_logs_in() -> None:
+    kafka = KafkaSettings(**_SASL)  # type: ignore[arg-type]
+    librdkafka, spark = kafka.to_librdkafka(), kafka.to_spark()
+    assert librdkafka["sasl.password"] == 'a"b\\c'
+    assert librdkafka["ssl.ca.location"] == "/etc/ca.pem"
+    assert spark["kafka.security.protocol"] == "SASL_SSL"
+    assert spark["kafka.sasl.mechanism"] == "SCRAM-SHA-512"
+    assert spark["kafka.sasl.jaas.config"] == (
+        'org.apache.kafka.common.security.scram.ScramLoginModule required username="stream" password="a\\"b\\\\c";'
+    )
+    assert spark["kafka.ssl.truststore.location"] == "/etc/ca.pem"
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert all(variable_names().values())
