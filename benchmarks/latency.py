@@ -1,8 +1,8 @@
 """Seconds from publishing an image to reading its prediction, as a consumer sees them.
 
-The whole stream runs, ARCHIVE and canary included. Measured at idle (single images, a second apart), at 25 % and 75 % of
-the throughput that this process reached before, and for the first image after three quiet minutes; beside them
-the baseline: one image through decoding and network in a bare process.
+The whole stream runs, ARCHIVE and canary included. Measured at idle (single images, a second apart), at 25 % and 75 %
+of the throughput that this process reached before, and for the first image after three quiet minutes; beside them the
+baseline, one image through decoding and network in a bare process.
 
 Run it: ``python -m benchmarks.latency`` (``--help``). Nothing else should run on the machine.
 """

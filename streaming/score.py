@@ -81,8 +81,8 @@ def read_images(spark: SparkSession, kafka: KafkaSettings, score: ScoreSettings)
         "failOnDataLoss": "true",
         # Kafka's default waits half a second for more data, on every trigger.
         "kafka.fetch.max.wait.ms": "10",
-        "kafka.max.partition.fetch.bytes": str(kafka.max_message_bytes + HEADROOM_BYTES),
-        "kafka.fetch.max.bytes": str(2 * kafka.max_message_bytes),
+        # A larger message is fetched all the same, alone; what is fetched beyond a task's share is thrown away.
+        "kafka.max.partition.fetch.bytes": str(4 * 1024 * 1024),
     }
     return spark.readStream.format("kafka").options(**options).load()
 
