@@ -13,6 +13,8 @@ from pyspark.sql import SparkSession
 
 from sparkdl.java import find_java
 
+_STANDARD_STREAMS = (1, 2)
+
 _BASE_CONF = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
@@ -117,17 +119,20 @@ def _same_interrupt_handler() -> Iterator[None]:
 def _console_to(path: Path | None) -> Iterator[None]:
     """Send what the JVM and its workers print to a file.
 
-    The JVM inherits the standard error of the moment it starts in and keeps it; ours is put back afterwards.
+    The JVM inherits the standard streams of the moment it starts in and keeps them; ours are put back afterwards.
     """
     if path is None:
         yield
         return
+    sys.stdout.flush()
     sys.stderr.flush()
-    saved = os.dup(2)
+    saved = {stream: os.dup(stream) for stream in _STANDARD_STREAMS}
     try:
-        with path.open("ab") as stream:
-            os.dup2(stream.fileno(), 2)
+        with path.open("ab") as log:
+            for stream in saved:
+                os.dup2(log.fileno(), stream)
         yield
     finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+        for stream, original in saved.items():
+            os.dup2(original, stream)
+            os.close(original)
