@@ -206,9 +206,10 @@ def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSes
 def _java_options(driver_memory: str) -> list[str]:
     """Tune the JVM for what it does here: it carries images past, while Python does the work on the same cores.
 
-    Measured with EfficientNetLite0 on 2 cores, 600 images: 65 images a second without these options; 75 with one compiler
-    and this collector, for the second compiler took a tenth of the machine for code that waits for Python; 84 with the
-    large young generation too: almost every byte is dead before it is full, a small one copies what is still on its way.
+    Measured with EfficientNetLite0 on 2 cores, 600 images: 65 images a second without these options; 75 with one
+    compiler and this collector, for the second compiler took a tenth of the machine for code that waits for Python; 84
+    with the large young generation too: almost every byte is dead before it is full, and a small one copies what is
+    still on its way.
     """
     size, unit = int(driver_memory[:-1]), driver_memory[-1]
     young_mb = size * (1024 if unit == "g" else 1) * 6 // 10
