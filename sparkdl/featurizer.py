@@ -20,6 +20,7 @@ from sparkdl.batches import FEATURIZED_DDL, featurize_batches
 from sparkdl.engine import find_engine
 from sparkdl.hadoop import read_files, write_files
 from sparkdl.networks import NETWORKS, Network, build_network
+from sparkdl.worker import settle_worker
 
 _NETWORK_FOLDER = "network"
 
@@ -145,6 +146,7 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, MLReadable, ML
 
         def featurize(images: Iterator[pa.Array]) -> Iterator[pa.Array]:
             engine = find_engine(sha256, precision, lambda: broadcast.value, n_threads=n_threads)
+            settle_worker(sha256)
             return featurize_batches(images, engine)
 
         return arrow_udf(featurize, returnType=FEATURIZED_DDL)

@@ -21,6 +21,7 @@ from schemas.errors import ModelLoadError, Reason
 from schemas.modelcard import ModelCard
 from sparkdl.decode import DecodeLimits
 from sparkdl.featurizer import DeepImageFeaturizer
+from sparkdl.worker import settle_worker
 from streaming.decoding import DECODED_DDL, DecodePlan, decode_batches
 from streaming.metrics import (
     DECODE_BUCKETS_S,
@@ -128,6 +129,7 @@ def decode_frame(images: DataFrame, plan: DecodePlan) -> DataFrame:
     """Decode Kafka rows into `DECODED_DDL`."""
 
     def decode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        settle_worker("decode")
         return decode_batches(batches, plan)
 
     wanted = images.select("topic", "partition", "offset", "timestamp", "key", "headers", "value")
