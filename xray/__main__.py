@@ -1,7 +1,9 @@
 """The ``xray`` command: runs it and turns typed errors into one line and an exit code."""
 
 import logging
+import os
 import sys
+from contextlib import suppress
 
 from schemas.errors import SettingsError, XrayError
 from xray.cli import app
@@ -13,21 +15,47 @@ EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; the process ends with its exit code."""
+    """Run the command line; the process ends with its exit code.
+
+    It ends without the interpreter's own farewell: now and then a native library's thread aborted the process there
+    (exit code 134) after all was done, and an exit code is what scripts go by. By then Spark, threads and files are
+    closed by their own ``with`` and ``finally``.
+    """
+    code = run()
+    with suppress(BrokenPipeError):  # a reader like "head" may have gone
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run() -> int:
+    """Run the command line.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
     # Libraries below speak through logging; on a terminal only what the user must know is shown.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     for chatty in ("py4j", "pyspark", "pydicom", "cloudevents"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         app()
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
     except SettingsError as exc:
         show_error(str(exc))
-        sys.exit(EXIT_USAGE)
+        return EXIT_USAGE
     except XrayError as exc:
         show_error(str(exc))
-        sys.exit(EXIT_ERROR)
+        return EXIT_ERROR
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
+    except Exception:
+        logging.exception("a defect of this program")
+        return EXIT_ERROR
+    return 0
 
 
 if __name__ == "__main__":
