@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -41,6 +42,7 @@ def load_schema(name: str) -> dict[str, Any]:
     return schema
 
 
+@cache
 def load_tables() -> dict[str, Table]:
     """Load the Delta tables' definitions, by name."""
     tables = json.loads((files("schemas") / "tables.json").read_text(encoding="utf-8"))

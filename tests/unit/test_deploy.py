@@ -21,6 +21,7 @@ from schemas.modelcard import ModelCard
 from streaming.jars import KAFKA_JARS
 from streaming.metrics import StreamMetrics
 from streaming.settings import MAX_MESSAGE_BYTES, MetricsSettings, ScoreSettings, variable_names
+from tests.metricspage import render_metrics_page
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -68,18 +69,8 @@ def instructions(name: str) -> list[str]:
 
 def exposed_metrics() -> dict[str, set[str]]:
     """Names on the real page, each with the labels it can have."""
-    registry = CollectorRegistry()
-    card = ModelCard(
-        name="cxr", version="1", labels=("normal", "opacities"), positive_label="opacities", threshold=0.5,
-        operating_point="", network="EfficientNetLite0", precision="fp32", rendering_version=1, sha256="0" * 64,
-        created_at="2026-01-01T00:00:00Z", metrics={},
-    )  # fmt: skip
-    metrics = StreamMetrics(registry, card)
-    # Two families have no sample before the first batch.
-    metrics.record_batch("score", 1.0)
-    metrics.record_lag({}, {"xray.images": {"0": 1}})
     names: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+    for family in text_string_to_metric_families(render_metrics_page()):
         for sample in family.samples:
             names.setdefault(sample.name, set()).update(sample.labels)
     return names

@@ -18,7 +18,6 @@ import pytest
 import typer
 from deltalake import write_deltalake
 from kafka import KafkaProducer
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
@@ -27,9 +26,9 @@ from schemas.envelope import DISCLAIMER, derive_event_id
 from schemas.errors import Reason
 from schemas.modelcard import ModelCard
 from sparkdl.networks import NETWORKS
-from streaming.metrics import StreamMetrics
 from streaming.settings import KafkaSettings, StreamSettings, variable_names
 from streaming.topics import wanted_topics
+from tests.metricspage import render_metrics_page
 from tests.specimens import png
 from xray.cli import app
 
@@ -151,17 +150,7 @@ def test_examples_are_valid(name: str) -> None:
 
 def exposed_series() -> dict[str, tuple[str, frozenset[str]]]:
     """Type and labels of each family on the real page, by the name that the page shows."""
-    registry = CollectorRegistry()
-    card = ModelCard(
-        name="cxr", version="1", labels=("normal", "opacities"), positive_label="opacities", threshold=0.5,
-        operating_point="", network="EfficientNetLite0", precision="fp32", rendering_version=1, sha256="0" * 64,
-        created_at="2026-01-01T00:00:00Z", metrics={},
-    )  # fmt: skip
-    metrics = StreamMetrics(registry, card)
-    # Two families have no sample, and so show no label, before the first batch.
-    metrics.record_batch("score", 1.0)
-    metrics.record_lag({}, {"xray.images": {"0": 1}})
-    page = generate_latest(registry).decode()
+    page = render_metrics_page()
     names = re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE)
     labels: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(page):
