@@ -26,9 +26,9 @@ from benchmarks.stage import Stage, open_stage
 from benchmarks.throughput import WEIGHTS
 from schemas.envelope import CE_ID, CE_SOURCE
 from sparkdl.decode import decode_image
-from sparkdl.engine import Engine
+from sparkdl.engine import OpenVinoEngine
 from sparkdl.imagerow import array_from_row
-from sparkdl.networks import Network
+from sparkdl.network import Network
 from streaming.publish import ImagePublisher
 from streaming.score import featurizer_of
 from streaming.service import run_stream
@@ -160,11 +160,11 @@ def _streaming(stage: Stage, settings: StreamSettings, model: Path) -> Iterator[
 
 def measure_bare(network: Network, images: tuple[bytes, ...]) -> Result:
     """Decode and infer one image at a time in this process, one thread."""
-    engine = Engine(network, n_threads=1)
+    engine = OpenVinoEngine(network, n_threads=1)
     latencies = []
     for payload in images * 4:
         started = time.perf_counter()
-        engine.infer(array_from_row(decode_image(payload, origin="bare", size=engine.input_size).image))
+        engine.infer(array_from_row(decode_image(payload, origin="bare", size=engine.network.input_size).image))
         latencies.append(time.perf_counter() - started)
     return summarise("bare decode and network", latencies)
 

@@ -24,9 +24,10 @@ import typer
 from benchmarks.stage import Stage, open_stage, publish_images
 from schemas.modelcard import ModelCard
 from sparkdl.decode import decode_image
-from sparkdl.engine import Engine
+from sparkdl.engine import OpenVinoEngine
 from sparkdl.imagerow import array_from_row
-from sparkdl.networks import NETWORKS, Network
+from sparkdl.network import Network
+from sparkdl.networks import NETWORKS
 from streaming.score import featurizer_of, start_score
 from streaming.settings import StreamSettings
 from xray.console import err, new_table, step
@@ -110,7 +111,7 @@ def measure_bare(network: Network, images: tuple[bytes, ...], seconds: float = 1
 
 
 def _bare(network: Network, images: tuple[bytes, ...], seconds: float, ready: Any, rates: Any) -> None:
-    engine = Engine(network, n_threads=1)
+    engine = OpenVinoEngine(network, n_threads=1)
     for payload in images[:3]:
         _score_bare(engine, payload)
     ready.wait()
@@ -122,7 +123,7 @@ def _bare(network: Network, images: tuple[bytes, ...], seconds: float, ready: An
 
 
 def _score_bare(engine: Engine, payload: bytes) -> None:
-    engine.infer(array_from_row(decode_image(payload, origin="bare", size=engine.input_size).image))
+    engine.infer(array_from_row(decode_image(payload, origin="bare", size=engine.network.input_size).image))
 
 
 # -- SCORE -------------------------------------------------------------------------------------------------------------

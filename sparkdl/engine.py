@@ -1,4 +1,4 @@
-"""Runs a converted network with OpenVINO: one image in, one feature vector out.
+"""Runs a converted network: one image in, one feature vector out.
 
 This is the serving side. It reads only the converted network that a saved model carries; it never downloads, never
 imports Keras and never talks on the terminal.
@@ -14,26 +14,39 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import ModelLoadError, SettingsError
-from sparkdl.networks import Network, import_openvino
+from sparkdl.backends import import_openvino
+from sparkdl.network import BIN_FILE, XML_FILE, Network
 
 _log = logging.getLogger(__name__)
 
-_PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
+# What the operations compute in that are not int8 already.
+_PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 # Two, because a promoted model replaces another one while micro-batches of both are in flight; more would keep
 # hundreds of MB of dead networks in a long-lived worker.
 _MAX_ENGINES = 2
 
 _GRAY, _BGR, _BGRA = 1, 3, 4
+_IMAGE_NDIM = 3
 
 
-class Engine:
+class Engine(Protocol):
+    """What runs a network: `OpenVinoEngine`, or `sparkdl.reference.TensorFlowEngine`."""
+
+    network: Network
+
+    def infer(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Compute one input's output; see `OpenVinoEngine.infer`."""
+
+
+class OpenVinoEngine:
     """A network compiled for this machine, ready to turn pixels into features.
 
     Calls from several threads are safe; they wait for each other. Throughput comes from several processes (Spark's
@@ -42,9 +55,9 @@ class Engine:
     Parameters
     ----------
     network : Network
-        The converted network; it can be let go afterwards, the engine keeps its own copy.
+        The converted network. The engine keeps its own copy of the weights, and of ``network`` all but the files.
     n_threads : int
-        CPU threads one inference uses.
+        CPU threads one inference uses; no other device heeds it.
     device : str
         OpenVINO's device name.
 
@@ -57,44 +70,72 @@ class Engine:
     """
 
     def __init__(self, network: Network, *, n_threads: int = 1, device: str = "CPU") -> None:
-        self.name = network.name
-        self.input_size = network.input_size
-        self.n_features = network.n_features
-        self.precision = network.precision
-        options = _compile_options(network.precision, n_threads)
+        options = _compile_options(network.precision, n_threads, device)
         self._request = _compile(network, options, device).create_infer_request()
+        self.network = replace(network, graph={})
         self._lock = threading.Lock()
 
-    def infer(self, pixels_bgr: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Compute the features of one image.
+    def infer(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Compute the output of one image or one tensor.
 
         Parameters
         ----------
-        pixels_bgr : numpy.ndarray
-            uint8, shape (height, width, 3) in BGR order, or gray as (height, width) or (height, width, 1), or BGRA
-            as (height, width, 4), whose alpha is dropped. Height and width are ``input_size``.
+        values : numpy.ndarray
+            For an image network see `to_bgr`: uint8, with the network's ``input_size``. For any other network float,
+            shape ``input_shape``.
 
         Returns
         -------
         numpy.ndarray
-            float32, shape (n_features,); the caller's own copy. The same pixels give the same bytes, on one machine
+            float32, shape (n_features,); the caller's own copy. The same input gives the same bytes, on one machine
             and OpenVINO version, whatever was inferred before.
 
         Raises
         ------
         TypeError
-            The pixels are not uint8.
+            The values are of another type.
         ValueError
-            The shape is not one of those above.
+            The shape is another one.
         """
-        image = to_bgr(pixels_bgr, self.input_size)
+        prepared = prepare_input(self.network, values)
         with self._lock:
             # Copied into the request's own buffer: image rows are views of read-only bytes, which it cannot share.
-            self._request.get_input_tensor().data[0] = image
+            self._request.get_input_tensor().data[0] = prepared
             self._request.infer()
             # The request reuses its output buffer for the next image, so a view into it would change under the caller.
-            features: npt.NDArray[np.float32] = np.array(self._request.get_output_tensor().data[0], np.float32)
-        return features
+            output: npt.NDArray[np.float32] = np.array(self._request.get_output_tensor().data[0], np.float32)
+        return output.ravel()
+
+
+def prepare_input(network: Network, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Check one input, and bring an image to three BGR channels.
+
+    Parameters
+    ----------
+    network : Network
+        What will take it.
+    values : numpy.ndarray
+        See `OpenVinoEngine.infer`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the network's ``input_shape`` and ``input_type``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `OpenVinoEngine.infer`.
+    """
+    if network.input_type == "uint8":
+        return to_bgr(values, network.input_size)
+    if values.dtype.kind not in "fiu":
+        msg = f"input: dtype is {values.dtype}, expected numbers"
+        raise TypeError(msg)
+    if values.shape != network.input_shape:
+        msg = f"input: shape is {values.shape}, expected {network.input_shape}"
+        raise ValueError(msg)
+    return values.astype(np.float32, copy=False)
 
 
 def to_bgr(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -123,24 +164,56 @@ def to_bgr(pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[
         msg = f"pixels: dtype is {pixels.dtype}, expected uint8"
         raise TypeError(msg)
     image = pixels[..., np.newaxis] if pixels.ndim == len(size) else pixels
-    if image.ndim != len(size) + 1 or image.shape[:2] != size or image.shape[2] not in (_GRAY, _BGR, _BGRA):
+    if image.ndim != _IMAGE_NDIM or image.shape[:2] != size or image.shape[2] not in (_GRAY, _BGR, _BGRA):
         msg = f"pixels: shape is {pixels.shape}, expected {size} with 1, 3 or 4 channels"
         raise ValueError(msg)
     bgr = np.broadcast_to(image, (*size, _BGR)) if image.shape[2] == _GRAY else image[..., :_BGR]
     return np.ascontiguousarray(bgr)
 
 
-def load_engine(network: Network, *, n_threads: int = 1) -> Engine:
-    """Return this process's engine for a network, compiling it on the first call.
-
-    Compiling takes about a second, so the engine stays. The most recent two networks are kept.
+def start_engine(network: Network, *, n_threads: int = 1, device: str = "CPU") -> Engine:
+    """Start what runs a network.
 
     Parameters
     ----------
-    network : Network
-        Known by its content (``network.sha256``) and precision, not by identity.
-    n_threads : int
-        CPU threads one inference uses.
+    network, n_threads, device
+        See `OpenVinoEngine`; TensorFlow, the reference, runs on the CPU only.
+
+    Returns
+    -------
+    Engine
+        A new one.
+
+    Raises
+    ------
+    SettingsError, ModelLoadError
+        See `OpenVinoEngine`.
+    DependencyError
+        The network is TensorFlow's, which is not installed.
+    """
+    if network.engine == "openvino":
+        return OpenVinoEngine(network, n_threads=n_threads, device=device)
+    from sparkdl.reference import TensorFlowEngine  # noqa: PLC0415 - only the reference needs it
+
+    return TensorFlowEngine(network, n_threads=n_threads)
+
+
+def find_engine(
+    sha256: str, precision: str, load: Callable[[], Network], *, n_threads: int = 1, device: str = "CPU"
+) -> Engine:
+    """Return this process's engine for a network, starting one only where there is none yet.
+
+    Spark calls this for every task. A network is up to 500 MB: reading it each time, only to find that its engine is
+    there already, cost a third of a second of every task with InceptionV3. The most recently used two engines stay.
+
+    Parameters
+    ----------
+    sha256, precision : str
+        Of the network.
+    load : callable
+        Gives the network; called only where there is no engine yet.
+    n_threads, device
+        See `OpenVinoEngine`.
 
     Returns
     -------
@@ -149,41 +222,13 @@ def load_engine(network: Network, *, n_threads: int = 1) -> Engine:
 
     Raises
     ------
-    SettingsError, ModelLoadError
-        As :class:`Engine`; also when this process was forked from one that had already loaded an engine.
+    SettingsError, ModelLoadError, DependencyError
+        See `start_engine`; also when this process was forked from one that had already started an engine.
     """
-    return find_engine(network.sha256, network.precision, lambda: network, n_threads=n_threads)
-
-
-def find_engine(sha256: str, precision: str, load: Callable[[], Network], *, n_threads: int = 1) -> Engine:
-    """Return this process's engine for a network, loading the network only where the engine is not there.
-
-    Spark calls this for every task. A network is up to 500 MB: reading it each time, only to find that its engine is
-    there already, cost a third of a second of every task with InceptionV3.
-
-    Parameters
-    ----------
-    sha256, precision : str
-        Of the network.
-    load : callable
-        Gives the network.
-    n_threads : int
-        CPU threads one inference uses.
-
-    Returns
-    -------
-    Engine
-        See `load_engine`.
-
-    Raises
-    ------
-    SettingsError, ModelLoadError
-        See `load_engine`.
-    """
-    key = (sha256, precision, n_threads)
+    key = (sha256, precision, n_threads, device)
     _cache.check_process()
     with _cache.lock:
-        engine = _cache.engines.pop(key, None) or Engine(load(), n_threads=n_threads)
+        engine = _cache.engines.pop(key, None) or start_engine(load(), n_threads=n_threads, device=device)
         _cache.engines[key] = engine  # last in = most recently used
         while len(_cache.engines) > _MAX_ENGINES:
             _cache.engines.popitem(last=False)
@@ -195,7 +240,7 @@ class _Cache:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.engines: OrderedDict[tuple[str, str, int], Engine] = OrderedDict()
+        self.engines: OrderedDict[tuple[str, str, int, str], Engine] = OrderedDict()
         self.pid = os.getpid()
 
     def check_process(self) -> None:
@@ -212,28 +257,30 @@ class _Cache:
 _cache = _Cache()
 
 
-def _compile_options(precision: str, n_threads: int) -> dict[str, Any]:
+def _compile_options(precision: str, n_threads: int, device: str) -> dict[str, Any]:
     if precision not in _PRECISION_HINTS:
         msg = f"precision: {precision!r}, expected one of {', '.join(_PRECISION_HINTS)}"
         raise SettingsError(msg)
     if n_threads < 1:
         msg = f"n_threads: {n_threads}, expected 1 or more"
         raise SettingsError(msg)
-    return {
+    options = {
         "INFERENCE_PRECISION_HINT": _PRECISION_HINTS[precision],
-        "INFERENCE_NUM_THREADS": n_threads,
         # One image at a time, so a second stream would only hold a second copy of the buffers.
         "NUM_STREAMS": 1,
-        # Every worker process would pin itself to the same first cores.
-        "ENABLE_CPU_PINNING": False,
     }
+    if device != "CPU":
+        return options
+    # Every worker process would pin itself to the same first cores.
+    return {**options, "INFERENCE_NUM_THREADS": n_threads, "ENABLE_CPU_PINNING": False}
 
 
 def _compile(network: Network, options: dict[str, Any], device: str) -> Any:
     openvino = import_openvino()
     core = openvino.Core()
+    _check_device(core, device)
     try:
-        model = core.read_model(model=network.xml, weights=network.bin)
+        model = core.read_model(model=network.graph[XML_FILE], weights=network.graph[BIN_FILE])
         _check_shapes(network, model)
         compiled = core.compile_model(model, device, options)
     except RuntimeError as exc:  # the type OpenVINO raises for everything
@@ -244,9 +291,16 @@ def _compile(network: Network, options: dict[str, Any], device: str) -> Any:
     return compiled
 
 
+def _check_device(core: Any, device: str) -> None:
+    # "GPU.1" is one of several GPUs, "AUTO:GPU,CPU" a choice: only plain names are checked, the rest is OpenVINO's.
+    if device.isalpha() and device != "AUTO" and device not in core.available_devices:
+        msg = f"device: {device!r} is not on this machine, which has {', '.join(core.available_devices)}"
+        raise SettingsError(msg)
+
+
 def _check_shapes(network: Network, model: Any) -> None:
     found = [tuple(port.get_partial_shape().get_min_shape()) for port in (model.input(), model.output())]
-    wanted = [(1, *network.input_size, _BGR), (1, network.n_features)]
+    wanted = [(1, *network.input_shape), (1, *network.output_shape)]
     if found != wanted:
         msg = f"network {network.name}: input and output shapes are {found}, expected {wanted}"
         raise ModelLoadError(msg)

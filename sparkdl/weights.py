@@ -177,8 +177,8 @@ def _random_value(variable: Any, rng: np.random.Generator, *, gain: float, depth
     return rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(gain / fan_in))
 
 
-def load_keras_file(model: Any, path: Path, *, with_top: Callable[[], Any]) -> None:
-    """Fill a headless Keras model from a weights or model file, which may have been saved with its 1000-class head.
+def load_keras_file(model: Any, path: Path, *, with_top: Callable[[], Any] | None) -> None:
+    """Fill a Keras model from a weights or model file, which may have been saved with its 1000-class head.
 
     Parameters
     ----------
@@ -186,8 +186,9 @@ def load_keras_file(model: Any, path: Path, *, with_top: Callable[[], Any]) -> N
         Changed in place.
     path : Path
         ``.keras``, ``.weights.h5`` or ``.h5``. Only numbers are read from it; a model description in it is ignored.
-    with_top : callable
-        Builds the same network with its head; called only when the file does not fit the headless one.
+    with_top : callable or None
+        Builds the same network with its head, for a headless ``model`` that the file does not fit. None where
+        ``model`` has its head.
 
     Raises
     ------
@@ -205,6 +206,9 @@ def load_keras_file(model: Any, path: Path, *, with_top: Callable[[], Any]) -> N
     try:
         _load_all(model, path)
     except _KERAS_ERRORS as headless:
+        if with_top is None:
+            msg = f"weights {path}: does not fit {model.name} with its 1000-class head: {headless}"
+            raise ModelLoadError(msg) from headless
         full = with_top()
         try:
             _load_all(full, path)

@@ -13,8 +13,9 @@ import pytest
 
 from schemas.errors import ModelLoadError, SettingsError
 from sparkdl import engine as engine_module
-from sparkdl.engine import Engine, load_engine, to_bgr
-from sparkdl.networks import Network, import_openvino
+from sparkdl.backends import import_openvino
+from sparkdl.engine import Engine, OpenVinoEngine, find_engine, to_bgr
+from sparkdl.network import BIN_FILE, XML_FILE, Network
 
 HEIGHT, WIDTH = 4, 6
 ROOT = Path(__file__).parents[2]
@@ -30,15 +31,20 @@ def mean_network(folder: Path, *, scale: float = 1.0, precision: str = "fp32") -
     openvino.serialize(graph, str(folder / "g.xml"), str(folder / "g.bin"))
     return Network(
         name="Mean",
-        xml=(folder / "g.xml").read_bytes(),
-        bin=(folder / "g.bin").read_bytes(),
-        input_size=(HEIGHT, WIDTH),
-        n_features=3,
+        engine="openvino",
+        graph={XML_FILE: (folder / "g.xml").read_bytes(), BIN_FILE: (folder / "g.bin").read_bytes()},
+        input_shape=(HEIGHT, WIDTH, 3),
+        input_type="uint8",
+        output_shape=(3,),
         weights="random",
         weights_sha256="0" * 64,
         precision=precision,
         pooling="avg",
     )
+
+
+def load_engine(network: Network, *, n_threads: int = 1) -> Engine:
+    return find_engine(network.sha256, network.precision, lambda: network, n_threads=n_threads)
 
 
 @pytest.fixture
@@ -55,30 +61,30 @@ def bgr() -> np.ndarray:
 
 
 def test_features_are_those_of_the_pixels(network: Network, bgr: np.ndarray) -> None:
-    features = Engine(network).infer(bgr)
+    features = OpenVinoEngine(network).infer(bgr)
     assert features.dtype == np.float32
     np.testing.assert_allclose(features, [11, 21, 31])
 
 
 def test_a_view_that_is_not_contiguous_is_read_right(network: Network, bgr: np.ndarray) -> None:
-    np.testing.assert_allclose(Engine(network).infer(bgr[::-1, ::-1, ::-1]), [31, 21, 11])
+    np.testing.assert_allclose(OpenVinoEngine(network).infer(bgr[::-1, ::-1, ::-1]), [31, 21, 11])
 
 
 def test_pixels_that_lie_in_read_only_bytes_are_read(network: Network, bgr: np.ndarray) -> None:
     frozen = np.frombuffer(bgr.tobytes(), np.uint8).reshape(bgr.shape)  # as they come out of a Spark row
-    np.testing.assert_allclose(Engine(network).infer(frozen), [11, 21, 31])
+    np.testing.assert_allclose(OpenVinoEngine(network).infer(frozen), [11, 21, 31])
 
 
 @pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (HEIGHT, WIDTH, 1)])
 def test_gray_is_repeated(network: Network, bgr: np.ndarray, shape: tuple[int, ...]) -> None:
     gray = bgr[..., 1].reshape(shape)
-    features = Engine(network).infer(gray)
-    assert features.tobytes() == Engine(network).infer(np.repeat(bgr[..., 1:2], 3, axis=2)).tobytes()
+    features = OpenVinoEngine(network).infer(gray)
+    assert features.tobytes() == OpenVinoEngine(network).infer(np.repeat(bgr[..., 1:2], 3, axis=2)).tobytes()
 
 
 def test_alpha_is_dropped(network: Network, bgr: np.ndarray) -> None:
     bgra = np.dstack([bgr, np.full((HEIGHT, WIDTH), 200, np.uint8)])
-    np.testing.assert_allclose(Engine(network).infer(bgra), [11, 21, 31])
+    np.testing.assert_allclose(OpenVinoEngine(network).infer(bgra), [11, 21, 31])
 
 
 @pytest.mark.parametrize("shape", [(WIDTH, HEIGHT, 3), (HEIGHT, WIDTH, 2), (1, HEIGHT, WIDTH, 3), (HEIGHT,)])
@@ -89,11 +95,11 @@ def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 def test_another_dtype_is_refused(network: Network, bgr: np.ndarray) -> None:
     with pytest.raises(TypeError, match="dtype is float32, expected uint8"):
-        Engine(network).infer(bgr.astype(np.float32))
+        OpenVinoEngine(network).infer(bgr.astype(np.float32))
 
 
 def test_features_do_not_change_with_later_images(network: Network, bgr: np.ndarray) -> None:
-    engine = Engine(network)
+    engine = OpenVinoEngine(network)
     first = engine.infer(bgr)
     kept = first.tobytes()
     for value in (0, 255):
@@ -103,7 +109,7 @@ def test_features_do_not_change_with_later_images(network: Network, bgr: np.ndar
 
 def test_threads_share_one_engine(network: Network, bgr: np.ndarray) -> None:
     images = [np.clip(bgr + np.uint8(step), 0, 255) for step in range(8)]
-    wanted = [Engine(network).infer(image).tobytes() for image in images]
+    wanted = [OpenVinoEngine(network).infer(image).tobytes() for image in images]
     found: dict[int, set[bytes]] = {step: set() for step in range(8)}
     seen = set()
 
@@ -141,19 +147,19 @@ def test_the_cache_keeps_the_two_last_used(tmp_path: Path) -> None:
 
 def test_settings_are_checked(network: Network) -> None:
     with pytest.raises(SettingsError, match="n_threads: 0, expected 1 or more"):
-        Engine(network, n_threads=0)
-    with pytest.raises(SettingsError, match="precision: 'int8', expected one of fp32, bf16"):
-        Engine(dataclasses.replace(network, precision="int8"))
+        OpenVinoEngine(network, n_threads=0)
+    with pytest.raises(SettingsError, match="precision: 'int4', expected one of fp32, bf16, int8"):
+        OpenVinoEngine(dataclasses.replace(network, precision="int4"))
 
 
 def test_a_damaged_graph_is_named(network: Network) -> None:
     with pytest.raises(ModelLoadError, match=r"network Mean: OpenVINO .* cannot load it"):
-        Engine(dataclasses.replace(network, xml=network.xml[:200]))
+        OpenVinoEngine(dataclasses.replace(network, graph=network.graph | {XML_FILE: network.graph[XML_FILE][:200]}))
 
 
 def test_a_graph_of_other_shapes_is_refused(network: Network) -> None:
     with pytest.raises(ModelLoadError, match=r"shapes are .*\(1, 3\).*, expected .*\(1, 7\)"):
-        Engine(dataclasses.replace(network, n_features=7))
+        OpenVinoEngine(dataclasses.replace(network, output_shape=(7,)))
 
 
 SERVE = """
@@ -161,18 +167,22 @@ SERVE = """
     import numpy as np
     from pathlib import Path
     from schemas.errors import ModelLoadError
-    from sparkdl.engine import load_engine
-    from sparkdl.networks import Network
+    from sparkdl.engine import find_engine
+    from sparkdl.network import Network
 
     assert "openvino" not in sys.modules, "importing the modules alone must stay cheap"
     network = Network.from_files({path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()})
     image = np.full((4, 6, 3), 7, np.uint8)
-    assert load_engine(network).infer(image).tolist() == [7, 7, 7]
+
+    def infer():
+        return find_engine(network.sha256, "fp32", lambda: network).infer(image).tolist()
+
+    assert infer() == [7, 7, 7]
     unwanted = {"keras", "tensorflow", "pyspark", "h5py", "scipy", "openvino_telemetry.main"} & sys.modules.keys()
     assert not unwanted, unwanted
     if os.fork() == 0:
         try:
-            load_engine(network)
+            infer()
         except ModelLoadError as exc:
             os._exit(0 if "was forked from" in str(exc) else 1)
         os._exit(2)
