@@ -1,21 +1,44 @@
-"""Deep learning for image columns, on Spark 4: the model library under the stream.
+"""Deep learning for image columns, on Spark 4: the model library under the stream, and sparkdl 1.x's API.
 
-`DeepImageFeaturizer` is imported on first use, so that the parts which need no Spark (decoding, inference) start
-without it.
+Everything is imported on first use, so that the parts which need no Spark (decoding, inference) start without it.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparkdl.estimator import KerasImageFileEstimator, KerasImageFileModel
     from sparkdl.featurizer import DeepImageFeaturizer
+    from sparkdl.folders import featurize_folder
+    from sparkdl.kerasstages import KerasImageFileTransformer, KerasTransformer
+    from sparkdl.predictor import DeepImagePredictor
+    from sparkdl.udf import registerKerasImageUDF
 
-__all__ = ["DeepImageFeaturizer"]
+__all__ = [
+    "DeepImageFeaturizer",
+    "DeepImagePredictor",
+    "KerasImageFileEstimator",
+    "KerasImageFileModel",
+    "KerasImageFileTransformer",
+    "KerasTransformer",
+    "featurize_folder",
+    "registerKerasImageUDF",
+]
+
+_MODULES = {
+    "DeepImageFeaturizer": "sparkdl.featurizer",
+    "DeepImagePredictor": "sparkdl.predictor",
+    "KerasImageFileEstimator": "sparkdl.estimator",
+    "KerasImageFileModel": "sparkdl.estimator",
+    "KerasImageFileTransformer": "sparkdl.kerasstages",
+    "KerasTransformer": "sparkdl.kerasstages",
+    "featurize_folder": "sparkdl.folders",
+    "registerKerasImageUDF": "sparkdl.udf",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "DeepImageFeaturizer":
-        from sparkdl.featurizer import DeepImageFeaturizer  # noqa: PLC0415
-
-        return DeepImageFeaturizer
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     msg = f"module 'sparkdl' has no attribute {name!r}"
     raise AttributeError(msg)

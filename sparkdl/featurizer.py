@@ -1,70 +1,97 @@
 """`DeepImageFeaturizer`: a pretrained network as a Spark ML stage that turns image rows into feature vectors."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
 from pyspark import keyword_only
-from pyspark.ml import Transformer
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.param.shared import HasInputCol, HasOutputCol
-from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql.functions import arrow_udf, col, when
-from pyspark.sql.types import DoubleType, StructField, StructType
+from pyspark.sql import Column, DataFrame
+from pyspark.sql.functions import col, when
+from pyspark.sql.types import DataType, DoubleType, StructField
 
-from schemas.errors import ModelLoadError, SettingsError
-from sparkdl.batches import FEATURIZED_DDL, featurize_batches
-from sparkdl.engine import find_engine
-from sparkdl.hadoop import read_files, write_files
-from sparkdl.networks import NETWORKS, Network, build_network
-from sparkdl.worker import settle_worker
+from schemas.errors import SettingsError
+from sparkdl.batches import ReadInput, read_image
+from sparkdl.imagerow import ImageRow, array_from_row
+from sparkdl.kerasmodels import convert_image_model
+from sparkdl.network import Network
+from sparkdl.networks import ENGINES, NETWORKS, POOLINGS, build_network
+from sparkdl.params import one_of
+from sparkdl.quantize import quantize_network
+from sparkdl.stage import NetworkStage, check_image_column
 
-_NETWORK_FOLDER = "network"
+CUSTOM = "custom"
+_MODEL_NAMES = (*NETWORKS, CUSTOM)
+_PRECISIONS = ("fp32", "bf16", "int8")
+
+# sparkdl 1.x named java.awt.Image's ways of scaling.
+_SCALE_HINTS = (
+    "BILINEAR",
+    "SCALE_AREA_AVERAGING",
+    "SCALE_DEFAULT",
+    "SCALE_FAST",
+    "SCALE_REPLICATE",
+    "SCALE_SMOOTH",
+)
 
 
-class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable):
+class DeepImageFeaturizer(NetworkStage):
     """Turns an image column into feature vectors with a pretrained network.
-
-    The network is built and converted once, when it is first needed (`transform` or `save`), and travels inside the
-    saved stage: loading needs no network connection, no Keras and no TensorFlow.
 
     Parameters
     ----------
     inputCol : str
-        Column of image rows, as Spark's image source and `sparkdl.decode` make them. Any size; a size unlike the
-        network's is resized, antialiased, without keeping the aspect ratio. A null row gives null features.
+        Column of image rows, as Spark's image source and `sparkdl.decode` make them: uint8, 1, 3 or 4 channels. Any
+        size; a size unlike the network's is resized, antialiased, without keeping the aspect ratio. A null or broken
+        row gives null features.
     outputCol : str
         Column to add: a dense vector of the network's ``n_features`` values.
     modelName : str
-        One of `sparkdl.networks.NETWORKS`.
+        One of `sparkdl.networks.NETWORKS`, or ``"custom"`` for the Keras model that ``weights`` names.
     scaleHint : str
         Accepted for the sake of code written for sparkdl 1.x; resizing is always antialiased bilinear.
     weights : str
-        ``"imagenet"``, ``"random"`` or the path of a Keras file.
+        ``"imagenet"``, ``"random"`` or the path of a Keras file. With ``modelName="custom"`` a whole Keras model that
+        takes RGB from 0 to 255 and holds its own preprocessing.
     pooling : str
-        ``"avg"`` for one value per channel, ``"none"`` for the flattened last feature map.
+        ``"avg"`` for one value per channel, ``"none"`` for the flattened last feature map, as sparkdl 1.x gave it. A
+        custom model's output is flattened.
     precision : str
-        ``"fp32"`` or ``"bf16"``.
+        ``"fp32"``, ``"bf16"``, or ``"int8"``, which `calibrate` makes.
     seed : int
         For ``weights="random"``.
+    engine : str
+        ``"openvino"``, or ``"tensorflow"`` for comparison.
+    device : str
+        OpenVINO's device.
+    reasonCol : str
+        Where not empty, a column with this name is added: ``"code: detail"`` where a row has no features.
     timingCol : str
         Where not empty, a column with this name is added: seconds that resizing and inference took.
+
+    Raises
+    ------
+    SettingsError
+        A parameter has a value that is not among those above.
 
     Notes
     -----
     The class's import path, ``sparkdl.DeepImageFeaturizer``, is part of the file format of saved models.
     """
 
-    modelName = Param(Params._dummy(), "modelName", "name of the network", TypeConverters.toString)
-    scaleHint = Param(Params._dummy(), "scaleHint", "kept for sparkdl 1.x; has no effect", TypeConverters.toString)
+    modelName = Param(Params._dummy(), "modelName", "name of the network", one_of("modelName", _MODEL_NAMES))
+    scaleHint = Param(
+        Params._dummy(), "scaleHint", "kept for sparkdl 1.x; has no effect", one_of("scaleHint", _SCALE_HINTS)
+    )
     weights = Param(Params._dummy(), "weights", "imagenet, random or a Keras file", TypeConverters.toString)
-    pooling = Param(Params._dummy(), "pooling", "avg or none", TypeConverters.toString)
-    precision = Param(Params._dummy(), "precision", "fp32 or bf16", TypeConverters.toString)
+    pooling = Param(Params._dummy(), "pooling", "avg or none", one_of("pooling", POOLINGS))
+    precision = Param(Params._dummy(), "precision", "fp32, bf16 or int8", one_of("precision", _PRECISIONS))
     seed = Param(Params._dummy(), "seed", "seed of random weights", TypeConverters.toInt)
+    engine = Param(Params._dummy(), "engine", "openvino or tensorflow", one_of("engine", ENGINES))
     timingCol = Param(Params._dummy(), "timingCol", "column for the seconds an image took", TypeConverters.toString)
+
+    _build_params = frozenset({"modelName", "weights", "pooling", "precision", "seed", "engine"})
 
     @keyword_only
     def __init__(  # noqa: PLR0913  one argument for each Param, as in pyspark.ml
@@ -73,130 +100,108 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, MLReadable, ML
         inputCol: str | None = None,
         outputCol: str | None = None,
         modelName: str | None = None,
-        scaleHint: str = "BILINEAR",
-        weights: str = "imagenet",
-        pooling: str = "avg",
-        precision: str = "fp32",
-        seed: int = 0,
-        timingCol: str = "",
+        scaleHint: str | None = None,
+        weights: str | None = None,
+        pooling: str | None = None,
+        precision: str | None = None,
+        seed: int | None = None,
+        engine: str | None = None,
+        device: str | None = None,
+        reasonCol: str | None = None,
+        timingCol: str | None = None,
     ) -> None:
         super().__init__()
-        self._network: Network | None = None
-        self._broadcast: Any = None
-        self._setDefault(
-            scaleHint="BILINEAR", weights="imagenet", pooling="avg", precision="fp32", seed=0, timingCol=""
-        )
-        self._set(**{name: value for name, value in self._input_kwargs.items() if value is not None})
-        if modelName is not None and modelName not in NETWORKS:
-            msg = f"modelName is {modelName!r}, wanted one of {', '.join(NETWORKS)}"
-            raise SettingsError(msg)
+        self._setDefault(scaleHint="BILINEAR", weights="imagenet", pooling="avg", precision="fp32", seed=0)
+        self._setDefault(engine="openvino", timingCol="")
+        self.setParams(**self._input_kwargs)
+
+    def setModelName(self, value: str) -> "DeepImageFeaturizer":
+        """Name the network."""
+        return self._set(modelName=value)
+
+    def getModelName(self) -> str:
+        """Return the network's name."""
+        return self.getOrDefault(self.modelName)
+
+    def setScaleHint(self, value: str) -> "DeepImageFeaturizer":
+        """Take sparkdl 1.x's hint; it has no effect."""
+        return self._set(scaleHint=value)
+
+    def getScaleHint(self) -> str:
+        """Return the hint."""
+        return self.getOrDefault(self.scaleHint)
 
     def setTimingCol(self, value: str) -> "DeepImageFeaturizer":
         """Name the column for the seconds an image took; empty for none."""
         return self._set(timingCol=value)
 
-    @property
-    def network(self) -> Network:
-        """The converted network; built on first use."""
-        if self._network is None:
-            asked = {param: self.getOrDefault(param) for param in ("weights", "pooling", "precision", "seed")}
-            self._network = build_network(self.getOrDefault("modelName"), **asked)
-        return self._network
+    def calibrate(self, dataset: DataFrame, n_images: int = 300) -> "DeepImageFeaturizer":
+        """Make an int8 copy of this stage, calibrated on images like those it will see.
 
-    def transformSchema(self, schema: StructType) -> StructType:
-        """Add the output column to a schema.
+        Parameters
+        ----------
+        dataset : DataFrame
+            With ``inputCol``. Give training images only: calibration looks at them.
+        n_images : int
+            How many to take at most; null and broken rows do not count.
+
+        Returns
+        -------
+        DeepImageFeaturizer
+            A copy with ``precision="int8"``. Train the classifier on its features, not on fp32 ones.
 
         Raises
         ------
+        DependencyError
+            The ``int8`` extra is missing.
         SettingsError
-            A column to be added is there already, or the input column is not.
+            There are too few images, or the engine is not OpenVINO.
         """
-        added = [StructField(self.getOutputCol(), VectorUDT(), nullable=True)]
-        if self.getOrDefault("timingCol"):
-            added.append(StructField(self.getOrDefault("timingCol"), DoubleType(), nullable=True))
-        if self.getInputCol() not in schema.names:
-            msg = f"inputCol {self.getInputCol()!r} is not among the columns: {', '.join(schema.names)}"
-            raise SettingsError(msg)
-        taken = [field.name for field in added if field.name in schema.names]
-        if taken:
-            msg = f"column {taken[0]!r} is there already; name another outputCol"
-            raise SettingsError(msg)
-        return StructType([*schema.fields, *added])
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        wanted = self.transformSchema(dataset.schema)
-        featurized = f"{self.uid}_featurized"
-        # One column first, its fields after: named twice in one select, Spark would run the network twice.
-        frame = dataset.withColumn(featurized, self._udf(dataset.sparkSession)(col(self.getInputCol())))
-        columns: dict[str, Column] = {
-            self.getOutputCol(): when(
-                col(f"{featurized}.features").isNotNull(), array_to_vector(col(f"{featurized}.features"))
-            )
-        }
-        if self.getOrDefault("timingCol"):
-            columns[self.getOrDefault("timingCol")] = col(f"{featurized}.seconds")
-        return frame.withColumns(columns).select(*wanted.names)
-
-    def _udf(self, spark: SparkSession) -> Any:
-        if self._broadcast is None:
-            self._broadcast = spark.sparkContext.broadcast(self.network)
-        broadcast, sha256, precision = self._broadcast, self.network.sha256, self.network.precision
-        # As many threads as Spark counts cores for a task: more would have workers fight over the cores.
-        n_threads = int(spark.conf.get("spark.task.cpus", "1"))
-
-        def featurize(images: Iterator[pa.Array]) -> Iterator[pa.Array]:
-            engine = find_engine(sha256, precision, lambda: broadcast.value, n_threads=n_threads)
-            settle_worker(sha256)
-            return featurize_batches(images, engine)
-
-        return arrow_udf(featurize, returnType=FEATURIZED_DDL)
-
-    def copy(self, extra: Any = None) -> "DeepImageFeaturizer":
-        """Copy the stage; the copy shares the converted network where the settings that make it are the same."""
-        that = super().copy(extra)
-        if any(param.name in _BUILD_PARAMS for param in extra or {}):
-            that._network = that._broadcast = None
+        check_image_column(self.getInputCol(), dataset.schema[self.getInputCol()].dataType)
+        full = self.copy({self.precision: "fp32"}) if self.getOrDefault("precision") == "int8" else self
+        name = f"`{self.getInputCol()}`"
+        rows = (
+            dataset.select(col(name).alias("image")).where(col("image").isNotNull()).limit(n_images).toLocalIterator()
+        )
+        images = (array_from_row(ImageRow(**row["image"].asDict())) for row in rows)
+        that = self.copy({self.precision: "int8"})
+        that._network = quantize_network(full.network, images, max_images=n_images)
         return that
 
-    def write(self) -> MLWriter:
-        """Return the writer; the saved folder holds the parameters and the converted network."""
-        return _FeaturizerWriter(self)
+    def _build(self) -> Network:
+        asked = {param: self.getOrDefault(param) for param in ("weights", "precision", "engine")}
+        if asked["precision"] == "int8":
+            msg = "precision 'int8' needs images to calibrate on: call calibrate(images), and use what it returns"
+            raise SettingsError(msg)
+        if self.getModelName() == CUSTOM:
+            return convert_image_model(asked["weights"], precision=asked["precision"], engine=asked["engine"])
+        pooling, seed = self.getOrDefault("pooling"), self.getOrDefault("seed")
+        return build_network(self.getModelName(), pooling=pooling, seed=seed, **asked)
 
-    @classmethod
-    def read(cls) -> MLReader:
-        """Return the reader."""
-        return _FeaturizerReader(cls)
+    def _read_input(self) -> ReadInput:
+        return read_image
 
+    def _check_input(self, found: DataType) -> None:
+        check_image_column(self.getInputCol(), found)
 
-_BUILD_PARAMS = frozenset({"modelName", "weights", "pooling", "precision", "seed"})
+    def _output_type(self) -> DataType:
+        return VectorUDT()
+
+    def _output(self, values: Column) -> Column:
+        return when(values.isNotNull(), array_to_vector(values))
+
+    def _added_fields(self) -> list[StructField]:
+        fields = super()._added_fields()
+        if self.getOrDefault("timingCol"):
+            fields.append(StructField(self.getOrDefault("timingCol"), DoubleType(), nullable=True))
+        return fields
+
+    def _added_columns(self, result: Callable[[str], Column]) -> dict[str, Column]:
+        columns: dict[str, Any] = super()._added_columns(result)
+        if self.getOrDefault("timingCol"):
+            columns[self.getOrDefault("timingCol")] = result("seconds")
+        return columns
+
 
 # A saved stage names its class by module; this is the path that saved models have, whatever file the class lives in.
 DeepImageFeaturizer.__module__ = "sparkdl"
-
-
-class _FeaturizerWriter(MLWriter):
-    def __init__(self, instance: DeepImageFeaturizer) -> None:
-        super().__init__()
-        self.instance = instance
-
-    def saveImpl(self, path: str) -> None:
-        DefaultParamsWriter.saveMetadata(self.instance, path, self.sparkSession)
-        write_files(self.sparkSession, f"{path}/{_NETWORK_FOLDER}", self.instance.network.to_files())
-
-
-class _FeaturizerReader(MLReader):
-    def __init__(self, cls: type[DeepImageFeaturizer]) -> None:
-        super().__init__()
-        self.cls = cls
-
-    def load(self, path: str) -> DeepImageFeaturizer:
-        metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
-        stage = self.cls()
-        stage._resetUid(metadata["uid"])
-        DefaultParamsReader.getAndSetParams(stage, metadata)
-        try:
-            stage._network = Network.from_files(read_files(self.sparkSession, f"{path}/{_NETWORK_FOLDER}"))
-        except FileNotFoundError as exc:
-            msg = f"the saved stage at {path} has no folder {_NETWORK_FOLDER}/"
-            raise ModelLoadError(msg) from exc
-        return stage
