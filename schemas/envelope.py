@@ -21,6 +21,9 @@ CE_SUBJECT = "ce_subject"
 CE_PARTITIONKEY = "ce_partitionkey"
 TRACE_HEADERS = ("traceparent", "tracestate")
 
+# On an image that was sent again: topic-partition@offset of the record in the images topic whose attempt failed.
+REDRIVEN_FROM = "xray_redriven_from"
+
 SPECVERSION = "1.0"
 IMAGE_TYPE = "xray.image.v1"
 PREDICTION_TYPE = "xray.prediction.v1"

@@ -1,12 +1,15 @@
 """Commands: what they take and what they show. The work is done elsewhere; heavy imports wait for their command."""
 
+import re
 import signal
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from schemas.errors import JobError, Reason
 from streaming.settings import StreamSettings, load_settings, variable_names
 from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, step
 
@@ -23,7 +26,50 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="List trained models and say which one the stream serves.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+deadletters_app = typer.Typer(
+    help=(
+        "List the records that could not be scored, show one, send them again.\n\n"
+        "Look: [bold]xray deadletters list --since 2h[/]. Repair what was wrong. Try: [bold]xray deadletters redrive "
+        "--reason payload_too_large --dry-run[/]; then the same without --dry-run.\n\n"
+        "Nothing that was about a patient is printed. Needs no Spark."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(deadletters_app, name="deadletters")
 
+
+def _read_moment(text: str) -> datetime:
+    """Read an absolute or a relative time of the command line."""
+    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    if match := re.fullmatch(r"(\d{1,6})([smhd])", text):
+        return datetime.now(UTC) - timedelta(seconds=int(match[1]) * seconds[match[2]])
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as exc:
+        msg = f"{text!r} is no time; wanted e.g. 2026-01-31T12:00, 2026-01-31T12:00+01:00, 90s, 30m, 2h or 7d"
+        raise typer.BadParameter(msg) from exc
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _read_place(text: str) -> tuple[int, int]:
+    """Read ``PARTITION@OFFSET``."""
+    match = re.fullmatch(r"(\d{1,9})@(\d{1,18})", text)
+    if match is None:
+        msg = f"{text!r} is no place in a topic; wanted PARTITION@OFFSET, e.g. 0@17"
+        raise typer.BadParameter(msg)
+    return int(match[1]), int(match[2])
+
+
+Since = Annotated[
+    datetime | None,
+    typer.Option(parser=_read_moment, metavar="TIME", help="From this time on: ISO 8601 (UTC unless it says), or 2h."),
+]
+Until = Annotated[
+    datetime | None,
+    typer.Option(parser=_read_moment, metavar="TIME", help="Before this time: ISO 8601 (UTC unless it says), or 30m."),
+]
+Reasons = Annotated[list[Reason] | None, typer.Option("--reason", help="Only this reason; may be given several times.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for a program.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Let Spark and its neighbours speak on the terminal.")]
 
@@ -214,7 +260,7 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder with one sub-folder per class, or a manifest (CSV: file,label).")],
     network: Annotated[str, typer.Option(help="EfficientNetLite0, InceptionV3, ResNet50, …")] = "EfficientNetLite0",
     weights: Annotated[str, typer.Option(help="imagenet, random, or a Keras file.")] = "imagenet",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or int8 (calibrated on the training images).")] = "fp32",
     classes: Annotated[str | None, typer.Option(help="Only these, e.g. normal,covid.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split and of random weights.")] = 0,
     promote: Annotated[bool, typer.Option(help="Let the stream serve the new model.")] = True,
@@ -243,14 +289,63 @@ def train(
 
 
 @app.command()
-def audit(json_: Json = False) -> None:
-    """Draw up the account: is every consumed image a prediction or a dead letter? Exit code 1 when it is not."""
-    from streaming.audit import audit_stream
+def featurize(
+    folder: Annotated[Path, typer.Argument(help="Searched with its sub-folders for PNG, JPEG and DICOM files.")],
+    out_: Annotated[Path, typer.Option("--out", help="Folder for the Parquet files; new, or of a stopped run.")],
+    network: Annotated[str, typer.Option(help="EfficientNetLite0, InceptionV3, ResNet50, …")] = "EfficientNetLite0",
+    weights: Annotated[str, typer.Option(help="imagenet, random, or a Keras file.")] = "imagenet",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or int8 (calibrated on the training images).")] = "fp32",
+    images_per_batch: Annotated[int, typer.Option(min=1, help="What a stop can cost, in files.")] = 1000,
+    json_: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compute feature vectors of a folder of images, however many; Ctrl-C stops, the same command goes on.
+
+    Each file gets one row: path, and features or the reason why there are none. Files that were added since are done
+    by the next run.
+    """
+    from xray.featurize import featurize as featurize_images
+    from xray.featurize import show_result
+
+    result = featurize_images(
+        load_settings(),
+        folder,
+        out_,
+        images_per_batch=images_per_batch,
+        verbose=verbose,
+        modelName=network,
+        weights=weights,
+        precision=precision,
+    )
+    show_result(result, as_json=json_)
+
+
+@app.command()
+def audit(
+    since: Since = None,
+    until: Until = None,
+    from_: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="PARTITION@OFFSET", help="First offset of a partition; repeatable."),
+    ] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option("--to", metavar="PARTITION@OFFSET", help="Offset of a partition to end before; repeatable."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Draw up the account: is every consumed image a prediction or a dead letter? Exit code 1 when it is not.
+
+    Of all images, or of those that the broker received in a time (--since 2h) or that have certain offsets (--from
+    0@1200 --to 0@1300). With --from or --to only the partitions that they name are in the account.
+    """
+    from streaming.audit import Scope, audit_stream
     from xray.views import show_account
 
     settings = load_settings()
+    scope = Scope(since, until, dict(map(_read_place, from_ or ())), dict(map(_read_place, to or ())))
     with step("reading topics and tables"):
-        account = audit_stream(settings)
+        account = audit_stream(settings, scope)
     if json_:
         print_json(account.to_dict())
     else:
@@ -293,6 +388,124 @@ def promote_model(version: Annotated[str, typer.Argument(help="As 'xray models l
 
     card = promote(load_settings().models_folder, version)
     out.print(f"Promoted {card.name} {card.version}. A running stream serves it after a restart.")
+
+
+@deadletters_app.command("list")
+def list_deadletters(
+    reason: Reasons = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(min=0, help="The newest so many; 0 only counts.")] = 50,
+    json_: Json = False,
+) -> None:
+    """List dead letters, newest first, and count them by reason.
+
+    Times are those at which they were written to the dead-letter topic.
+    """
+    from streaming.deadletters import Selection, list_dead_letters
+    from xray.views import show_dead_letters
+
+    settings = load_settings()
+    with step("reading dead letters"):
+        listing = list_dead_letters(settings.kafka, Selection(frozenset(reason or ()), since, until), limit=limit)
+    if json_:
+        print_json(listing.to_dict())
+    else:
+        show_dead_letters(listing)
+
+
+@deadletters_app.command("show")
+def show_deadletter(
+    which: Annotated[
+        str, typer.Argument(metavar="DEAD_LETTER", help="PARTITION@OFFSET as 'list' shows it, or an event id.")
+    ],
+    save: Annotated[Path | None, typer.Option(help="Write the original bytes to this new file.")] = None,
+    json_: Json = False,
+) -> None:
+    """Show one dead letter: what was wrong, where the record was, its size, format and headers.
+
+    The record's bytes, its key and values of headers that could be about a patient are not printed. --save writes the
+    bytes as they came; such a file may hold patient data, and only you can read it.
+    """
+    from streaming.deadletters import Place, show_dead_letter
+    from xray import views
+
+    settings = load_settings()
+    place = which if re.fullmatch("[0-9a-f]{32}", which) else Place(*_read_place(which))
+    with step("looking for it"):
+        details = show_dead_letter(settings.kafka, place)
+    if save is not None:
+        _save_payload(details.payload, save)
+    if json_:
+        print_json({**details.to_dict(), "saved": None if save is None else str(save)})
+        return
+    views.show_dead_letter(details)
+    if save is not None:
+        out.print(f"{len(details.payload or b'')} bytes written to {save}.", markup=False)
+
+
+@deadletters_app.command("redrive")
+def redrive_deadletters(
+    which: Annotated[
+        list[str] | None, typer.Argument(metavar="[PARTITION@OFFSET]", help="As 'list' shows them.")
+    ] = None,
+    reason: Reasons = None,
+    since: Since = None,
+    until: Until = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every dead letter that the topic holds.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also those that were sent again before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be sent.")] = False,
+    json_: Json = False,
+) -> None:
+    """Send original records to the images topic again, once what was wrong with them is repaired.
+
+    Name them by place, or by --reason, --since and --until, or say --all. Bytes, key and headers are the original ones;
+    the header xray_redriven_from says where the record was before. Each is sent again once: a second call leaves it
+    out, unless it failed anew. It does not ask; it tells how many it sends and why others are left out. Exit code 1
+    when one was not confirmed.
+    """
+    from streaming.deadletters import Place, Selection, plan_redrive, redrive
+    from xray.views import show_redrive_plan, show_redrive_report
+
+    filters = bool(reason or since or until)
+    if bool(which) + filters + all_ != 1:
+        msg = "say which: PARTITION@OFFSET..., or --reason / --since / --until, or --all; one of the three"
+        raise typer.BadParameter(msg)
+    settings = load_settings()
+    kafka = settings.kafka
+    selection = Selection(frozenset(reason or ()), since, until, [Place(*_read_place(text)) for text in which or ()])
+    with step("reading dead letters, and what was sent again before"):
+        plan = plan_redrive(kafka, selection, max_payload_bytes=settings.score.max_payload_bytes, again=again)
+    show_redrive_plan(plan, kafka.images_topic, dry_run=dry_run)
+    if dry_run:
+        if json_:
+            print_json({"dry_run": True, **plan.to_dict()})
+        return
+    with new_progress() as progress:
+        task = progress.add_task("re-driving", total=len(plan.chosen))
+        report = redrive(kafka, plan, on_progress=lambda done: progress.update(task, completed=done))
+    failed = {str(place): why for place, why in report.failed.items()}
+    if json_:
+        figures = {"redriven": len(report.delivered), "failed": failed, "seconds": round(report.seconds, 3)}
+        print_json({"dry_run": False, **plan.to_dict(), **figures})
+    else:
+        show_redrive_report(report)
+    for place, why in failed.items():
+        err.print(f"not sent: {place}: {why}", markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _save_payload(payload: bytes | None, path: Path) -> None:
+    if payload is None:
+        msg = "a tombstone has no bytes to save"
+        raise JobError(msg)
+    try:
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_bytes(payload)
+    except OSError as exc:
+        msg = f"cannot write {path}: {exc.strerror}; --save wants a new file"
+        raise JobError(msg) from exc
 
 
 @app.command()

@@ -15,7 +15,6 @@ from schemas import envelope
 from schemas.documents import load_schema
 from schemas.errors import Reason
 from streaming.deadletters import (
-    MARKER,
     DeadLetter,
     Headers,
     Place,
@@ -143,7 +142,7 @@ def test_details_show_no_value_that_could_be_about_a_patient() -> None:
         ("content-type", b"image/png; name=DOE^JANE"),
         ("traceparent", b"00-doe-jane-01"),
         ("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"),
-        (MARKER, b"xray.images-0@17"),
+        (envelope.REDRIVEN_FROM, b"xray.images-0@17"),
         ("x-patient", b"DOE^JANE"),
     ]
     message = dead_letter(headers, png(), key=b"DOE^JANE")
@@ -154,7 +153,7 @@ def test_details_show_no_value_that_could_be_about_a_patient() -> None:
     assert shown == {
         "Content-Type": "image/png",
         "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
-        MARKER: "xray.images-0@17",
+        envelope.REDRIVEN_FROM: "xray.images-0@17",
     }
     assert [view.name for view in details.headers] == [name for name, _ in headers]
     assert (details.media_type, details.key_bytes, details.payload) == ("image/png", 8, png())
