@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ import pytest
 from PIL import Image
 from pyspark.ml import PipelineModel
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from schemas.errors import DatasetError
 from schemas.modelcard import read_card
 from schemas.registry import champion_folder, list_models, promote
+from sparkdl import DeepImageFeaturizer
 from training.dataset import Dataset, read_dataset
 from training.fit import TrainingResult, train_model
 
@@ -220,3 +222,22 @@ def test_mostly_unreadable_data_is_refused(spark: SparkSession, tmp_path: Path) 
     with pytest.raises(DatasetError, match=r"5 of 9 files do not decode, wanted at most half: .*0\.txt: unsupported"):
         train_model(spark, read_dataset(tmp_path / "data"), out=tmp_path / "out", weights="random")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(find_spec("nncf") is None, reason="int8 needs the int8 extra (NNCF)")
+def test_int8_is_calibrated_on_training_images_alone(
+    spark: SparkSession, two_classes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    calibrate = DeepImageFeaturizer.calibrate
+
+    def watched(self: DeepImageFeaturizer, dataset: DataFrame, n_images: int) -> DeepImageFeaturizer:
+        seen.extend(row["path"] for row in dataset.select("path").collect())
+        return calibrate(self, dataset, n_images)
+
+    monkeypatch.setattr(DeepImageFeaturizer, "calibrate", watched)
+    result = train_model(spark, two_classes, out=tmp_path, weights="random", precision="int8", seed=1)
+    assert result.card.precision == "int8"
+    assert PipelineModel.load(f"file://{result.folder}").stages[0].network.precision == "int8"
+    assert len(seen) == sum(result.n_train.values())
+    assert not set(seen) & {str(item.sample.path) for item in result.held_out}
