@@ -122,7 +122,7 @@ def _bare(network: Network, images: tuple[bytes, ...], seconds: float, ready: An
     rates.put(count / elapsed)
 
 
-def _score_bare(engine: Engine, payload: bytes) -> None:
+def _score_bare(engine: OpenVinoEngine, payload: bytes) -> None:
     engine.infer(array_from_row(decode_image(payload, origin="bare", size=engine.network.input_size).image))
 
 
