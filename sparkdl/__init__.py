@@ -39,6 +39,11 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
+        try:
+            module = import_module(_MODULES[name])
+        except AttributeError as exc:  # Python would take it for a name that is not here
+            msg = f"sparkdl.{name} cannot be imported: {exc}"
+            raise ImportError(msg) from exc
+        return getattr(module, name)
     msg = f"module 'sparkdl' has no attribute {name!r}"
     raise AttributeError(msg)

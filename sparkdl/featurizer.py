@@ -1,17 +1,19 @@
 """`DeepImageFeaturizer`: a pretrained network as a Spark ML stage that turns image rows into feature vectors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pyspark import keyword_only
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql.functions import col, when
 from pyspark.sql.types import DataType, DoubleType, StructField
 
-from schemas.errors import SettingsError
+from schemas.errors import RecordError, SettingsError
 from sparkdl.batches import ReadInput, read_image
 from sparkdl.imagerow import ImageRow, array_from_row
 from sparkdl.kerasmodels import convert_image_model
@@ -160,12 +162,9 @@ class DeepImageFeaturizer(NetworkStage):
         check_image_column(self.getInputCol(), dataset.schema[self.getInputCol()].dataType)
         full = self.copy({self.precision: "fp32"}) if self.getOrDefault("precision") == "int8" else self
         name = f"`{self.getInputCol()}`"
-        rows = (
-            dataset.select(col(name).alias("image")).where(col("image").isNotNull()).limit(n_images).toLocalIterator()
-        )
-        images = (array_from_row(ImageRow(**row["image"].asDict())) for row in rows)
+        rows = dataset.select(col(name).alias("image")).where(col("image").isNotNull()).toLocalIterator()
         that = self.copy({self.precision: "int8"})
-        that._network = quantize_network(full.network, images, max_images=n_images)
+        that._network = quantize_network(full.network, _readable(rows), max_images=n_images)
         return that
 
     def _build(self) -> Network:
@@ -201,6 +200,14 @@ class DeepImageFeaturizer(NetworkStage):
         if self.getOrDefault("timingCol"):
             columns[self.getOrDefault("timingCol")] = result("seconds")
         return columns
+
+
+def _readable(rows: Iterator[Row]) -> Iterator[npt.NDArray[np.uint8]]:
+    for row in rows:
+        try:
+            yield array_from_row(ImageRow(**row["image"].asDict()))
+        except RecordError:
+            continue  # its reason is `transform`'s to tell
 
 
 # A saved stage names its class by module; this is the path that saved models have, whatever file the class lives in.

@@ -144,7 +144,7 @@ def array_from_row(row: ImageRowLike) -> npt.NDArray[np.uint8]:
     if row.mode != mode:
         raise _unsupported(origin, f"mode is {row.mode}, expected {mode} for {row.nChannels} channels of 8 bits")
     shape = (row.height, row.width, row.nChannels)
-    if min(shape) < 1:
+    if None in shape or min(shape) < 1:
         raise CorruptImageError(Reason.CORRUPT_IMAGE, origin, f"size is {shape[0]}x{shape[1]}, expected 1x1 or more")
     if row.data is None:
         raise CorruptImageError(Reason.CORRUPT_IMAGE, origin, "data is missing")

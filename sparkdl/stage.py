@@ -71,6 +71,17 @@ class NetworkStage(Transformer, HasInputCol, HasOutputCol, HasDevice, HasReasonC
         """Set parameters by name; None leaves one as it is."""
         return self._set(**{name: value for name, value in params.items() if value is not None})
 
+    def _set(self, **params: Any) -> Any:
+        """Set parameters, and let go of a network that they no longer describe."""
+        before = {name: self._value(name) for name in self._build_params & params.keys()}
+        stage = super()._set(**params)
+        if any(self._value(name) != value for name, value in before.items()):
+            self._network = self._broadcast = None
+        return stage
+
+    def _value(self, name: str) -> Any:
+        return self.getOrDefault(name) if self.isDefined(name) else None
+
     def setInputCol(self, value: str) -> Any:
         """Name the input column."""
         return self._set(inputCol=value)
@@ -135,8 +146,8 @@ class NetworkStage(Transformer, HasInputCol, HasOutputCol, HasDevice, HasReasonC
     def copy(self, extra: Any = None) -> Any:
         """Copy the stage; the copy shares the converted network where the settings that make it are the same."""
         that = super().copy(extra)
-        if any(param.name in self._build_params for param in extra or {}):
-            that._network = that._broadcast = None
+        same = not any(param.name in self._build_params for param in extra or {})
+        that._network, that._broadcast = (self._network, self._broadcast) if same else (None, None)
         return that
 
     def write(self) -> MLWriter:

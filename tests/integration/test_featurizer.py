@@ -67,6 +67,7 @@ def test_a_broken_row_has_null_features_and_a_reason(featurizer: DeepImageFeatur
         "short": ((*good[:5], b"12345"), "corrupt_image: data has 5 bytes, expected 150528 for 224x224x3"),
         "float": (("", 1, 1, 1, 5, b"1234"), "unsupported_format: mode is 5, expected 0 for 1 channels of 8 bits"),
         "two": (("", 1, 1, 2, 8, b"12"), "unsupported_format: nChannels is 2, expected 1, 3 or 4"),
+        "sizeless": (("", None, None, 1, 0, b"1"), "corrupt_image: size is NonexNone, expected 1x1 or more"),
         "unread": (("", -1, -1, -1, -1, b""), "unsupported_format: nChannels is -1, expected 1, 3 or 4"),
     }
     rows = [(name, image) for name, (image, _) in broken.items()]
@@ -148,6 +149,9 @@ def test_save_and_load_keep_everything(featurizer: DeepImageFeaturizer, images: 
 def test_copy_with_another_network_builds_it_anew(featurizer: DeepImageFeaturizer) -> None:
     assert featurizer.copy().network is featurizer.network
     assert featurizer.copy({featurizer.seed: 6}).network.sha256 != featurizer.network.sha256
+    changed = featurizer.copy()
+    assert changed.setParams(seed=featurizer.getOrDefault("seed")).network is featurizer.network
+    assert changed.setParams(seed=6).network.sha256 != featurizer.network.sha256
 
 
 def test_damaged_network_is_refused(featurizer: DeepImageFeaturizer, tmp_path: Path) -> None:
@@ -224,11 +228,12 @@ def test_it_works_inside_cross_validation(featurizer: DeepImageFeaturizer, label
 
 @pytest.mark.skipif(find_spec("nncf") is None, reason="int8 needs the int8 extra (NNCF)")
 def test_int8_is_calibrated_saved_and_served(
-    featurizer: DeepImageFeaturizer, labelled: DataFrame, tmp_path: Path
+    featurizer: DeepImageFeaturizer, labelled: DataFrame, spark: SparkSession, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match="precision 'int8' needs images to calibrate on"):
         featurizer.copy({featurizer.precision: "int8"}).transform(labelled)
-    small = featurizer.calibrate(labelled, n_images=12)
+    unread = spark.createDataFrame([(("", -1, -1, -1, -1, b""), 0.0), (None, 0.0)], labelled.schema)
+    small = featurizer.calibrate(unread.union(labelled), n_images=12)
     assert small.getOrDefault("precision") == small.network.precision == "int8"
     assert featurizer.network.precision == "fp32", "the original stays as it is"
     small.save(str(tmp_path / "int8"))
