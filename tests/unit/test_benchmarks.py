@@ -1,0 +1,31 @@
+"""The benchmarks start, and say what they take."""
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.featurize import Result, summarize
+
+
+@pytest.mark.parametrize("name", ["featurize", "latency", "precision", "throughput"])
+def test_help_names_the_options(name: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--json" in done.stdout
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    tensorflow = Result("TensorFlow", "fp32", rates=[2.0, 4.0])
+    ours = Result("ours", "fp32", rates=[8.0, 20.0], bare_rates=[10.0, 20.0])
+    summarize([ours, tensorflow], tensorflow)
+    assert (ours.img_s, ours.of_bare, ours.of_tensorflow) == (14.0, 0.9, 4.5)
+    assert (tensorflow.img_s, tensorflow.of_bare, tensorflow.of_tensorflow) == (3.0, None, None)
+
+
+def test_a_party_that_was_not_measured_has_no_ratio() -> None:
+    tensorflow = Result("TensorFlow", "fp32", note="not installed")
+    ours = Result("ours", "fp32", rates=[8.0], bare_rates=[10.0])
+    summarize([ours, tensorflow], tensorflow)
+    assert (ours.of_bare, ours.of_tensorflow, tensorflow.img_s) == (0.8, None, None)
