@@ -1,0 +1,326 @@
+"""What a training run found out about its data and its model: everything the report shows, as one value.
+
+Nothing is computed here. `training.judge` fills it, `training.report` shows it, and ``to_dict`` is its JSON.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from schemas.envelope import DISCLAIMER
+from training.calibration import Abstention, Calibration
+from training.metrics import Matrix
+from training.probes import Probe, Verdict
+from training.statistics import Comparison, Curve, Estimate, GroupFigures, OperatingPoint, PredictiveValues
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from.
+
+    Parameters
+    ----------
+    name, version, sha256 : str
+        Of the model.
+    network, weights, weights_sha256, precision : str
+        Of the featurizer.
+    rendering_version : int
+        Of the decoding rules.
+    classifier : str
+        In words, with its parameters.
+    procedure : str
+        ``"paper"`` for the default one; else what was asked for, e.g. ``"tuned, calibrated"``.
+    seed : int
+        Of split and fit.
+    code_version : str
+        This package's version, and the commit where it is known.
+    data_sha256 : str
+        Of the sorted list of (file digest, label, patient, source).
+    created_at : str
+        ISO 8601, UTC.
+    seconds : float
+        Wall time of the run.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    network: str
+    weights: str
+    weights_sha256: str
+    precision: str
+    rendering_version: int
+    classifier: str
+    procedure: str
+    seed: int
+    code_version: str
+    data_sha256: str
+    created_at: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a split.
+
+    Parameters
+    ----------
+    n_images, n_patients : int
+        How many.
+    n_by_label : mapping of str to int
+        Images by class name.
+    """
+
+    n_images: int
+    n_patients: int
+    n_by_label: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """The data and how it was split.
+
+    Parameters
+    ----------
+    labels : tuple of str
+        Class names; the last is the positive one.
+    n_images, n_patients : int
+        That took part.
+    sources : tuple of str
+        Names of sources; an unknown one is ``""``.
+    label_by_source : tuple of tuple of int
+        Images, a row for each source, a column for each label.
+    patient_ids_known : bool
+        False: patients were told by file name.
+    failed : tuple of (str, str)
+        Files left out, and why.
+    exact_copies, near_copies : int
+        Pairs found in the whole set.
+    copies : tuple of (str, str, str)
+        The first few pairs: file, file, ``"exact"`` or ``"near"``.
+    copies_across : int
+        Pairs on both sides of the split: 0, or there is no report.
+    split : str
+        How, in words.
+    train, test : Side
+        See there.
+    """
+
+    labels: tuple[str, ...]
+    n_images: int
+    n_patients: int
+    sources: tuple[str, ...]
+    label_by_source: tuple[tuple[int, ...], ...]
+    patient_ids_known: bool
+    failed: tuple[tuple[str, str], ...]
+    exact_copies: int
+    near_copies: int
+    copies: tuple[tuple[str, str, str], ...]
+    copies_across: int
+    split: str
+    train: Side
+    test: Side
+
+
+@dataclass(frozen=True)
+class SetFigures:
+    """A model's figures on one set of images.
+
+    Parameters
+    ----------
+    name : str
+        E.g. ``"held-out patients"``, ``"without source ieee8023"``, an external manifest's name.
+    kind : str
+        ``"internal"``, ``"leave-one-source-out"`` or ``"external"``.
+    n_images, n_patients : int
+        How many.
+    n_by_label : mapping of str to int
+        Images by class name.
+    figures : mapping of str to Estimate
+        As `training.statistics.measure` gives them, with intervals.
+    note : str
+        What must be known to read them; empty where nothing.
+    """
+
+    name: str
+    kind: str
+    n_images: int
+    n_patients: int
+    n_by_label: Mapping[str, int]
+    figures: Mapping[str, Estimate]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A held-out image that was judged wrongly, the most certain ones first.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    patient, source : str
+        Of the image.
+    actual, predicted : str
+        Class names.
+    probability : float
+        That the model gave the predicted class.
+    """
+
+    path: Path
+    patient: str
+    source: str
+    actual: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to decide, measured on the held-out patients: e.g. as fitted, calibrated, at the operating point.
+
+    Parameters
+    ----------
+    name : str
+        In a few words.
+    figures : mapping of str to Estimate
+        As `training.statistics.measure` gives them.
+    calibration : Calibration or None
+        Of two-class models.
+    note : str
+        E.g. on what it was chosen.
+    """
+
+    name: str
+    figures: Mapping[str, Estimate]
+    calibration: Calibration | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """The gate for images unlike the training images.
+
+    Parameters
+    ----------
+    threshold : float
+        Distance above which an image is flagged.
+    flagged : Estimate
+        Share of the held-out images that are flagged.
+    """
+
+    threshold: float
+    flagged: Estimate
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting that tuning tried.
+
+    Parameters
+    ----------
+    name : str
+        Network and regularisation, in words.
+    auroc : Estimate
+        Out of fold, on training patients.
+    chosen : bool
+        Whether the model was made with it.
+    """
+
+    name: str
+    auroc: Estimate
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All of it; see the parts.
+
+    Parameters
+    ----------
+    verdict : Verdict
+        Whether the figures may count as evidence.
+    provenance : Provenance
+        Of the model.
+    data : DataSummary
+        Counts and split.
+    metrics : mapping of str to float
+        The paper's four figures on held-out images, from one pass over them.
+    internal : SetFigures
+        The held-out patients.
+    confusion : numpy.ndarray
+        Held-out images: row is the actual class, column the predicted one.
+    roc, precision_recall : Curve or None
+        Of two-class models.
+    predictive_values : tuple of PredictiveValues
+        At stated prevalences; empty for more than two classes.
+    others : tuple of SetFigures
+        Leave-one-source-out and external sets.
+    by_source : tuple of GroupFigures
+        Held-out images of each source.
+    probes : tuple of Probe
+        Shortcut probes.
+    variants : tuple of Variant
+        With and without calibration, operating point, class weights; the first is as fitted.
+    operating_point : OperatingPoint or None
+        What the stream decides with, where one was asked for.
+    abstention : Abstention or None
+        Where an abstain band was asked for.
+    novelty : Novelty or None
+        Where a gate was asked for.
+    candidates : tuple of Candidate
+        What tuning tried.
+    mistakes : tuple of Mistake
+        The worst ones.
+    in_service : mapping of str to Comparison
+        Against the model in service, on the same held-out images; empty where there is none.
+    in_service_name : str
+        That model's version, with a remark where it was trained on some of these images.
+    """
+
+    verdict: Verdict
+    provenance: Provenance
+    data: DataSummary
+    metrics: Mapping[str, float]
+    internal: SetFigures
+    confusion: Matrix
+    roc: Curve | None
+    precision_recall: Curve | None
+    predictive_values: tuple[PredictiveValues, ...]
+    others: tuple[SetFigures, ...]
+    by_source: tuple[GroupFigures, ...]
+    probes: tuple[Probe, ...]
+    variants: tuple[Variant, ...]
+    operating_point: OperatingPoint | None = None
+    abstention: Abstention | None = None
+    novelty: Novelty | None = None
+    candidates: tuple[Candidate, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
+    in_service: Mapping[str, Comparison] | None = None
+    in_service_name: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Render for JSON: dataclasses become objects, arrays lists, what is not a number null."""
+        return {"disclaimer": DISCLAIMER, **_plain(self)}
+
+
+def _plain(value: Any) -> Any:  # noqa: PLR0911 - one line for each kind of value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
