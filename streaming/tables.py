@@ -1,0 +1,357 @@
+"""Upkeep of the Delta tables: what they hold, and joining the small files that a stream leaves behind.
+
+It needs no Spark, and may run beside a stream that writes. Joining moves rows into larger files in one commit; a writer
+that commits at the same moment is noticed by Delta on either side, and the later one tries again. Two that join are not
+noticed: deltalake lets both commit, and every row is there twice. So one at a time: a lock sees to it where the tables
+are on a disk, and elsewhere whoever starts it must.
+"""
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from math import ceil
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable, PostCommitHookProperties
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
+from pyarrow.fs import FileSelector, FileType, PyFileSystem
+
+from schemas.documents import load_tables
+from schemas.errors import JobError, SettingsError
+
+MIN_KEEP = timedelta(hours=1)
+"""What a reader that began before, or a writer that has not committed yet, gets to finish."""
+JOINED_BYTES = 128 * 1024 * 1024
+"""Size of the files to join into. Larger ones are left as they are."""
+_WORTH_JOINING = 100
+"""Small files from which joining is worth it: measured, so many cost 0.15 s at each read of the table."""
+_ATTEMPTS = 5
+# A checkpoint at once would be of the table as this process sees it; it is written later, of the table as it is stored.
+_NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+_JOIN = "OPTIMIZE"  # as the log calls it
+_COMMIT_FILE = re.compile(r"_delta_log/\d{20}\.json")
+
+
+@dataclass(frozen=True)
+class TableState:
+    """What one table holds.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    version : int
+        The newest one.
+    versions : int
+        Commits that the log still has.
+    rows, files : int
+        Of the newest version.
+    bytes : int
+        Of its files.
+    small_files : int
+        Files that joining would replace: smaller than `JOINED_BYTES`, and not alone in their partition.
+    dead_files, dead_bytes : int
+        Files that are not in the newest version: older versions', and of writers that were killed or still write.
+    log_bytes : int
+        Of the log.
+    """
+
+    name: str
+    version: int
+    versions: int
+    rows: int
+    files: int
+    bytes: int
+    small_files: int
+    dead_files: int
+    dead_bytes: int
+    log_bytes: int
+
+    @property
+    def mean_file_bytes(self) -> int:
+        """Mean size of a live file."""
+        return self.bytes // self.files if self.files else 0
+
+    @property
+    def worth_compacting(self) -> bool:
+        """Whether joining its files is worth it."""
+        return self.small_files >= _WORTH_JOINING
+
+    def to_dict(self) -> dict[str, Any]:
+        """Render for JSON."""
+        return {**asdict(self), "mean_file_bytes": self.mean_file_bytes, "worth_compacting": self.worth_compacting}
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What compacting one table did, or would do.
+
+    Parameters
+    ----------
+    before, after : TableState
+        ``after`` is ``before`` where nothing was done.
+    joined_files : int
+        Files that were replaced by larger ones.
+    removed_files : int
+        Files that no version within the time to keep refers to.
+    seconds : float
+        How long it took.
+    """
+
+    before: TableState
+    after: TableState
+    joined_files: int
+    removed_files: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Render for JSON."""
+        return {
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "joined_files": self.joined_files,
+            "removed_files": self.removed_files,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def describe_tables(folder: str) -> dict[str, TableState | None]:
+    """Describe every table.
+
+    Parameters
+    ----------
+    folder : str
+        Path or URI of the tables.
+
+    Returns
+    -------
+    dict
+        By name; None where there is no such table yet.
+
+    Raises
+    ------
+    JobError
+        A table is there and cannot be read.
+    """
+    return {name: describe_table(folder, name) for name in load_tables()}
+
+
+def describe_table(folder: str, name: str) -> TableState | None:
+    """Describe one table; see `describe_tables`."""
+    table = _open(folder, name)
+    return None if table is None else _describe(table, name)
+
+
+def compact_table(folder: str, name: str, *, keep: timedelta, dry_run: bool = False) -> Compaction | None:
+    """Join a table's small files, remove dead ones, write a checkpoint of the log and clean the log up.
+
+    Parameters
+    ----------
+    folder : str
+        Path or URI of the tables.
+    name : str
+        Which one.
+    keep : timedelta
+        Files of versions that were replaced within this time stay; older versions cannot be read afterwards. Whole
+        hours, rounded up.
+    dry_run : bool
+        Change nothing. ``joined_files`` is then an upper bound.
+
+    Returns
+    -------
+    Compaction or None
+        None where there is no such table yet.
+
+    Raises
+    ------
+    SettingsError
+        ``keep`` is below `MIN_KEEP`.
+    JobError
+        The table cannot be read or written, was changed by others at every attempt, or another compaction runs.
+    """
+    check_keep(keep)
+    with _only_compaction(folder):
+        return _compact(folder, name, keep, dry_run=dry_run)
+
+
+def _compact(folder: str, name: str, keep: timedelta, *, dry_run: bool) -> Compaction | None:
+    started = time.monotonic()
+    table = _open(folder, name)
+    if table is None:
+        return None
+    before = _describe(table, name)
+    if dry_run:
+        dead = _vacuum(table, name, keep, dry_run=True)
+        return Compaction(before, before, before.small_files, len(dead), time.monotonic() - started)
+    joined, table = _join_files(table, folder, name)
+    dead = _vacuum(table, name, keep, dry_run=False)
+    table = _reopen(folder, name)
+    _clean_log(table, name)
+    return Compaction(before, _describe(table, name), joined, len(dead), time.monotonic() - started)
+
+
+def check_keep(keep: timedelta) -> None:
+    """Refuse to keep so little that running readers and writers come to harm.
+
+    Raises
+    ------
+    SettingsError
+        Less than `MIN_KEEP`.
+    """
+    if keep < MIN_KEEP:
+        msg = (
+            f"cannot keep less than {MIN_KEEP}: running readers still read versions that were replaced since, running "
+            "writers have files that are not committed yet; the first would fail, the second would lose rows"
+        )
+        raise SettingsError(msg)
+
+
+@contextmanager
+def _only_compaction(folder: str) -> Iterator[None]:
+    """Refuse a second compaction of tables on a disk; the lock ends with the process, however it ends."""
+    place = urlsplit(folder)
+    path = unquote(place.path) if place.scheme == "file" else folder
+    if place.scheme not in ("", "file") or not os.path.isdir(path):
+        yield  # an object store has no such lock; and where there is no folder, there is nothing to join
+        return
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(lock)
+        msg = f"another compaction runs on {folder}; one at a time"
+        raise JobError(msg) from exc
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _open(folder: str, name: str) -> DeltaTable | None:
+    try:
+        with _failing_as(f"table {name} cannot be read"):
+            return DeltaTable(f"{folder}/{name}")
+    except TableNotFoundError:
+        return None
+
+
+@contextmanager
+def _failing_as(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (TableNotFoundError, CommitFailedError):
+        raise
+    except (DeltaError, OSError) as exc:
+        lines = str(exc).strip().splitlines()
+        msg = f"{what}: {lines[0] if lines else type(exc).__name__}"
+        raise JobError(msg) from exc
+
+
+def _reopen(folder: str, name: str) -> DeltaTable:
+    """Open from what is stored: on a local disk Spark may have put its own commit in the place of the last one."""
+    table = _open(folder, name)
+    if table is None:
+        msg = f"table {name} in {folder} was removed meanwhile"
+        raise JobError(msg)
+    return table
+
+
+def _describe(table: DeltaTable, name: str) -> TableState:
+    actions = pa.table(table.get_add_actions(flatten=True))
+    sizes = actions["size_bytes"]
+    counted = pc.sum(actions["num_records"]).as_py() if actions["num_records"].null_count == 0 else table.count()
+    stored = _list_files(table)
+    parquet = [size for path, size in stored.items() if path.endswith(".parquet") and not path.startswith("_")]
+    total = pc.sum(sizes).as_py() or 0
+    return TableState(
+        name=name,
+        version=table.version(),
+        versions=sum(1 for path in stored if _COMMIT_FILE.fullmatch(path)),
+        rows=counted or 0,
+        files=len(sizes),
+        bytes=total,
+        small_files=_count_small(actions),
+        dead_files=max(0, len(parquet) - len(sizes)),
+        dead_bytes=max(0, sum(parquet) - total),
+        log_bytes=sum(size for path, size in stored.items() if path.startswith("_delta_log/")),
+    )
+
+
+def _count_small(actions: pa.Table) -> int:
+    """Count files below the wanted size that share their partition with another such file."""
+    small = actions.filter(pc.less(actions["size_bytes"], JOINED_BYTES))
+    columns = [column for column in small.column_names if column.startswith("partition.")]
+    counts = small.group_by(columns).aggregate([("path", "count")])["path_count"].to_pylist()
+    return sum(count for count in counts if count > 1)
+
+
+def _list_files(table: DeltaTable) -> dict[str, int]:
+    """List what is stored, with sizes, by path in the table's folder."""
+    storage = PyFileSystem(DeltaStorageHandler(table.table_uri))
+    found = storage.get_file_info(FileSelector("", recursive=True))
+    return {info.path: info.size for info in found if info.type == FileType.File}
+
+
+def _join_files(table: DeltaTable, folder: str, name: str) -> tuple[int, DeltaTable]:
+    """Join small files in one commit; again where another writer came first."""
+    for _ in range(_ATTEMPTS):
+        read = table.version()
+        try:
+            with _failing_as(f"table {name} cannot be compacted"):
+                metrics = table.optimize.compact(target_size=JOINED_BYTES, post_commithook_properties=_NO_HOOKS)
+        except CommitFailedError:
+            table = _reopen(folder, name)
+            continue
+        joined = int(metrics["numFilesRemoved"])
+        version, table = table.version(), _reopen(folder, name)
+        if not joined or _is_join(table, name, read=read, version=version):
+            return joined, table
+    msg = (
+        f"table {name} was changed by another writer at each of {_ATTEMPTS} attempts to join its files; "
+        "nothing is lost. Try again when less is written."
+    )
+    raise JobError(msg)
+
+
+def _is_join(table: DeltaTable, name: str, *, read: int, version: int) -> bool:
+    """Tell whether a version is a join that was made from another one, and the only join since."""
+    operations = {entry["version"]: entry["operation"] for entry in table.history(table.version() - read)}
+    others = [number for number in range(read + 1, version) if operations.get(number) == _JOIN]
+    if others and operations.get(version) == _JOIN:
+        msg = (
+            f"table {name} was compacted twice at one moment, in versions {others[0]} and {version}: its rows are "
+            f"there twice. Stop the stream, restore version {version - 1}, move checkpoints/archive aside, start it."
+        )
+        raise JobError(msg)
+    return operations.get(version) == _JOIN
+
+
+def _vacuum(table: DeltaTable, name: str, keep: timedelta, *, dry_run: bool) -> list[str]:
+    hours = ceil(keep / timedelta(hours=1))
+    with _failing_as(f"table {name}: its dead files cannot be removed"):
+        return list(
+            table.vacuum(
+                hours,
+                dry_run=dry_run,
+                # It refuses less than the table's own retention, a week by default; `check_keep` is the check here.
+                enforce_retention_duration=False,
+                full=True,  # also what killed writers left behind, once it is as old
+                post_commithook_properties=_NO_HOOKS,
+            )
+        )
+
+
+def _clean_log(table: DeltaTable, name: str) -> None:
+    """Write a checkpoint, and remove commits that are older than the log's retention and covered by it."""
+    with _failing_as(f"table {name}: its log cannot be cleaned up"):
+        table.create_checkpoint()
+        table.cleanup_metadata()
