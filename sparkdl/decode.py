@@ -66,6 +66,7 @@ _KNOWN_BUT_UNREAD = {
 }
 _UNDECLARED = ("", "application/octet-stream")
 _ALIASES = {"image/jpg": JPEG}
+_NAMED_IN_ERRORS = frozenset({PNG, JPEG, DICOM, "image/gif", "image/tiff", "application/pdf", "application/json"})
 
 _SAMPLE_BITS = (8, 10, 12, 14, 16)  # the depths of X-ray devices; PNG stores all above 8 as 16 without saying which
 _GRAY_NDIM = 2
@@ -296,7 +297,9 @@ def _agreed_media_type(payload: bytes, content_type: str | None, origin: str) ->
     declared = (content_type or "").partition(";")[0].strip().lower()
     declared = _ALIASES.get(declared, declared)
     if declared not in (*_UNDECLARED, found):
-        detail = f"content-type is {declared[:80]!r}, but the bytes are {found}"
+        # Only names from a closed set, as above: a header is the sender's own text.
+        named = repr(declared) if declared in _NAMED_IN_ERRORS else "something else"
+        detail = f"content-type is {named}, but the bytes are {found}"
         raise ContractError(Reason.CONTENT_TYPE_MISMATCH, origin, detail)
     return found
 

@@ -1,18 +1,24 @@
 """Creates the stream's topics, and checks the ones that are there."""
 
-from collections.abc import Iterable
+import re
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
-from schemas.errors import BrokerError
+from schemas.errors import BrokerError, SettingsError
 from streaming.settings import KafkaSettings
 
 HEADROOM_BYTES = 1024 * 1024
 """How much larger a dead letter may be than the image message it was."""
 
 _TIMEOUT_S = 20
+_TRY_S = 2.0
+_POLL_S = 0.2
+_TLS_ALERT = "SSL alert"
+"""What librdkafka says where a broker ends a TLS handshake, for want of a certificate above all."""
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
 
@@ -72,8 +78,12 @@ def _await_creation(name: str, future: Any) -> None:
     try:
         future.result()
     except KafkaException as exc:
-        if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-            msg = f"cannot create topic {name}: {exc.args[0].str()}"
+        code = exc.args[0].code()
+        if code != KafkaError.TOPIC_ALREADY_EXISTS:
+            # A broker does not say which of the two it is: whoever may not see a topic is told that there is none.
+            denied = code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
+            hint = ". It is missing, or the user may not see it; see the roles in docs/security.md" if denied else ""
+            msg = f"cannot create topic {name}: {exc.args[0].str()}{hint}"
             raise BrokerError(msg) from exc
 
 
@@ -110,13 +120,25 @@ def _max_message_bytes(kafka: KafkaSettings, names: Iterable[str]) -> dict[str, 
     try:
         return {resource.name: int(future.result()["max.message.bytes"].value) for resource, future in answers.items()}
     except KafkaException as exc:
-        msg = f"cannot read the topics' configuration at {kafka.bootstrap_servers}: {exc.args[0].str()}"
+        denied = exc.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+        hint = ". The user needs DescribeConfigs on them; see the roles in docs/security.md" if denied else ""
+        msg = f"cannot read the configuration of {', '.join(names)}: {exc.args[0].str()}{hint}"
         raise BrokerError(msg) from exc
 
 
-def connect_admin(kafka: KafkaSettings) -> AdminClient:
-    """Make an admin client that keeps its complaints to itself; callers get typed errors."""
-    return AdminClient({**kafka.to_librdkafka(), "log_level": 0}, logger=None)
+def connect_admin(kafka: KafkaSettings, **options: Any) -> AdminClient:
+    """Make an admin client that keeps its complaints to itself; callers get typed errors.
+
+    Raises
+    ------
+    SettingsError
+        No client can be made of the settings, such as a certificate that cannot be read.
+    """
+    try:
+        return AdminClient({**kafka.to_librdkafka(), "log_level": 0, **options}, logger=None)
+    except KafkaException as exc:
+        msg = f"no Kafka client can be made of the settings XRAY_KAFKA__*: {_in_our_names(exc.args[0].str())}"
+        raise SettingsError(msg) from exc
 
 
 def describe_cluster(kafka: KafkaSettings) -> Any:
@@ -125,22 +147,58 @@ def describe_cluster(kafka: KafkaSettings) -> Any:
     Returns
     -------
     confluent_kafka.admin.ClusterMetadata
-        Brokers and topics.
+        Brokers and the topics that the user may see.
 
     Raises
     ------
     BrokerError
-        Nobody answers, or the credentials are refused; says what to do.
+        Nobody answers, the credentials are refused or TLS fails; one line that names the settings to look at.
+    SettingsError
+        No client can be made of the settings.
     """
-    # A refused log-in is not in the metadata call's own error: librdkafka tells it only to the error callback.
-    reports: list[str] = []
-    options = {**kafka.to_librdkafka(), "log_level": 0, "error_cb": lambda error: reports.append(error.str())}
-    try:
-        return AdminClient(options).list_topics(timeout=_TIMEOUT_S / 2)
-    except KafkaException as exc:
-        said = reports[0] if reports else exc.args[0].str()
-        msg = (
-            f"cannot reach Kafka at {kafka.bootstrap_servers}: {said}. "
-            "Start the local one with 'xray up', or set XRAY_KAFKA__BOOTSTRAP_SERVERS."
-        )
-        raise BrokerError(msg) from exc
+    # Why a connection failed is not in the call's own error: librdkafka tells it to this callback, when it is polled.
+    reports: list[KafkaError] = []
+    admin = connect_admin(kafka, error_cb=reports.append)
+    deadline = time.monotonic() + _TIMEOUT_S / 2
+    while True:
+        try:
+            return admin.list_topics(timeout=_TRY_S)
+        except KafkaException as exc:
+            admin.poll(_POLL_S)
+            # Trying again would not change a refusal; of several brokers another one has had its time to answer.
+            if any(map(_is_refusal, reports)) or time.monotonic() > deadline:
+                msg = f"cannot reach Kafka at {kafka.bootstrap_servers}: {_explain(kafka, reports)}"
+                raise BrokerError(msg) from exc
+
+
+def _is_refusal(report: KafkaError) -> bool:
+    return report.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) or _TLS_ALERT in report.str()
+
+
+def _explain(kafka: KafkaSettings, reports: Sequence[KafkaError]) -> str:
+    """Say in one sentence what librdkafka reported, and in another what to look at."""
+    said = {report.code(): _in_our_names(report.str()) for report in reversed(reports)}  # the first of each kind
+    protocol = f"XRAY_KAFKA__SECURITY_PROTOCOL, which is {kafka.security_protocol}"
+    if (text := said.get(KafkaError._AUTHENTICATION)) is not None:
+        users = "XRAY_KAFKA__SASL_USERNAME, XRAY_KAFKA__SASL_PASSWORD and XRAY_KAFKA__SASL_MECHANISM"
+        return f"it refuses the log-in ({text}). Check {users}."
+    if (text := said.get(KafkaError._SSL)) is not None:
+        if "certificate verify failed" in text:
+            return (
+                "its certificate is not trusted. Check XRAY_KAFKA__SSL_CA_LOCATION, and that the certificate was made "
+                "for the host in XRAY_KAFKA__BOOTSTRAP_SERVERS."
+            )
+        return f"TLS fails ({text}). Check {protocol}."
+    text = said.get(KafkaError._TRANSPORT, said.get(KafkaError._RESOLVE))
+    if text is None:
+        return f"it hangs up or does not answer. Check {protocol}, and XRAY_KAFKA__BOOTSTRAP_SERVERS."
+    if _TLS_ALERT in text:
+        certificate = "XRAY_KAFKA__SSL_CERTIFICATE_LOCATION and XRAY_KAFKA__SSL_KEY_LOCATION"
+        return f"it refuses this client's certificate ({text}). Check {certificate}."
+    return f"{text}. Start the local one with 'xray up', or set XRAY_KAFKA__BOOTSTRAP_SERVERS."
+
+
+def _in_our_names(text: str) -> str:
+    """Give librdkafka's words with the names of this project's settings, and without its own state."""
+    text = re.sub(r"^\S+/bootstrap: | \(after \d+ms in state .*\)$", "", text)
+    return re.sub(r"ssl\.(ca|certificate|key)\.location", lambda m: f"XRAY_KAFKA__SSL_{m[1].upper()}_LOCATION", text)

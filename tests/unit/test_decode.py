@@ -67,7 +67,7 @@ def test_wrong_files_give_their_reason(name):
 
 
 def test_the_wrong_files_reach_every_reason_of_this_module():
-    elsewhere = {Reason.INVALID_HEADER, Reason.UNEXPECTED}
+    elsewhere = {Reason.INVALID_HEADER, Reason.DECODER_CRASH, Reason.UNEXPECTED}
     assert {wrong.reason for wrong in WRONG.values()} >= set(Reason) - elsewhere
 
 
@@ -227,6 +227,14 @@ def test_content_types_that_agree(content_type):
 @pytest.mark.parametrize("content_type", ["image/jpeg", "image/jpg; q=1", "application/dicom", "text/plain", "png"])
 def test_content_types_that_disagree(content_type):
     assert reason_of(png(), content_type=content_type) == Reason.CONTENT_TYPE_MISMATCH
+
+
+def test_a_content_type_is_repeated_only_where_it_is_a_known_one():
+    with pytest.raises(ContractError, match="content-type is 'image/jpeg'"):
+        decode_image(png(), origin=ORIGIN, content_type="image/jpeg")
+    with pytest.raises(ContractError) as caught:
+        decode_image(png(), origin=ORIGIN, content_type="image/mustermann")
+    assert "mustermann" not in str(caught.value)
 
 
 def test_the_jpg_alias():

@@ -1,5 +1,6 @@
 """Settings: a bad value stops the start with the variable's name; every client gets what it needs."""
 
+import traceback
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,45 @@ def test_password_is_never_shown() -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(kafka={"sasl_password": "geheim", "security_protocol": "SASL_SSL"})
     assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sasl_password", "sasl_passwords"])
+def test_what_could_be_a_password_is_not_repeated(name: str) -> None:
+    secret = "ge" + "heim"  # put together here: a stack shows the lines of the source
+    with pytest.raises(SettingsError) as caught:
+        load_settings(kafka={name: [secret]})
+    assert f"XRAY_KAFKA__{name.upper()}: " in str(caught.value)
+    assert secret not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_variable_in_small_letters_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("xray_kafka__sasl_passwort", "geheim")
+    with pytest.raises(SettingsError, match="XRAY_KAFKA__SASL_PASSWORT") as caught:
+        load_settings()
+    assert "geheim" not in str(caught.value)
+
+
+_CERTIFICATE = "-----BEGIN CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"ca": None}, "XRAY_KAFKA__SSL_CA_LOCATION: "),
+        ({"ca": "no PEM"}, "-----BEGIN CERTIFICATE-----"),
+        ({"certificate": _CERTIFICATE}, "ssl_certificate_location and ssl_key_location are wanted both or neither"),
+        ({"certificate": _CERTIFICATE, "key": None}, "XRAY_KAFKA__SSL_KEY_LOCATION: "),
+        # Python's clients read this form, Java does not.
+        ({"certificate": _CERTIFICATE, "key": "-----BEGIN RSA PRIVATE KEY-----\n"}, "-----BEGIN PRIVATE KEY-----"),
+    ],
+)
+def test_pem_files_are_checked_at_the_start(tmp_path: Path, files: dict[str, str | None], said: str) -> None:
+    for name, text in files.items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(kafka={f"ssl_{name}_location": str(tmp_path / name) for name in files})
+    assert said in str(caught.value)
 
 
 def test_every_client_logs_in() -> None:
