@@ -13,7 +13,8 @@ from pyspark.sql import SparkSession
 
 from schemas.modelcard import ModelCard, read_card
 from streaming.publish import ImagePublisher
-from streaming.service import load_model, open_session
+from streaming.models import load_model
+from streaming.service import open_session
 from streaming.settings import StreamSettings, load_settings
 from streaming.topics import create_topics
 from training.dataset import read_dataset

@@ -12,10 +12,15 @@
         ├── ModelLoadError               a model folder is missing, damaged or not what its hash says
         ├── DependencyError              Java, a jar or an optional package is missing; says what to install
         ├── BrokerError                  Kafka cannot be started, reached or used
+        ├── DataLossError                records are gone that were not read yet; says which offsets
         └── DatasetError                 training data is missing or cannot be used as labelled
+            └── LeakError                the same patient or picture is in both training and test
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
+
+_NAMED_IN_ERROR = 5
 
 
 class Reason(StrEnum):
@@ -37,6 +42,7 @@ class Reason(StrEnum):
     DICOM_NO_PIXEL_DATA = "dicom_no_pixel_data"
     DICOM_UNSUPPORTED_TRANSFER_SYNTAX = "dicom_unsupported_transfer_syntax"
     DICOM_UNSUPPORTED_PIXELS = "dicom_unsupported_pixels"
+    DECODER_CRASH = "decoder_crash"
     UNEXPECTED = "unexpected"
 
 
@@ -100,5 +106,46 @@ class BrokerError(JobError):
     """Kafka cannot be started, reached or used."""
 
 
+class DataLossError(JobError):
+    """Records are gone from a topic that a query had not read yet; the message says which offsets."""
+
+
 class DatasetError(JobError):
     """Training data is missing or cannot be used as labelled."""
+
+
+class LeakError(DatasetError):
+    """The same patient or picture is in both training and test.
+
+    Parameters
+    ----------
+    patients : sequence of str
+        On both sides.
+    pairs : sequence of (str, str)
+        (training file, test file) that are copies of each other; where no copies are on both sides, of patients who
+        have copies in common elsewhere, so are one person or one mistake.
+    """
+
+    def __init__(self, patients: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
+        self.patients = tuple(patients)
+        self.pairs = tuple(pairs)
+        found = [
+            *_named(self.patients, "patient(s)"),
+            *_named(
+                [f"{train} = {test}" for train, test in self.pairs],
+                "pair(s) of copies, or of patients with a copy in common",
+            ),
+        ]
+        advice = "Give all images of one patient, and all copies, the same side; or none, for a split that does"
+        super().__init__(f"in both training and test, wanted none: {'; '.join(found)}. {advice}.")
+
+    def __reduce__(self) -> tuple[type["LeakError"], tuple[tuple[str, ...], tuple[tuple[str, str], ...]]]:
+        """Pickle by the constructor's own arguments."""
+        return type(self), (self.patients, self.pairs)
+
+
+def _named(items: Sequence[str], noun: str) -> list[str]:
+    if not items:
+        return []
+    more = f" and {len(items) - _NAMED_IN_ERROR} more" if len(items) > _NAMED_IN_ERROR else ""
+    return [f"{len(items)} {noun}: {', '.join(items[:_NAMED_IN_ERROR])}{more}"]

@@ -6,7 +6,6 @@ import sys
 import threading
 
 from schemas.errors import XrayError
-from schemas.registry import champion_folder
 from streaming.service import run_stream
 from streaming.settings import load_settings
 
@@ -30,7 +29,6 @@ def main() -> int:
         settings = load_settings()
         run_stream(
             settings,
-            model_folder=settings.model or champion_folder(settings.models_folder),
             ended=ended,
             on_ready=lambda state: log.info("ready; metrics at %s", state.metrics_url),
         )

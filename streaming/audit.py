@@ -354,18 +354,28 @@ def _count_input(
     """Count the outcome at its image's offset; False where that is outside."""
     if headers.get(envelope.INPUT_TOPIC) != images_topic:
         return False
-    partition, offset = int(headers[envelope.INPUT_PARTITION]), int(headers[envelope.INPUT_OFFSET])
-    span = spans.get(partition)
-    if span is None or offset not in span:
+    place = _read_place(headers)
+    span = None if place is None else spans.get(place[0])
+    if place is None or span is None or place[1] not in span:
         return False
-    counts[partition][offset - span.start] += 1
+    counts[place[0]][place[1] - span.start] += 1
     return True
+
+
+def _read_place(headers: Mapping[str, bytes]) -> tuple[int, int] | None:
+    """Read which image an outcome is about; None for a record that somebody else wrote there."""
+    try:
+        return int(headers[envelope.INPUT_PARTITION]), int(headers[envelope.INPUT_OFFSET])
+    except (KeyError, ValueError, TypeError):  # a header may be absent, nonsense, or without a value
+        return None
 
 
 def _note_event(
     message: Message, headers: Mapping[str, bytes], archived: Mapping[int, int], outcomes: _Outcomes
 ) -> None:
-    event_id = headers.get(envelope.EVENT_ID) or headers.get(envelope.CE_ID) or b""
+    event_id = headers.get(envelope.EVENT_ID) or headers.get(envelope.CE_ID)
+    if not event_id or envelope.INPUT_TOPIC not in headers:
+        return  # nobody's outcome; ARCHIVE leaves it out, too
     is_archived = message.offset() < archived.get(message.partition(), 0)
     (outcomes.archived_ids if is_archived else outcomes.pending_ids).add(event_id)
     reason = headers.get(envelope.REASON)

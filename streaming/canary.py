@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer
 from PIL import Image
 
 from schemas import envelope
+from schemas.errors import BrokerError
 from streaming.messages import assign_all, header_text, read_headers
 from streaming.settings import KafkaSettings
 
@@ -70,7 +71,7 @@ class Canary:
         try:
             partitions = assign_all(consumer, self._kafka.canary_results_topic, at="end")
             self._loop(producer, consumer, partitions)
-        except KafkaException as exc:
+        except (KafkaException, BrokerError) as exc:
             log.warning("the canary ended: %s", exc)
         finally:
             consumer.close()

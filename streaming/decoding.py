@@ -6,7 +6,7 @@ It imports no Spark, so that a worker starts fast and the tests need no JVM.
 import hashlib
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,6 +52,10 @@ _ADDED_FIELDS = [
 _KEPT = ("topic", "partition", "offset", "timestamp", "key", "headers")
 
 
+DecodeRecord = Callable[[Mapping[str, Any], bytes | None, "DecodePlan"], dict[str, Any]]
+"""What `decode_record` is."""
+
+
 @dataclass(frozen=True)
 class DecodePlan:
     """What a worker must know to decode.
@@ -87,7 +91,9 @@ class Envelope:
     time: str | None
 
 
-def decode_batches(batches: Iterator[pa.RecordBatch], plan: DecodePlan) -> Iterator[pa.RecordBatch]:
+def decode_batches(
+    batches: Iterator[pa.RecordBatch], plan: DecodePlan, decode: DecodeRecord | None = None
+) -> Iterator[pa.RecordBatch]:
     """Decode batches of Kafka rows; a row that fails carries its reason and its original bytes.
 
     Parameters
@@ -96,16 +102,19 @@ def decode_batches(batches: Iterator[pa.RecordBatch], plan: DecodePlan) -> Itera
         Columns of Spark's Kafka source, headers included.
     plan : DecodePlan
         See there.
+    decode : callable, optional
+        Decodes one row; by default `decode_record`.
 
     Yields
     ------
     pyarrow.RecordBatch
         Columns of `DECODED_DDL`; as many rows as came in.
     """
+    decode = decode or decode_record
     for batch in batches:
         payloads = batch.column("value")
         rows = batch.select(["topic", "partition", "offset", "headers"]).to_pylist()
-        added = [decode_record(row, payload.as_py(), plan) for row, payload in zip(rows, payloads, strict=True)]
+        added = [decode(row, payload.as_py(), plan) for row, payload in zip(rows, payloads, strict=True)]
         columns = [pa.array([row.get(field.name) for row in added], field.type) for field in _ADDED_FIELDS]
         kept = [batch.column(name) for name in _KEPT]
         kept_fields = [batch.schema.field(name) for name in _KEPT]
@@ -130,12 +139,11 @@ def decode_record(row: Mapping[str, Any], payload: bytes | None, plan: DecodePla
         The columns that decoding adds; absent ones are null.
     """
     started = time.perf_counter()
-    position = (row["topic"], str(row["partition"]), str(row["offset"]))
-    origin = f"{position[0]}-{position[1]}@{position[2]}"
+    origin = name_origin(row)
     sha256 = hashlib.sha256(payload or b"").hexdigest()
     added: dict[str, Any] = {"sha256": sha256, "payload_bytes": len(payload or b"")}
     # Without a readable envelope the record's place in the topic is its identity.
-    identity: tuple[str, ...] = position
+    identity = _position(row)
     try:
         header = read_envelope(row["headers"] or (), origin=origin)
         if header.source and header.id:
@@ -151,9 +159,27 @@ def decode_record(row: Mapping[str, Any], payload: bytes | None, plan: DecodePla
     except RecordError as exc:
         added |= _describe_failure(exc, exc.reason, exc.detail, identity, sha256, payload)
     except Exception as exc:
-        added |= _describe_failure(exc, Reason.UNEXPECTED, str(exc), identity, sha256, payload)
+        detail = f"an error that nobody foresaw ({type(exc).__name__}); its own words are withheld"
+        added |= _describe_failure(exc, Reason.UNEXPECTED, detail, identity, sha256, payload)
     added["decode_seconds"] = time.perf_counter() - started
     return added
+
+
+def reject_record(row: Mapping[str, Any], payload: bytes | None, error: RecordError) -> dict[str, Any]:
+    """Describe a row that is to become a dead letter without being decoded; see `decode_record`."""
+    sha256 = hashlib.sha256(payload or b"").hexdigest()
+    failure = _describe_failure(error, error.reason, error.detail, _position(row), sha256, payload)
+    return {"sha256": sha256, "payload_bytes": len(payload or b""), "decode_seconds": 0.0, **failure}
+
+
+def name_origin(row: Mapping[str, Any]) -> str:
+    """Name a row's place, e.g. ``"xray.images-3@1024"``."""
+    topic, partition, offset = _position(row)
+    return f"{topic}-{partition}@{offset}"
+
+
+def _position(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["topic"], str(row["partition"]), str(row["offset"])
 
 
 def read_envelope(headers: Sequence[Mapping[str, Any]], *, origin: str) -> Envelope:
@@ -197,13 +223,21 @@ def _describe(decoded: DecodedImage) -> dict[str, Any]:
 def _describe_failure(
     exc: Exception, reason: Reason, detail: str, identity: tuple[str, ...], sha256: str, payload: bytes | None
 ) -> dict[str, Any]:
-    trace = "".join(traceback.format_exception(exc))
     return {
         "image": None,
         "reason": reason.value,
         "error_class": f"{type(exc).__module__}.{type(exc).__qualname__}",
         "error_message": detail,
-        "error_trace": trace[-_MAX_TRACE_CHARS:],
+        "error_trace": _format_trace(exc)[-_MAX_TRACE_CHARS:],
         "payload": payload,
         "event_id": envelope.derive_event_id(*identity, sha256, "dead-letter"),
     }
+
+
+def _format_trace(exc: BaseException) -> str:
+    """Give the stack as Python prints it, without what libraries say: they quote the file, and so a patient's name."""
+    cause = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    before = f"{_format_trace(cause)}\n" if cause is not None else ""
+    said = f": {exc}" if isinstance(exc, RecordError) else ""
+    stack = "".join(traceback.format_tb(exc.__traceback__))
+    return f"{before}Traceback (most recent call last):\n{stack}{type(exc).__module__}.{type(exc).__qualname__}{said}\n"

@@ -10,6 +10,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, 
 
 from schemas.errors import BrokerError
 from streaming.settings import KafkaSettings
+from streaming.topics import describe_cluster
 
 _TIMEOUT_S = 20.0
 _SCAN_BATCH = 200
@@ -55,7 +56,9 @@ def list_partitions(consumer: Any, topic: str) -> list[int]:
         msg = f"cannot reach Kafka to list {topic}: {exc.args[0].str()}"
         raise BrokerError(msg) from exc
     if found.error is not None:
-        msg = f"topic {topic}: {found.error.str()}. Create the topics with 'xray up'."
+        denied = found.error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+        hint = "See the roles in docs/security.md." if denied else "Create the topics with 'xray up'."
+        msg = f"topic {topic}: {found.error.str()}. {hint}"
         raise BrokerError(msg)
     return sorted(found.partitions)
 
@@ -91,7 +94,14 @@ def _end(consumer: Consumer, partition: TopicPartition) -> int:
 
 @contextmanager
 def open_reader(kafka: KafkaSettings) -> Iterator[Consumer]:
-    """Open a consumer that belongs to no group and commits nothing."""
+    """Open a consumer that belongs to no group and commits nothing.
+
+    Raises
+    ------
+    BrokerError, SettingsError
+        See `streaming.topics.describe_cluster`.
+    """
+    describe_cluster(kafka)  # a refused log-in is told at once and by its name; the reader would only time out
     options = {"group.id": "xray-reader", "enable.auto.commit": False, "log_level": 0}
     reader = Consumer(kafka.to_librdkafka() | options | _SCAN_OPTIONS)
     try:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, start_http_server
@@ -30,6 +31,9 @@ BATCH_BUCKETS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 DEAD_LETTER_STAGE = "decode"
 
+_BY_MODEL = ("predict", "score")
+"""Histograms with a label for the model."""
+
 
 class BucketHistogram(Collector):
     """A histogram that is fed counts per bucket; the client library's own takes single values only.
@@ -40,8 +44,8 @@ class BucketHistogram(Collector):
         As Prometheus shows them.
     bounds : sequence of float
         Upper bounds of the buckets, ascending; the last one, infinity, is added.
-    labels : Mapping of str to str
-        Fixed labels.
+    label : str, optional
+        Name of its one label; without, it is a single series that exists from the start.
     registry : CollectorRegistry
         Where it appears.
     """
@@ -53,17 +57,23 @@ class BucketHistogram(Collector):
         *,
         bounds: Sequence[float],
         registry: CollectorRegistry,
-        labels: Mapping[str, str] | None = None,
+        label: str | None = None,
     ) -> None:
         self._family = (name, documentation)
-        self._labels = dict(labels or {})
+        self._label = label
         self._bounds = [*map(str, bounds), "+Inf"]
-        self._counts = [0] * len(self._bounds)
-        self._sum = 0.0
+        self._series: dict[str, tuple[list[int], float]] = {}
         self._lock = threading.Lock()
+        if label is None:
+            self.show("")
         registry.register(self)
 
-    def add(self, counts: Sequence[int], total: float) -> None:
+    def show(self, value: str) -> None:
+        """Let the series of a label's value exist; one that does already stays as it is."""
+        with self._lock:
+            self._series.setdefault(value, ([0] * len(self._bounds), 0.0))
+
+    def add(self, counts: Sequence[int], total: float, value: str = "") -> None:
         """Add observations.
 
         Parameters
@@ -72,23 +82,27 @@ class BucketHistogram(Collector):
             Observations per bucket, not accumulated, the last one above every bound.
         total : float
             Sum of the observed values.
+        value : str
+            Of the label, where there is one.
         """
+        self.show(value)
         with self._lock:
-            self._counts = [old + new for old, new in zip(self._counts, counts, strict=True)]
-            self._sum += total
+            old, old_total = self._series[value]
+            self._series[value] = ([a + b for a, b in zip(old, counts, strict=True)], old_total + total)
 
-    def add_one(self, value: float) -> None:
+    def add_one(self, observed: float) -> None:
         """Add one observation."""
-        place = next((i for i, bound in enumerate(self._bounds[:-1]) if value <= float(bound)), len(self._bounds) - 1)
-        self.add([int(i == place) for i in range(len(self._bounds))], value)
+        bounds = self._bounds[:-1]
+        place = next((i for i, bound in enumerate(bounds) if observed <= float(bound)), len(bounds))
+        self.add([int(i == place) for i in range(len(self._bounds))], observed)
 
     def collect(self) -> Iterable[Metric]:
         """Give the family to Prometheus; its buckets are accumulated there."""
-        family = HistogramMetricFamily(*self._family, labels=list(self._labels))
+        family = HistogramMetricFamily(*self._family, labels=[self._label] if self._label else [])
         with self._lock:
-            sums = [sum(self._counts[: i + 1]) for i in range(len(self._counts))]
-            buckets = list(zip(self._bounds, sums, strict=True))
-            family.add_metric(list(self._labels.values()), buckets=buckets, sum_value=self._sum)
+            for value, (counts, total) in self._series.items():
+                buckets = list(zip(self._bounds, accumulate(counts), strict=True))
+                family.add_metric([value] if self._label else [], buckets=buckets, sum_value=total)
         yield family
 
 
@@ -127,12 +141,23 @@ class StreamMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry, card: ModelCard) -> None:
-        self._model = card.name
-        self._add_counters(registry, card)
+        self._add_counters(registry)
         self._add_histograms(registry)
-        self._add_gauges(registry, card)
+        self._add_gauges(registry)
+        self.use_model(card)
 
-    def _add_counters(self, registry: CollectorRegistry, card: ModelCard) -> None:
+    def use_model(self, card: ModelCard) -> None:
+        """Note that a model was loaded and is in service now."""
+        self.model_reloads.labels("ok").inc()
+        self._info.clear()
+        self._info.labels(card.name, card.version, card.sha256).set(1)
+        # Series that exist from the start let a rate see their first event.
+        for label in card.labels:
+            self.predictions.labels(card.name, label)
+        for name in _BY_MODEL:
+            self.histograms[name].show(card.name)
+
+    def _add_counters(self, registry: CollectorRegistry) -> None:
         # The client library appends _total to a counter's name.
         self.images_consumed = Counter("xray_images_consumed", "Images read from the topic.", registry=registry)
         self.predictions = Counter(
@@ -147,9 +172,6 @@ class StreamMetrics:
         self.query_failures = Counter(
             "xray_query_failures", "Queries that ended in error.", ["query"], registry=registry
         )
-        # Series that exist from the start let a rate see their first event.
-        for label in card.labels:
-            self.predictions.labels(card.name, label)
         for reason in Reason:
             self.dead_letters.labels(DEAD_LETTER_STAGE, reason.value)
         for result in ("ok", "failed"):
@@ -158,21 +180,18 @@ class StreamMetrics:
             self.query_failures.labels(query)
 
     def _add_histograms(self, registry: CollectorRegistry) -> None:
-        def histogram(
-            name: str, text: str, bounds: Sequence[float], labels: Mapping[str, str] | None = None
-        ) -> BucketHistogram:
-            return BucketHistogram(name, text, bounds=bounds, registry=registry, labels=labels)
+        def histogram(name: str, text: str, bounds: Sequence[float], label: str | None = None) -> BucketHistogram:
+            return BucketHistogram(name, text, bounds=bounds, registry=registry, label=label)
 
-        model = {"model": self._model}
         self.histograms = {
             "decode": histogram("xray_decode_seconds", "Time to decode one image.", DECODE_BUCKETS_S),
             "predict": histogram(
-                "xray_predict_seconds", "Time of the network for one image.", PREDICT_BUCKETS_S, model
+                "xray_predict_seconds", "Time of the network for one image.", PREDICT_BUCKETS_S, "model"
             ),
             "end_to_end": histogram(
                 "xray_end_to_end_seconds", "From the image's Kafka timestamp to its score.", END_TO_END_BUCKETS_S
             ),
-            "score": histogram("xray_score", "Probability of the positive finding.", SCORE_BUCKETS, model),
+            "score": histogram("xray_score", "Probability of the positive finding.", SCORE_BUCKETS, "model"),
         }
         self.canary = histogram(
             "xray_canary_seconds", "From publishing the canary image to reading its prediction.", END_TO_END_BUCKETS_S
@@ -184,7 +203,7 @@ class StreamMetrics:
             for query in ("score", "archive")
         }
 
-    def _add_gauges(self, registry: CollectorRegistry, card: ModelCard) -> None:
+    def _add_gauges(self, registry: CollectorRegistry) -> None:
         self.lag = Gauge(
             "xray_lag_images", "Images published and not yet read.", ["topic", "partition"], registry=registry
         )
@@ -194,28 +213,35 @@ class StreamMetrics:
         self.query_up = Gauge("xray_query_up", "1 while the query runs.", ["query"], registry=registry)
         self.unaccounted = Gauge(
             "xray_unaccounted_records",
-            "Images read since the start that became neither prediction nor dead letter.",
+            "Images of the last account without exactly one of prediction and dead letter.",
             registry=registry,
+        )
+        self.table_faults = Gauge(
+            "xray_table_fault_rows", "Rows that the tables lack or have twice, by the last account.", registry=registry
+        )
+        self.last_audit = Gauge(
+            "xray_last_audit_timestamp_seconds", "When an account was last drawn up.", registry=registry
+        )
+        self.model_waiting = Gauge(
+            "xray_model_waiting", "1 while the promoted model cannot be served and another one is.", registry=registry
         )
         self.last_canary = Gauge(
             "xray_last_canary_timestamp_seconds", "When a canary's prediction was last read.", registry=registry
         )
-        info = Gauge("xray_model_info", "The model in service.", ["name", "version", "sha256"], registry=registry)
-        info.labels(card.name, card.version, card.sha256).set(1)
+        self._info = Gauge("xray_model_info", "The model in service.", ["name", "version", "sha256"], registry=registry)
         for query in ("score", "archive"):
             self.query_up.labels(query).set(0)
 
-    def record_totals(self, totals: BatchTotals) -> None:
-        """Add the rows of one SCORE micro-batch."""
+    def record_totals(self, totals: BatchTotals, model: str) -> None:
+        """Add the rows of one SCORE micro-batch, scored by the named model."""
         self.images_consumed.inc(totals.consumed)
         self.input_bytes.inc(totals.input_bytes)
         for label, count in totals.predictions.items():
-            self.predictions.labels(self._model, label).inc(count)
+            self.predictions.labels(model, label).inc(count)
         for reason, count in totals.dead_letters.items():
             self.dead_letters.labels(DEAD_LETTER_STAGE, reason).inc(count)
-        self.unaccounted.inc(totals.consumed - sum(totals.predictions.values()) - sum(totals.dead_letters.values()))
         for name, (counts, total) in totals.histograms.items():
-            self.histograms[name].add(counts, total)
+            self.histograms[name].add(counts, total, model if name in _BY_MODEL else "")
 
     def record_batch(self, query: str, duration_s: float) -> None:
         """Note that a query committed a micro-batch with rows."""
@@ -236,9 +262,12 @@ class StreamMetrics:
                 self.lag.labels(topic, partition).set(max(0, offset - read))
 
 
-def parse_offsets(text: Any) -> dict[str, dict[str, int]]:
-    """Read Spark's offsets of a Kafka source; absent ones are empty."""
-    value = json.loads(text) if isinstance(text, str) else text
+def parse_offsets(text: str | None) -> dict[str, dict[str, int]]:
+    """Read Spark's offsets of a Kafka source, as its progress has them; empty where it names none.
+
+    A micro-batch that is done again after a restart has no latest offset.
+    """
+    value = json.loads(text) if text else None
     return value if isinstance(value, dict) else {}
 
 

@@ -13,7 +13,7 @@ from cloudevents.core.v1.event import CloudEvent
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas import envelope
-from schemas.errors import DatasetError
+from schemas.errors import BrokerError, DatasetError
 from sparkdl.decode import sniff_media_type
 from streaming.settings import KafkaSettings
 from streaming.topics import describe_cluster
@@ -169,9 +169,19 @@ class ImagePublisher:
         self._producer.poll(timeout_s)
 
     def flush(self) -> None:
-        """Wait until every delivery is reported; the client gives up on each after a minute."""
-        while self._producer.flush(_POLL_S):
-            pass
+        """Wait until every delivery is reported; the client gives up on each after a minute.
+
+        Raises
+        ------
+        BrokerError
+            The broker gives this user no producer: it may write to no topic at all.
+        """
+        try:
+            while self._producer.flush(_POLL_S):
+                pass
+        except KafkaException as exc:
+            msg = f"cannot publish to {self._topic}: {exc.args[0].str()}. See the roles in docs/security.md."
+            raise BrokerError(msg) from exc
 
 
 def publish_files(
@@ -180,6 +190,7 @@ def publish_files(
     *,
     source: str = "/xray/publish",
     rate: float | None = None,
+    hide_names: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> PublishReport:
     """Publish files and wait until each is confirmed or has failed.
@@ -194,6 +205,8 @@ def publish_files(
         Who publishes, as a URI reference.
     rate : float, optional
         Images per second at most; as fast as it goes when absent.
+    hide_names : bool
+        Name images by their content alone: a file's name may be a patient's.
     on_progress : callable
         Called with the number of files settled so far.
 
@@ -226,10 +239,11 @@ def publish_files(
             settle(path, f"cannot be read: {exc.strerror}")
             continue
         # Named by its content: publishing a folder again after a failure repeats ids, and adds no row to the table.
-        image_id = f"{path.name}-{hashlib.sha256(payload).hexdigest()[:16]}"
+        digest = hashlib.sha256(payload).hexdigest()
+        image_id = digest[:32] if hide_names else f"{path.name}-{digest[:16]}"
         written_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         value, headers = image_message(payload, image_id=image_id, source=source, captured_at=written_at)
-        publisher.publish(value, headers, key=path.stem.encode(), token=path)
+        publisher.publish(value, headers, key=(digest[:16] if hide_names else path.stem).encode(), token=path)
     publisher.flush()
     report.seconds = time.monotonic() - started
     return report

@@ -30,6 +30,7 @@ from pyspark.sql.functions import (
 
 from schemas import envelope
 from schemas.modelcard import ModelCard
+from streaming.published import NOTHING, Places, Published
 from streaming.settings import KafkaSettings
 
 _ISO_UTC = "yyyy-MM-dd'T'HH:mm:ss.SSS'Z'"
@@ -47,11 +48,14 @@ class Route:
         The model that scores.
     features_column : str
         Where the featurizer put its vectors.
+    published : Published
+        Outcomes that are on the topics already and are left out.
     """
 
     kafka: KafkaSettings
     card: ModelCard
     features_column: str
+    published: Published = NOTHING
 
 
 def add_decision(frame: DataFrame, card: ModelCard) -> DataFrame:
@@ -112,7 +116,26 @@ def route_outcomes(frame: DataFrame, route: Route) -> DataFrame:
         .when(col("reason").isNotNull(), array(_dead_letter(route.kafka.deadletters_topic)))
         .otherwise(array(_prediction(route.kafka.predictions_topic, route.card), _features(route)))
     )
-    return frame.select(explode(outcomes).alias("outcome")).select("outcome.*")
+    place = struct("topic", "partition", "offset").alias("place")
+    routed = frame.select(place, explode(outcomes).alias("outcome"))
+    return _leave_out(routed, route).select("outcome.*")
+
+
+def _leave_out(routed: DataFrame, route: Route) -> DataFrame:
+    published = route.published
+    if not published.answered and not published.featured:
+        return routed
+    is_features = col("outcome.topic") == route.kafka.features_topic
+    return routed.where(when(is_features, ~_is_at(published.featured)).otherwise(~_is_at(published.answered)))
+
+
+def _is_at(places: Places) -> Column:
+    found = lit(False)
+    for (topic, partition), offsets in places.items():
+        here = (col("place.topic") == topic) & (col("place.partition") == partition)
+        # As text: thousands of literals by way of Python take seconds.
+        found |= here & expr(f"place.offset IN ({', '.join(map(str, sorted(offsets)))})")
+    return found
 
 
 def _prediction(topic: str, card: ModelCard) -> Column:

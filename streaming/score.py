@@ -5,6 +5,7 @@ same offsets. Outcomes are published at least once, each with an id that a repla
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
 from typing import Any
@@ -30,16 +31,46 @@ from streaming.metrics import (
     SCORE_BUCKETS,
     BatchTotals,
 )
+from streaming.published import NOTHING, Published
+from streaming.quarantine import ApartDecoder
 from streaming.routing import Route, add_decision, route_outcomes
-from streaming.settings import KafkaSettings, ScoreSettings, StreamSettings
+from streaming.settings import KafkaSettings, StreamSettings
 from streaming.topics import HEADROOM_BYTES
 
 OBSERVATION = "score"
 _PREDICT_COLUMN = "predict_seconds"
 
 
+@dataclass(frozen=True)
+class ScorePlan:
+    """What may differ between two starts of the query.
+
+    Parameters
+    ----------
+    max_images : int
+        Upper bound of a micro-batch.
+    apart : bool
+        Decode each image in a process of its own, see `streaming.quarantine`.
+    skip_lost : bool
+        Go on behind records that are gone, rather than fail.
+    published : Published
+        Outcomes of an unfinished micro-batch that are not to be published again.
+    """
+
+    max_images: int
+    apart: bool = False
+    skip_lost: bool = False
+    published: Published = NOTHING
+
+
 def start_score(
-    spark: SparkSession, model: PipelineModel, card: ModelCard, settings: StreamSettings, *, available_now: bool = False
+    spark: SparkSession,
+    model: PipelineModel,
+    card: ModelCard,
+    settings: StreamSettings,
+    plan: ScorePlan | None = None,
+    *,
+    available_now: bool = False,
 ) -> StreamingQuery:
     """Start the query.
 
@@ -53,6 +84,8 @@ def start_score(
         The model's card.
     settings : StreamSettings
         Topics, limits, checkpoint.
+    plan : ScorePlan, optional
+        By default what the settings say.
     available_now : bool
         Score what is there, then end.
 
@@ -61,8 +94,9 @@ def start_score(
     StreamingQuery
         Named ``score``.
     """
-    images = read_images(spark, settings.kafka, settings.score)
-    outcomes = build_outcomes(images, model, card, settings)
+    plan = plan or ScorePlan(settings.score.max_images_per_batch)
+    images = read_images(spark, settings, plan)
+    outcomes = build_outcomes(images, model, card, settings, plan)
     writer = outcomes.writeStream.queryName("score").format("kafka").options(**_sink_options(settings.kafka))
     writer = writer.option("checkpointLocation", str(settings.checkpoints_folder / "score"))
     if available_now:
@@ -70,16 +104,17 @@ def start_score(
     return writer.trigger(processingTime=f"{settings.score.trigger_s} seconds").start()
 
 
-def read_images(spark: SparkSession, kafka: KafkaSettings, score: ScoreSettings) -> DataFrame:
+def read_images(spark: SparkSession, settings: StreamSettings, plan: ScorePlan) -> DataFrame:
     """Open the images and canary topics as a stream of Kafka rows."""
+    kafka = settings.kafka
     options = {
         **kafka.to_spark(),
         "subscribe": f"{kafka.images_topic},{kafka.canary_topic}",
         "includeHeaders": "true",
-        "startingOffsets": score.starting_offsets,
-        "maxOffsetsPerTrigger": str(score.max_images_per_batch),
+        "startingOffsets": settings.score.starting_offsets,
+        "maxOffsetsPerTrigger": str(plan.max_images),
         # Offsets that retention removed before they were read are lost images: stop and say so.
-        "failOnDataLoss": "true",
+        "failOnDataLoss": "false" if plan.skip_lost else "true",
         # Kafka's default waits half a second for more data, on every trigger.
         "kafka.fetch.max.wait.ms": "10",
         # A larger message is fetched all the same, alone; what is fetched beyond a task's share is thrown away.
@@ -102,14 +137,16 @@ def _sink_options(kafka: KafkaSettings) -> dict[str, str]:
     }
 
 
-def build_outcomes(images: DataFrame, model: PipelineModel, card: ModelCard, settings: StreamSettings) -> DataFrame:
+def build_outcomes(
+    images: DataFrame, model: PipelineModel, card: ModelCard, settings: StreamSettings, plan: ScorePlan
+) -> DataFrame:
     """Turn Kafka rows of images into Kafka rows of outcomes; the whole query but for its ends.
 
     Parameters
     ----------
     images : DataFrame
         Columns of Spark's Kafka source, with headers.
-    model, card, settings
+    model, card, settings, plan
         See `start_score`.
 
     Returns
@@ -118,19 +155,24 @@ def build_outcomes(images: DataFrame, model: PipelineModel, card: ModelCard, set
         ``topic, key, value, headers``; one or two rows per image.
     """
     limits = DecodeLimits(max_payload_bytes=settings.score.max_payload_bytes, max_pixels=settings.score.max_pixels)
-    plan = DecodePlan(size=featurizer_of(model).network.input_size, limits=limits, model_sha256=card.sha256)
-    decoded = decode_frame(images, plan)
+    decoding = DecodePlan(size=featurizer_of(model).network.input_size, limits=limits, model_sha256=card.sha256)
+    decoded = decode_frame(images, decoding, tries_apart=settings.score.decode_tries if plan.apart else 0)
     scored = add_decision(apply_model(model, decoded), card)
     observed = scored.observe(OBSERVATION, *_observations(card, settings.kafka))
-    return route_outcomes(observed, Route(settings.kafka, card, featurizer_of(model).getOutputCol()))
+    route = Route(settings.kafka, card, featurizer_of(model).getOutputCol(), plan.published)
+    return route_outcomes(observed, route)
 
 
-def decode_frame(images: DataFrame, plan: DecodePlan) -> DataFrame:
-    """Decode Kafka rows into `DECODED_DDL`."""
+def decode_frame(images: DataFrame, plan: DecodePlan, *, tries_apart: int = 0) -> DataFrame:
+    """Decode Kafka rows into `DECODED_DDL`; with tries, each in a process of its own."""
 
     def decode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         settle_worker("decode")
-        return decode_batches(batches, plan)
+        if tries_apart:
+            with ApartDecoder(tries_apart) as decoder:
+                yield from decode_batches(batches, plan, decoder.decode)
+        else:
+            yield from decode_batches(batches, plan)
 
     wanted = images.select("topic", "partition", "offset", "timestamp", "key", "headers", "value")
     return wanted.mapInArrow(decode, DECODED_DDL)

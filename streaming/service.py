@@ -8,29 +8,32 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry
-from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
-from pyspark.sql.streaming import StreamingQuery, StreamingQueryListener
+from pyspark.sql.streaming import StreamingQuery
 
-from schemas.errors import JobError, ModelLoadError, SettingsError
-from schemas.modelcard import ModelCard, read_card
-from sparkdl.decode import RENDERING_VERSION
+from schemas.errors import SettingsError
+from schemas.modelcard import ModelCard
+from schemas.registry import champion_folder
 from sparkdl.session import start_session
 from streaming.archive import DELTA_CONF, create_tables, start_archive
+from streaming.auditor import Auditor
 from streaming.canary import Canary
+from streaming.folders import check_folders
 from streaming.jars import SPARK_JARS, resolve_jars
-from streaming.metrics import StreamMetrics, parse_offsets, serve_metrics
-from streaming.score import OBSERVATION, featurizer_of, read_totals, start_score
+from streaming.keeper import FailureKind, Keeper, QueryFailure
+from streaming.listener import ProgressListener
+from streaming.losses import Loss, check_losses, find_losses
+from streaming.metrics import StreamMetrics, serve_metrics
+from streaming.models import ChampionWatch, ServedModel, check_card, load_model
+from streaming.scorer import Scorer
 from streaming.settings import StreamSettings
 from streaming.topics import check_topics, create_topics
 
 log = logging.getLogger(__name__)
 
 _READY_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 120.0
 _POLL_S = 0.2
 
 
@@ -53,9 +56,10 @@ class StreamState:
 def run_stream(
     settings: StreamSettings,
     *,
-    model_folder: Path,
+    model_folder: Path | None = None,
     spark: SparkSession | None = None,
     available_now: bool = False,
+    accept_loss: bool = False,
     ended: threading.Event | None = None,
     on_ready: Callable[[StreamState], None] = lambda state: None,
     verbose: bool = False,
@@ -66,12 +70,15 @@ def run_stream(
     ----------
     settings : StreamSettings
         All settings.
-    model_folder : Path
-        The model to serve.
+    model_folder : Path, optional
+        The model to serve, and to stay with. By default the settings' one; where they name none, the promoted one, and
+        whichever is promoted while the stream runs from its next micro-batch on.
     spark : SparkSession, optional
         A session of `open_session` that goes on afterwards; one is started and ended when absent.
     available_now : bool
         Score and archive what is there, then return.
+    accept_loss : bool
+        Go on behind records that retention removed before they were read.
     ended : threading.Event, optional
         Set it to end the stream: the running micro-batches are finished and committed first.
     on_ready : callable
@@ -82,89 +89,109 @@ def run_stream(
     Raises
     ------
     JobError
-        Something is missing or wrong before the start, or a query failed.
+        Something is missing or wrong before the start, or a query kept failing.
     """
     ended = ended or threading.Event()
-    card = read_card(model_folder)
-    _check_rendering(card)
-    create_topics(settings.kafka)
-    check_topics(settings.kafka)
-    registry = CollectorRegistry()
-    metrics = StreamMetrics(registry, card)
+    pinned = model_folder or settings.model
+    folder = pinned or champion_folder(settings.models_folder)
+    card = check_card(folder)
+    check_folders(settings)
     with ExitStack() as stack:
         stack.enter_context(_only_stream(settings.checkpoints_folder))
+        losses = _check_kafka(settings, accept_loss=accept_loss)
+        registry = CollectorRegistry()
+        metrics = StreamMetrics(registry, card)
         metrics_url, stop_metrics = serve_metrics(registry, settings.metrics)
         stack.callback(stop_metrics)
         if spark is None:
             spark = open_session(settings, verbose=verbose)
             stack.callback(spark.stop)
-        model = load_model(model_folder)
-        metrics.model_reloads.labels("ok").inc()
-        listener = _ProgressListener(metrics, card)
+        served = ServedModel(folder, card, load_model(folder))
+        listener = ProgressListener(metrics, card)
         spark.streams.addListener(listener)
         stack.callback(spark.streams.removeListener, listener)
+        scorer = Scorer(
+            spark,
+            served,
+            settings,
+            metrics,
+            listener,
+            watch=None if pinned else ChampionWatch(settings.models_folder, folder),
+            skip_lost=any(loss.query == "score" for loss in losses),
+            available_now=available_now,
+        )
+        archiver = _keep_archive(spark, settings, losses, available_now=available_now)
         state = StreamState(metrics_url, card)
         if available_now:
-            _drain(spark, model, card, settings, ended, on_ready, state)
+            create_tables(spark, settings.tables_folder)
+            on_ready(state)
+            # SCORE first: ARCHIVE reads what it writes.
+            _drain(scorer, ended)
+            _drain(archiver, ended)
         else:
-            _serve(spark, model, card, settings, metrics, ended, on_ready, state)
+            _serve(spark, scorer, archiver, settings, metrics, ended, lambda: on_ready(state))
 
 
-def _drain(
-    spark: SparkSession,
-    model: PipelineModel,
-    card: ModelCard,
-    settings: StreamSettings,
-    ended: threading.Event,
-    on_ready: Callable[[StreamState], None],
-    state: StreamState,
-) -> None:
-    """SCORE first, then ARCHIVE: the second reads what the first writes."""
-    create_tables(spark, settings.tables_folder)
-    on_ready(state)
-    _await_end(start_score(spark, model, card, settings, available_now=True), ended)
-    _await_end(start_archive(spark, settings, available_now=True), ended)
+def _check_kafka(settings: StreamSettings, *, accept_loss: bool) -> list[Loss]:
+    create_topics(settings.kafka)
+    check_topics(settings.kafka)
+    losses = find_losses(settings)
+    check_losses(losses, settings.kafka, accepted=accept_loss)
+    for loss in losses:
+        log.warning("%s goes on behind records that are gone: %s", loss.query, loss)
+    return losses
+
+
+def _keep_archive(spark: SparkSession, settings: StreamSettings, losses: list[Loss], *, available_now: bool) -> Keeper:
+    skip_lost = any(loss.query == "archive" for loss in losses)
+
+    def start() -> StreamingQuery:
+        # A scheduler pool of its own: no archive write queues ahead of images.
+        spark.sparkContext.setLocalProperty("spark.scheduler.pool", "archive")
+        return start_archive(spark, settings, available_now=available_now, skip_lost=skip_lost)
+
+    def on_failure(failure: QueryFailure) -> None:
+        if failure.kind is FailureKind.LOSS:
+            check_losses(find_losses(settings), settings.kafka, accepted=False)
+
+    return Keeper(spark, "archive", start, settings.retry, on_failure)
+
+
+def _drain(query: Scorer | Keeper, ended: threading.Event) -> None:
+    """Let a query do what there is, or what it can until it is told to end."""
+    query.begin()
+    while query.tend():
+        if ended.wait(_POLL_S):
+            query.stop()
+            return
 
 
 def _serve(
     spark: SparkSession,
-    model: PipelineModel,
-    card: ModelCard,
+    scorer: Scorer,
+    archiver: Keeper,
     settings: StreamSettings,
     metrics: StreamMetrics,
     ended: threading.Event,
-    on_ready: Callable[[StreamState], None],
-    state: StreamState,
+    on_ready: Callable[[], None],
 ) -> None:
-    with _pool(spark, "score"):
-        score = start_score(spark, model, card, settings)
-    canary = _start_canary(settings, metrics)
-    try:
+    with ExitStack() as stack:  # ended in the order against this one: no new canary, then SCORE, then ARCHIVE
+        stack.callback(archiver.stop)
+        stack.callback(scorer.stop)
+        scorer.begin()
+        canary = _start_canary(settings, metrics)
+        if canary is not None:
+            stack.callback(canary.stop)
         create_tables(spark, settings.tables_folder)
-        with _pool(spark, "archive"):
-            archive = start_archive(spark, settings)
-        queries = [score, archive]
-        if canary is not None:
-            _await_first_answer(canary, queries, ended)
-        on_ready(state)
+        archiver.begin()
+        auditor = Auditor(settings, metrics)
+        stack.callback(auditor.stop)
+        auditor.start()
+        answered = _Readiness(canary, on_ready)
         while not ended.wait(_POLL_S):
-            _raise_failure(queries)
-    finally:
-        if canary is not None:
-            canary.stop()
-    for query in queries:
-        stop_after_batch(query)
-    _raise_failure(queries)
-
-
-@contextmanager
-def _pool(spark: SparkSession, name: str) -> Iterator[None]:
-    """Give the queries started here a scheduler pool of their own: no archive write queues ahead of images."""
-    spark.sparkContext.setLocalProperty("spark.scheduler.pool", name)
-    try:
-        yield
-    finally:
-        spark.sparkContext.setLocalProperty("spark.scheduler.pool", None)
+            scorer.tend()
+            archiver.tend()
+            answered.look()
 
 
 def _start_canary(settings: StreamSettings, metrics: StreamMetrics) -> Canary | None:
@@ -180,13 +207,25 @@ def _start_canary(settings: StreamSettings, metrics: StreamMetrics) -> Canary | 
     return canary
 
 
-def _await_first_answer(canary: Canary, queries: list[StreamingQuery], ended: threading.Event) -> None:
-    deadline = time.monotonic() + _READY_TIMEOUT_S
-    while not canary.wait_answered(_POLL_S) and not ended.is_set():
-        _raise_failure(queries)
-        if time.monotonic() > deadline:
-            log.warning("no canary came back within %s s; a backlog of images may be ahead of it", _READY_TIMEOUT_S)
+class _Readiness:
+    """Tells once that images are answered: when the first canary has come back, or should long have."""
+
+    def __init__(self, canary: Canary | None, on_ready: Callable[[], None]) -> None:
+        self._canary = canary
+        self._on_ready = on_ready
+        self._deadline = time.monotonic() + _READY_TIMEOUT_S
+        self._told = False
+
+    def look(self) -> None:
+        if self._told:
             return
+        answered = self._canary is None or self._canary.wait_answered(0)
+        late = time.monotonic() > self._deadline
+        if late and not answered:
+            log.warning("no canary came back within %s s; a backlog of images may be ahead of it", _READY_TIMEOUT_S)
+        if answered or late:
+            self._told = True
+            self._on_ready()
 
 
 def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSession:
@@ -198,7 +237,13 @@ def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSes
         driver_memory=settings.spark.driver_memory,
         jars=resolve_jars(SPARK_JARS, settings.jars_folder),
         java_options=_java_options(settings.spark.driver_memory),
-        conf={**DELTA_CONF, "spark.scheduler.mode": "FAIR"},
+        conf={
+            **DELTA_CONF,
+            "spark.scheduler.mode": "FAIR",
+            # A task that is tried again publishes again. Let the batch fail instead: it is done again with what was
+            # published left out. On one machine that is Spark's own way; a cluster's default is four.
+            "spark.task.maxFailures": "1",
+        },
         verbose=verbose,
     )
 
@@ -219,34 +264,6 @@ def _java_options(driver_memory: str) -> list[str]:
     return [*compiler, "-XX:+UseParallelGC", f"-Xmn{young_mb}m"]
 
 
-def load_model(folder: Path) -> PipelineModel:
-    """Load a saved pipeline.
-
-    Raises
-    ------
-    ModelLoadError
-        The folder is no `PipelineModel`, or its first stage is no `DeepImageFeaturizer`.
-    """
-    try:
-        model = PipelineModel.load(str(folder))
-    except Exception as exc:  # pyspark raises Java's errors, ours, and plain Python ones here
-        if isinstance(exc, ModelLoadError):
-            raise
-        msg = f"cannot load the model at {folder}: {type(exc).__name__}: {str(exc).strip().splitlines()[0]}"
-        raise ModelLoadError(msg) from exc
-    featurizer_of(model)
-    return model
-
-
-def _check_rendering(card: ModelCard) -> None:
-    if card.rendering_version != RENDERING_VERSION:
-        msg = (
-            f"model {card.version} was trained on images of rendering version {card.rendering_version}; "
-            f"this installation decodes with version {RENDERING_VERSION}. Train it anew."
-        )
-        raise ModelLoadError(msg)
-
-
 @contextmanager
 def _only_stream(checkpoints: Path) -> Iterator[None]:
     """Refuse a second stream on the same checkpoints; the lock ends with the process, however it ends."""
@@ -258,84 +275,3 @@ def _only_stream(checkpoints: Path) -> Iterator[None]:
             msg = f"another stream runs on {checkpoints}; end it first, or give this one its own XRAY_HOME"
             raise SettingsError(msg) from exc
         yield
-
-
-def stop_after_batch(query: StreamingQuery) -> None:
-    """End a query once its running micro-batch is committed.
-
-    `StreamingQuery.stop` cancels the running batch; what it has published by then would be published again after a
-    restart. Spark's loop asks before each batch whether the query is still active, so saying that it is not, without
-    the interrupt, ends it in order.
-    """
-    if not query.isActive:
-        return
-    execution = query._jsq.streamingQuery()
-    jvm = execution.getClass().getClassLoader()
-    terminated = jvm.loadClass("org.apache.spark.sql.execution.streaming.runtime.TERMINATED$")
-    execution.state().set(terminated.getField("MODULE$").get(None))
-    execution.awaitTermination(int(_STOP_TIMEOUT_S * 1000))
-    query.stop()
-
-
-def _await_end(query: StreamingQuery, ended: threading.Event) -> None:
-    while query.isActive:
-        if ended.wait(_POLL_S):
-            stop_after_batch(query)
-    _raise_failure([query])
-
-
-def _raise_failure(queries: list[StreamingQuery]) -> None:
-    for query in queries:
-        if not query.isActive and (error := query.exception()) is not None:
-            raise _failure(query, error) from error
-
-
-def _failure(query: StreamingQuery, error: Any) -> JobError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = next((line for line in lines if "Caused by" in line or "Error" in line), lines[0] if lines else "unknown")
-    return JobError(f"the {query.name} query ended in error: {cause[:500]}. Details are in spark.log.")
-
-
-class _ProgressListener(StreamingQueryListener):
-    """Feeds the metrics from the queries' progress."""
-
-    def __init__(self, metrics: StreamMetrics, card: ModelCard) -> None:
-        self._metrics = metrics
-        self._card = card
-        self._names: dict[Any, str] = {}
-
-    def onQueryStarted(self, event: Any) -> None:
-        self._names[event.id] = event.name
-        self._metrics.query_up.labels(event.name).set(1)
-
-    def onQueryIdle(self, event: Any) -> None:
-        """Nothing was read: nothing to count."""
-
-    def onQueryProgress(self, event: Any) -> None:
-        progress = event.progress
-        source = progress.sources[0]
-        if progress.name == "score":
-            self._metrics.record_lag(parse_offsets(source.endOffset), parse_offsets(source.latestOffset))
-        if not progress.numInputRows:
-            return
-        self._metrics.record_batch(progress.name, progress.batchDuration / 1000)
-        if progress.name == "archive":
-            self._metrics.archived_rows.inc(progress.numInputRows)
-        observed = progress.observedMetrics.get(OBSERVATION)
-        if observed is not None:
-            totals = read_totals(observed, self._card)
-            self._metrics.record_totals(totals)
-            log.info(
-                "batch %s: %s images, %s dead letters, %.2f s",
-                progress.batchId,
-                totals.consumed,
-                sum(totals.dead_letters.values()),
-                progress.batchDuration / 1000,
-            )
-
-    def onQueryTerminated(self, event: Any) -> None:
-        name = self._names.get(event.id)
-        if name is not None:
-            self._metrics.query_up.labels(name).set(0)
-            if event.exception is not None:
-                self._metrics.query_failures.labels(name).inc()

@@ -21,10 +21,11 @@ MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 """Largest Kafka message, in bytes: at broker, topic, producer and consumer alike."""
 
 _PREFIX = "XRAY_"
+_PASSWORD = "XRAY_KAFKA__SASL_PASSWORD"  # noqa: S105 - its name
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 class KafkaSettings(_Section):
@@ -71,6 +72,13 @@ class KafkaSettings(_Section):
         missing = [name for name in wanted if getattr(self, name) is None]
         if self.security_protocol.startswith("SASL") and missing:
             msg = f"security_protocol {self.security_protocol} also needs {', '.join(missing)}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _certificate_has_a_key(self) -> "KafkaSettings":
+        if (self.ssl_certificate_location is None) != (self.ssl_key_location is None):
+            msg = "ssl_certificate_location and ssl_key_location are wanted both or neither"
             raise ValueError(msg)
         return self
 
@@ -134,6 +142,8 @@ class ScoreSettings(_Section):
 
     max_images_per_batch: int = Field(default=600, ge=1)
     """Upper bound of a micro-batch. Larger ones cost less per image, smaller ones commit more often."""
+    max_batch_bytes: int = Field(default=500_000_000, ge=1_000_000)
+    """About how many bytes of images a micro-batch may have; where images are large, it gets fewer of them."""
     max_payload_bytes: int = Field(default=20_000_000, ge=1024)
     """Images above this many bytes become dead letters."""
     max_pixels: int = Field(default=50_000_000, ge=1024)
@@ -144,6 +154,8 @@ class ScoreSettings(_Section):
     """Where a stream without a checkpoint begins."""
     canary_s: float = Field(default=20.0, ge=0, le=50)
     """Seconds between two canary images; 0 sends none. Spark ends idle Python workers after 60 s."""
+    decode_tries: int = Field(default=2, ge=1, le=10)
+    """Workers a micro-batch may lose before its images are decoded apart, and processes one image may end there."""
 
 
 class ArchiveSettings(_Section):
@@ -157,6 +169,26 @@ class ArchiveSettings(_Section):
     """Upper bound of one write."""
 
 
+class RetrySettings(_Section):
+    """What happens when a query fails for another reason than an image."""
+
+    first_wait_s: float = Field(default=1.0, gt=0)
+    """Seconds before a failed query is started again; each further failure doubles them."""
+    max_wait_s: float = Field(default=30.0, gt=0)
+    """Upper bound of that wait."""
+    give_up_s: float = Field(default=600.0, ge=0)
+    """Seconds after which a query that keeps failing ends the process; 0 ends it at the first failure."""
+
+
+class AuditSettings(_Section):
+    """The account that a running stream draws up of itself."""
+
+    interval_s: float = Field(default=300.0, ge=0)
+    """Seconds between two accounts; 0 draws up none."""
+    window_s: float = Field(default=3600.0, gt=0)
+    """Each is about the images that the broker received in so many seconds before it."""
+
+
 class MetricsSettings(_Section):
     """The Prometheus page."""
 
@@ -166,11 +198,25 @@ class MetricsSettings(_Section):
     """Port of ``/metrics``; 0 takes a free one."""
 
 
+class TrackingSettings(_Section):
+    """Where training runs and the models' aliases are mirrored to, for MLflow."""
+
+    uri: str | None = Field(default=None, pattern=r"^(sqlite:///|https?://).+")
+    """MLflow's address, ``sqlite:///FILE`` or ``http(s)://SERVER``; by default the file ``mlflow.db`` in XRAY_HOME."""
+    experiment: str = Field(default="xray", min_length=1)
+    """Experiment that the runs go into; it is made where it is not there."""
+
+
 class StreamSettings(BaseSettings):
     """All settings; see the sections for theirs."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", use_attribute_docstrings=True
+        env_prefix=_PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # one of the inputs is a password
     )
 
     home: Path = Field(default_factory=lambda: user_data_path("xray"))
@@ -183,7 +229,10 @@ class StreamSettings(BaseSettings):
     spark: SparkSettings = SparkSettings()
     score: ScoreSettings = ScoreSettings()
     archive: ArchiveSettings = ArchiveSettings()
+    retry: RetrySettings = RetrySettings()
+    audit: AuditSettings = AuditSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
     @property
     def jars_folder(self) -> Path:
@@ -199,6 +248,16 @@ class StreamSettings(BaseSettings):
     def models_folder(self) -> Path:
         """Where trained models are kept."""
         return self.home / "models"
+
+    @property
+    def reports_folder(self) -> Path:
+        """Where the reports on trained models are kept."""
+        return self.home / "reports"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's address."""
+        return self.tracking.uri or f"sqlite:///{(self.home / 'mlflow.db').absolute()}"
 
     @property
     def checkpoints_folder(self) -> Path:
@@ -228,16 +287,36 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     """
     _refuse_unknown_variables(os.environ if environ is None else environ)
     try:
-        return StreamSettings(**overrides)
+        settings = StreamSettings(**overrides)
     except ValidationError as exc:
-        lines = [f"{_variable(error['loc'])}: {error['msg']} (found {error['input']!r})" for error in _errors(exc)]
+        lines = [f"{_variable(error['loc'])}: {error['msg']} (found {_shown(error)})" for error in exc.errors()]
         raise SettingsError("\n".join(lines)) from exc
+    _check_pem_files(settings.kafka)
+    return settings
 
 
-def _errors(exc: ValidationError) -> list[Any]:
-    """List the errors, without the input where it could hold a password."""
-    errors = exc.errors(include_url=False)
-    return [error | {"input": "…"} if isinstance(error["input"], dict) else error for error in errors]
+def _shown(error: Mapping[str, Any]) -> str:
+    """Give the input that is wrong, unless it could hold a password: a section, the password, or nobody knows what."""
+    name, value = _variable(error["loc"]), error["input"]
+    could_be_secret = isinstance(value, dict) or name == _PASSWORD or name not in variable_names()
+    return "…" if could_be_secret else repr(value)
+
+
+def _check_pem_files(kafka: KafkaSettings) -> None:
+    """Check the files that clients would complain about late, and in words that name no setting."""
+    for name in ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location"):
+        path: Path | None = getattr(kafka, name)
+        if path is None:
+            continue
+        wanted = "-----BEGIN PRIVATE KEY-----" if name == "ssl_key_location" else "-----BEGIN CERTIFICATE-----"
+        try:
+            found = wanted in path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            msg = f"{_variable(('kafka', name))}: {path} cannot be read as text ({type(exc).__name__}), expected PEM"
+            raise SettingsError(msg) from exc
+        if not found:
+            msg = f"{_variable(('kafka', name))}: {path} has no line {wanted!r}"
+            raise SettingsError(msg)
 
 
 def _variable(location: tuple[str | int, ...]) -> str:

@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, Message
 from schemas import envelope
 from streaming.messages import assign_all, header_text, read_headers
 from streaming.settings import KafkaSettings
+from streaming.topics import describe_cluster
 
 _POLL_S = 0.2
 
@@ -57,6 +58,7 @@ def watch_predictions(
     BrokerError
         Nobody answers, or there is no such topic.
     """
+    describe_cluster(kafka)
     options = {"group.id": "xray-watch", "enable.auto.commit": False, "log_level": 0, "fetch.wait.max.ms": 10}
     consumer = Consumer(kafka.to_librdkafka() | options)
     try:
@@ -74,9 +76,11 @@ def watch_predictions(
         consumer.close()
 
 
-def read_prediction(message: Message) -> SeenPrediction:
-    """Read one message of the predictions topic."""
+def read_prediction(message: Message) -> SeenPrediction | None:
+    """Read one message of the predictions topic; None where it is none of the stream's."""
     raw = read_headers(message)
+    if raw.get(envelope.CE_TYPE) != envelope.PREDICTION_TYPE.encode() or envelope.INPUT_TIMESTAMP not in raw:
+        return None
     headers = {name: header_text(raw, name) or "" for name in raw}
     published_s = message.timestamp()[1] / 1000
     received_s = datetime.fromisoformat(headers[envelope.INPUT_TIMESTAMP]).timestamp()

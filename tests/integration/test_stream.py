@@ -3,17 +3,12 @@
 import hashlib
 import json
 import shutil
-import threading
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import astuple
 
 import duckdb
 import jsonschema
 import pytest
 from deltalake import DeltaTable
-from prometheus_client.parser import text_string_to_metric_families
 from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
 
@@ -23,70 +18,17 @@ from schemas.errors import ModelLoadError, SettingsError
 from sparkdl.decode import decode_image
 from sparkdl.imagerow import IMAGE_DDL
 from streaming.audit import audit_stream
-from streaming.publish import ImagePublisher, find_files, publish_files
+from streaming.publish import find_files, publish_files
 from streaming.score import featurizer_of
-from streaming.service import StreamState, run_stream
+from streaming.service import run_stream
 from streaming.settings import StreamSettings
 from streaming.watch import watch_predictions
 from tests.integration.conftest import Trained
-from tests.integration.consumers import Record, read_topic
+from tests.integration.consumers import read_topic
+from tests.integration.streams import Headers, drain, outcomes, publish, read_samples, running, wait_for_count
 from tests.specimens import good_files, png, wrong_files
 
 pytestmark = [pytest.mark.kafka, pytest.mark.spark, pytest.mark.delta]
-
-Headers = list[tuple[str, bytes]]
-
-
-def publish(settings: StreamSettings, messages: dict[str, tuple[bytes | None, Headers]]) -> None:
-    """Publish named messages and fail where one is not confirmed."""
-    failed: dict[str, str] = {}
-    publisher = ImagePublisher(settings.kafka, lambda token, error: failed.update({token: error} if error else {}))
-    for name, (payload, headers) in messages.items():
-        publisher.publish(payload, headers, key=name.encode(), token=name)
-    publisher.flush()
-    assert failed == {}
-
-
-def drain(spark: SparkSession, settings: StreamSettings, trained: Trained) -> None:
-    run_stream(settings, model_folder=trained.folder, spark=spark, available_now=True)
-
-
-def outcomes(settings: StreamSettings) -> tuple[list[Record], list[Record]]:
-    """Predictions and dead letters, as kafka-python reads them."""
-    kafka = settings.kafka
-    return read_topic(kafka, kafka.predictions_topic), read_topic(kafka, kafka.deadletters_topic)
-
-
-@contextmanager
-def running(spark: SparkSession, settings: StreamSettings, trained: Trained) -> Iterator[StreamState]:
-    """Run the stream while the body runs; end it in order, and raise what it raised."""
-    ended, ready = threading.Event(), threading.Event()
-    states: list[StreamState] = []
-    errors: list[BaseException] = []
-
-    def on_ready(state: StreamState) -> None:
-        states.append(state)
-        ready.set()
-
-    def run() -> None:
-        try:
-            run_stream(settings, model_folder=trained.folder, spark=spark, ended=ended, on_ready=on_ready)
-        except BaseException as exc:
-            errors.append(exc)
-        finally:
-            ready.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        assert ready.wait(120)
-        assert not errors, errors
-        yield states[0]
-    finally:
-        ended.set()
-        thread.join(120)
-    assert not thread.is_alive()
-    assert not errors, errors
 
 
 def test_every_record_is_one_outcome_and_every_message_keeps_its_contract(
@@ -248,27 +190,6 @@ def test_live_stream_answers_counts_and_ends_in_order(
     assert account.balanced
     assert account.total("predicted") == 2 * count
     assert account.total("repeated") == 0
-
-
-def wait_for_count(url: str, consumed: int) -> str:
-    """Read the page until it has counted so many images; a batch is counted when it is committed."""
-    page = ""
-    for _ in range(200):
-        page = urllib.request.urlopen(url).read().decode()  # noqa: S310
-        if read_samples(page)["xray_images_consumed_total"] >= consumed:
-            return page
-        threading.Event().wait(0.1)
-    pytest.fail(f"the page never counted {consumed} images:\n{page}")
-
-
-def read_samples(page: str) -> dict[str, float]:
-    """Samples by name and sorted labels."""
-    samples = {}
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            labels = "".join(f"|{name}={value}" for name, value in sorted(sample.labels.items()))
-            samples[sample.name + labels] = sample.value
-    return samples
 
 
 def test_a_second_stream_on_the_same_checkpoints_is_refused(

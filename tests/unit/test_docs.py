@@ -30,11 +30,12 @@ from streaming.settings import KafkaSettings, StreamSettings, variable_names
 from streaming.topics import wanted_topics
 from tests.metricspage import render_metrics_page
 from tests.specimens import png
+from training.classifier import PAPER
 from xray.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ("publishing", "results", "operating", "training", "metrics")
+PAGES = ("publishing", "results", "operating", "security", "training", "metrics")
 COMMANDS: Any = typer.main.get_command(app)
 
 pages = pytest.mark.parametrize("name", PAGES)
@@ -438,6 +439,4 @@ def test_training_names_every_field_of_the_card() -> None:
 
 
 def test_training_names_the_classifiers_parameters() -> None:
-    code = (ROOT / "training" / "fit.py").read_text(encoding="utf-8")
-    [parameters] = re.findall(r"LogisticRegression\((maxIter.*?), labelCol", code)
-    assert f"LogisticRegression({parameters})" in read_page("training")
+    assert PAPER.describe() in read_page("training")

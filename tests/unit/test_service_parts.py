@@ -1,4 +1,4 @@
-"""Small parts of the service: model cards, checkpoints, histograms, files to publish."""
+"""Small parts of the service: model cards, checkpoints, losses, folders, histograms, files to publish."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,15 @@ import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from prometheus_client import CollectorRegistry, generate_latest
 
-from schemas.errors import DatasetError, ModelLoadError
+from schemas.errors import DataLossError, DatasetError, JobError, ModelLoadError, SettingsError
 from schemas.modelcard import CARD_FILE, ModelCard, hash_model_folder, read_card, write_card
-from streaming.checkpoints import committed_offsets
-from streaming.metrics import BucketHistogram
+from streaming.checkpoints import UnfinishedBatch, committed_offsets, last_committed, unfinished_batch
+from streaming.folders import check_folders
+from streaming.losses import Loss, check_losses
+from streaming.metrics import BucketHistogram, parse_offsets
+from streaming.models import ChampionWatch
 from streaming.publish import find_files, image_message
+from streaming.settings import KafkaSettings, load_settings
 from tests.specimens import png
 
 
@@ -45,23 +49,108 @@ def test_committed_offsets(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     for batch, end in ((9, 5), (10, 8), (11, 12)):
         offsets = json.dumps({"images": {"0": end, "1": 2}})
-        (tmp_path / "offsets" / str(batch)).write_text(f'v1\n{{"batchWatermarkMs":0}}\n{offsets}')
+        metadata = json.dumps({"batchTimestampMs": 1000 * batch})
+        (tmp_path / "offsets" / str(batch)).write_text(f"v1\n{metadata}\n{offsets}")
     for batch in (9, 10):  # 11 was begun and not committed; 9 sorts behind 10 as text
         (tmp_path / "commits" / str(batch)).write_text("v1\n{}")
     (tmp_path / "commits" / ".10.crc").write_text("")
     assert committed_offsets(tmp_path) == {"images": {0: 8, 1: 2}}
+    # Partition 1 has nothing new in it.
+    assert unfinished_batch(tmp_path) == UnfinishedBatch(11, 11_000, {("images", 0): range(8, 12)})
+    (tmp_path / "commits" / "11").write_text("v1\n{}")
+    assert unfinished_batch(tmp_path) is None
+    assert last_committed(tmp_path) == 11
+
+
+def test_first_batch_may_be_the_unfinished_one(tmp_path: Path) -> None:
+    assert unfinished_batch(tmp_path) is None
+    assert last_committed(tmp_path) == -1
+    (tmp_path / "offsets").mkdir()
+    (tmp_path / "offsets" / "0").write_text('v1\n{"batchTimestampMs": 7}\n{"images": {"0": 5, "1": 0}}')
+    assert unfinished_batch(tmp_path) == UnfinishedBatch(0, 7, {("images", 0): range(5)})
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "offsets").mkdir()
+    (tmp_path / "offsets" / "0").write_text("")
+    with pytest.raises(JobError, match=r"offsets/0 is damaged .* Move"):
+        unfinished_batch(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "null", None])
+def test_progress_without_offsets(text: str | None) -> None:
+    assert parse_offsets(text) == {}
+    assert parse_offsets('{"images": {"0": 3}}') == {"images": {"0": 3}}
+
+
+def test_losses_are_named_and_refused_unless_accepted() -> None:
+    kafka = KafkaSettings()
+    lost = Loss("score", kafka.images_topic, 2, range(10, 15), renewed=False)
+    canary = Loss("score", kafka.canary_topic, 0, range(3), renewed=False)
+    renewed = Loss("archive", kafka.features_topic, 1, range(4, 9), renewed=True)
+    check_losses([canary], kafka, accepted=False)
+    check_losses([lost, canary], kafka, accepted=True)
+    with pytest.raises(DataLossError, match=r"5 records .* xray.images partition 2 offsets 10-14\. "):
+        check_losses([lost, canary], kafka, accepted=False)
+    with pytest.raises(
+        DataLossError, match=r"xray\.features partition 1 offsets 4-8: the checkpoint of archive is ahead"
+    ):
+        check_losses([lost, renewed], kafka, accepted=True)
+
+
+def test_folders_are_probed_and_left_as_they_were(tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path / "home")
+    log = tmp_path / "home" / "tables" / "predictions" / "_delta_log"
+    log.mkdir(parents=True)
+    check_folders(settings)
+    assert list(log.iterdir()) == []
+    log.rmdir()
+    log.write_text("")
+    with pytest.raises(SettingsError, match=r"cannot write to .*_delta_log.* XRAY_ARCHIVE__FOLDER"):
+        check_folders(settings)
+
+
+def test_champion_watch_tells_of_another_model_once_it_is_there(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "champion").write_text("one\n")
+    watch = ChampionWatch(tmp_path, tmp_path / "one")
+    assert watch.find_new() is None
+    (tmp_path / "champion").write_text("two\n")
+    with pytest.raises(ModelLoadError, match="two"):
+        watch.find_new()
+    assert watch.waiting
+    assert watch.find_new() is None  # not again at once
+    (tmp_path / "two").mkdir()
+    watch.accept(tmp_path / "one")
+    assert watch.find_new() == tmp_path / "two"
+    watch.accept(tmp_path / "two")
+    assert watch.find_new() is None
+    assert not watch.waiting
 
 
 def test_histogram_accumulates_buckets() -> None:
     registry = CollectorRegistry()
-    histogram = BucketHistogram("xray_x_seconds", "Text.", bounds=(0.1, 1.0), registry=registry, labels={"model": "m"})
-    histogram.add([1, 2, 3], 9.5)
-    histogram.add_one(1.0)
+    histogram = BucketHistogram("xray_x_seconds", "Text.", bounds=(0.1, 1.0), registry=registry, label="model")
+    assert "model=" not in generate_latest(registry).decode()
+    histogram.show("m")
+    histogram.add([1, 2, 3], 9.5, "m")
+    histogram.add([0, 1, 0], 1.0, "m")
+    histogram.add([1, 0, 0], 0.05, "other")
     page = generate_latest(registry).decode()
     assert 'xray_x_seconds_bucket{le="0.1",model="m"} 1.0' in page
     assert 'xray_x_seconds_bucket{le="1.0",model="m"} 4.0' in page
     assert 'xray_x_seconds_bucket{le="+Inf",model="m"} 7.0' in page
     assert 'xray_x_seconds_sum{model="m"} 10.5' in page
+    assert 'xray_x_seconds_count{model="other"} 1.0' in page
+    assert page.count("# TYPE xray_x_seconds histogram") == 1
+
+
+def test_histogram_without_label_exists_from_the_start() -> None:
+    registry = CollectorRegistry()
+    histogram = BucketHistogram("xray_x_seconds", "Text.", bounds=(0.1, 1.0), registry=registry)
+    assert "xray_x_seconds_count 0.0" in generate_latest(registry).decode()
+    histogram.add_one(1.0)
+    assert 'xray_x_seconds_bucket{le="1.0"} 1.0' in generate_latest(registry).decode()
 
 
 def test_files_folders_and_globs(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from schemas.errors import Reason
+from schemas.errors import CorruptImageError, Reason
 from sparkdl.decode import DecodeLimits
 from streaming import decoding
 from streaming.decoding import DecodePlan, decode_batches, decode_record
@@ -76,7 +76,28 @@ def test_unexpected_error_is_a_dead_letter_with_its_trace(monkeypatch: pytest.Mo
     added = record(png())
     assert added["reason"] == "unexpected"
     assert added["payload"] == png()
-    assert "a defect of ours" in added["error_trace"]
+    assert "in fail\n" in added["error_trace"]
+    assert added["error_trace"].endswith("KeyError\n")
+
+
+def test_what_a_library_says_is_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
+    quoted = "Muster" + "mann"  # put together here: a stack shows the lines of the source
+
+    def fail(*_args: object, origin: str, **_options: object) -> None:
+        try:
+            raise ValueError(quoted)
+        except ValueError as exc:
+            if origin.endswith("@7"):
+                raise CorruptImageError(Reason.CORRUPT_IMAGE, origin, "it does not decode") from exc
+            raise
+
+    monkeypatch.setattr(decoding, "decode_image", fail)
+    for offset, reason in ((7, "corrupt_image"), (8, "unexpected")):
+        added = record(png(), offset=offset)
+        assert added["reason"] == reason
+        assert "ValueError" in added["error_trace"]
+        assert quoted not in str(added)
+    assert "ValueError" in added["error_message"]
 
 
 def test_lack_of_memory_is_the_jobs_fault(monkeypatch: pytest.MonkeyPatch) -> None:

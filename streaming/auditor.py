@@ -1,0 +1,66 @@
+"""Draws up the account again and again while the stream runs, and shows it as metrics."""
+
+import logging
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+from deltalake.exceptions import DeltaError
+
+from schemas.errors import XrayError
+from streaming.audit import Account, Scope, audit_stream
+from streaming.metrics import StreamMetrics
+from streaming.settings import StreamSettings
+
+log = logging.getLogger(__name__)
+
+
+class Auditor:
+    """Audits the images of the last hour or so, in a thread of its own.
+
+    Parameters
+    ----------
+    settings : StreamSettings
+        All settings; ``audit`` says how often and of how long.
+    metrics : StreamMetrics
+        Where the account shows.
+    """
+
+    def __init__(self, settings: StreamSettings, metrics: StreamMetrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="auditor", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; the first account is drawn up one interval later."""
+        if self._settings.audit.interval_s:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Tell the thread to end; an account that is being drawn up is not waited for."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._settings.audit.interval_s):
+            since = datetime.now(UTC) - timedelta(seconds=self._settings.audit.window_s)
+            try:
+                account = audit_stream(self._settings, Scope(since=since))
+            except (XrayError, DeltaError, OSError) as exc:
+                # The broker may be away: the stream's own business. That no account was drawn up shows in its time.
+                log.warning("no account could be drawn up: %s", str(exc).splitlines()[0])
+                continue
+            self._record(account)
+
+    def _record(self, account: Account) -> None:
+        self._metrics.unaccounted.set(account.unaccounted)
+        self._metrics.table_faults.set(sum(t.missing + t.duplicates for t in account.tables.values()))
+        self._metrics.last_audit.set(time.time())
+        if not account.balanced:
+            log.error("the account does not balance: %s; 'xray audit' tells more", _summarize(account))
+
+
+def _summarize(account: Account) -> str:
+    places = [f"{p.partition}@{offset}" for p in account.partitions for offset in p.missing_offsets]
+    faults = {name: t.missing + t.duplicates for name, t in account.tables.items()}
+    return f"{account.unaccounted} images without exactly one outcome {places[:5]}, rows missing or twice {faults}"

@@ -1,0 +1,242 @@
+"""Keeps a query running: starts it, and starts it again after a failure, with longer and longer waits between.
+
+What fails here is the machinery: a broker away, a full disk, a worker that died. Wrong images never come here, they
+become dead letters. A query that keeps failing ends the process, so that whoever supervises it sees it.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+from pyspark.sql.streaming import StreamingQuery
+
+from schemas.errors import BrokerError, JobError
+from streaming.settings import RetrySettings
+
+log = logging.getLogger(__name__)
+
+_STOP_TIMEOUT_S = 120.0
+_QUIET_TIMEOUT_S = 60.0
+_POLL_S = 0.05
+_HEALTHY_S = 60.0
+"""A query that ran so long without an image to show for it has recovered, too."""
+_MAX_SUMMARY = 500
+
+
+class FailureKind(Enum):
+    """What to do about a failure depends on this."""
+
+    WORKER = "worker"
+    """A Python worker died or raised: it may have been an image."""
+    LOSS = "loss"
+    """Records are gone that were not read yet."""
+    OTHER = "other"
+    """Anything else: broker, disk, memory of the JVM."""
+
+
+_MARKS = {
+    FailureKind.LOSS: ("KAFKA_DATA_LOSS", "failOnDataLoss", "OffsetOutOfRange", "some data may have been missed"),
+    # A worker that dies is noticed by whichever end of its socket is used first. To take a network's trouble for it
+    # costs a batch some speed, no more.
+    FailureKind.WORKER: ("Python worker", "PythonException", "EOFException", "Connection reset", "Broken pipe"),
+}
+
+
+@dataclass(frozen=True)
+class QueryFailure:
+    """Why a query ended.
+
+    Parameters
+    ----------
+    query : str
+        Its name.
+    kind : FailureKind
+        See there.
+    cause : str
+        The innermost cause, in one line.
+    """
+
+    query: str
+    kind: FailureKind
+    cause: str
+
+
+class Keeper:
+    """Keeps one query running.
+
+    Parameters
+    ----------
+    spark : SparkSession
+        Where it runs.
+    name : str
+        The query's name.
+    start : callable
+        Starts it and gives it; called again after each failure.
+    retry : RetrySettings
+        How long to wait, and when to give up.
+    on_failure : callable
+        Called with each `QueryFailure` before the next start.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        name: str,
+        start: Callable[[], StreamingQuery],
+        retry: RetrySettings,
+        on_failure: Callable[[QueryFailure], None],
+    ) -> None:
+        self.name = name
+        self._spark = spark
+        self._start = start
+        self._retry = retry
+        self._on_failure = on_failure
+        self._query: StreamingQuery | None = None
+        self._started = 0.0
+        self._failing_since: float | None = None
+        self._failures = 0
+        self._due = 0.0
+
+    def begin(self) -> None:
+        """Start the query; a failure to do so is answered as one of the query's own."""
+        try:
+            self._query, self._started = self._start(), time.monotonic()
+        except (BrokerError, PySparkException) as exc:
+            self._fail(QueryFailure(self.name, FailureKind.OTHER, _first_line(exc)))
+
+    def tend(self) -> bool:
+        """Look after the query; return False once it has ended by itself, having done what there was.
+
+        Raises
+        ------
+        JobError
+            It keeps failing.
+        """
+        if self._query is None:
+            if time.monotonic() >= self._due:
+                self.begin()
+            return True
+        if self._query.isActive:
+            if self._failing_since is not None and self._has_recovered(self._query):
+                log.info("the %s query works again", self.name)
+                self._failing_since, self._failures = None, 0
+            return True
+        failure = describe_failure(self._query, self.name)
+        if failure is None:
+            return False
+        self._query = None
+        self._fail(failure)
+        return True
+
+    def restart(self) -> None:
+        """Finish the running micro-batch, then start the query anew."""
+        failure = self._end()
+        if failure is None:
+            self.begin()
+        else:
+            self._fail(failure)
+
+    def stop(self) -> None:
+        """Finish the running micro-batch and end the query.
+
+        Raises
+        ------
+        JobError
+            It failed before it could.
+        """
+        failure = self._end()
+        if failure is not None:
+            raise _error(failure)
+
+    def _end(self) -> QueryFailure | None:
+        query, self._query = self._query, None
+        if query is None:
+            return None
+        if not stop_after_batch(query):
+            log.warning("the %s query was cancelled: its batch did not end in %.0f s", self.name, _STOP_TIMEOUT_S)
+            await_quiet(self._spark)
+        return describe_failure(query, self.name)
+
+    def _has_recovered(self, query: StreamingQuery) -> bool:
+        return query.lastProgress is not None or time.monotonic() - self._started > _HEALTHY_S
+
+    def _fail(self, failure: QueryFailure) -> None:
+        now = time.monotonic()
+        self._failing_since = self._failing_since or now
+        self._failures += 1
+        log.warning("the %s query failed: %s", self.name, failure.cause)
+        # Tasks that still run and messages that are still under way belong to the batch that is done again.
+        await_quiet(self._spark)
+        self._on_failure(failure)
+        if now - self._failing_since >= self._retry.give_up_s:
+            raise _error(failure)
+        wait_s = min(self._retry.first_wait_s * 2 ** (self._failures - 1), self._retry.max_wait_s)
+        self._due = time.monotonic() + wait_s
+        log.info("the %s query is started again in %.0f s", self.name, wait_s)
+
+
+def _error(failure: QueryFailure) -> JobError:
+    return JobError(f"the {failure.query} query ended in error: {failure.cause}. Details are in spark.log.")
+
+
+def describe_failure(query: StreamingQuery, name: str) -> QueryFailure | None:
+    """Tell why a query ended; None where it did not end in error."""
+    error = query._jsq.exception()
+    if not error.isDefined():
+        return None
+    texts = []
+    throwable = error.get()
+    while throwable is not None:
+        texts.append(f"{throwable.getClass().getSimpleName()}: {_first_line(throwable.getMessage())}")
+        full = throwable.getMessage() or ""
+        throwable = throwable.getCause()
+    kind = next((kind for kind, marks in _MARKS.items() if any(m in " ".join([*texts, full]) for m in marks)), None)
+    return QueryFailure(name, kind or FailureKind.OTHER, texts[-1][:_MAX_SUMMARY])
+
+
+def _first_line(text: Any) -> str:
+    lines = [line.strip() for line in str(text or "").splitlines() if line.strip()]
+    return lines[0] if lines else ""
+
+
+def stop_after_batch(query: StreamingQuery) -> bool:
+    """End a query once its running micro-batch is committed; return False where that took too long.
+
+    `StreamingQuery.stop` cancels the running batch; what it has published by then would be published again after a
+    restart. Spark's loop asks before each batch whether the query is still active, so saying that it is not, without
+    the interrupt, ends it in order.
+    """
+    if not query.isActive:
+        return True
+    execution = query._jsq.streamingQuery()
+    jvm = execution.getClass().getClassLoader()
+    terminated = jvm.loadClass("org.apache.spark.sql.execution.streaming.runtime.TERMINATED$")
+    execution.state().set(terminated.getField("MODULE$").get(None))
+    in_order: bool = execution.awaitTermination(int(_STOP_TIMEOUT_S * 1000))
+    query.stop()
+    return in_order
+
+
+def await_quiet(spark: SparkSession) -> None:
+    """Wait until no task of a failed query runs and nothing that it published is still on its way.
+
+    Spark gives a failed task's Kafka producer back to its pool with whatever it has not sent yet, and that is sent
+    later, behind the back of the batch that is done again. Closing the producers sends it now or gives it up.
+    """
+    context = spark.sparkContext._jsc.sc()
+    deadline = time.monotonic() + _QUIET_TIMEOUT_S
+    while _count_tasks(context) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    loader = spark._jvm.java.lang.Thread.currentThread().getContextClassLoader()
+    pool = loader.loadClass("org.apache.spark.sql.kafka010.producer.InternalKafkaProducerPool$")
+    pool.getField("MODULE$").get(None).reset()
+
+
+def _count_tasks(context: Any) -> int:
+    executors = context.statusStore().executorList(True)
+    return sum(executors.apply(i).activeTasks() for i in range(executors.size()))

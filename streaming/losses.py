@@ -1,0 +1,116 @@
+"""Finds records that are gone from a topic before a query has read them, without Spark.
+
+Spark notices too, in the middle of a batch and in many lines. This says it before anything starts, in one line, with
+the offsets.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from schemas.errors import DataLossError
+from streaming.checkpoints import committed_offsets
+from streaming.messages import open_reader, read_spans
+from streaming.settings import KafkaSettings, StreamSettings
+
+QUERIES = ("score", "archive")
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Records of one partition that a query will never read.
+
+    Parameters
+    ----------
+    query : str
+        ``"score"`` or ``"archive"``.
+    topic : str
+        Its name.
+    partition : int
+        Its number.
+    offsets : range
+        The offsets that are gone. Where the topic now ends before the query's place, so that it is not the topic it
+        was, those from its new end to that place.
+    renewed : bool
+        Whether that is so.
+    """
+
+    query: str
+    topic: str
+    partition: int
+    offsets: range
+    renewed: bool
+
+    def __str__(self) -> str:
+        return f"{self.topic} partition {self.partition} offsets {self.offsets.start}-{self.offsets.stop - 1}"
+
+
+def find_losses(settings: StreamSettings) -> list[Loss]:
+    """Compare the queries' checkpoints with what their topics hold.
+
+    Returns
+    -------
+    list of Loss
+        Empty where every record that was not read is still there.
+
+    Raises
+    ------
+    BrokerError
+        The topics cannot be read.
+    """
+    return [loss for query in QUERIES for loss in _find_losses(settings, query)]
+
+
+def _find_losses(settings: StreamSettings, query: str) -> Iterable[Loss]:
+    for topic, places in (committed_offsets(settings.checkpoints_folder / query) or {}).items():
+        with open_reader(settings.kafka) as reader:
+            spans = read_spans(reader, topic)
+        for partition, place in sorted(places.items()):
+            span = spans.get(partition, range(0))
+            if place < span.start:
+                yield Loss(query, topic, partition, range(place, span.start), renewed=False)
+            elif place > span.stop:
+                yield Loss(query, topic, partition, range(span.stop, place), renewed=True)
+
+
+def check_losses(losses: Iterable[Loss], kafka: KafkaSettings, *, accepted: bool) -> None:
+    """Refuse to go on over a gap that nobody has agreed to.
+
+    Parameters
+    ----------
+    losses : iterable of Loss
+        Of `find_losses`. Canaries are kept for an hour and are nobody's images: a stream that stood still for longer
+        has lost some, and may.
+    kafka : KafkaSettings
+        Names of the topics.
+    accepted : bool
+        Whether the user has said to go on behind what retention removed.
+
+    Raises
+    ------
+    DataLossError
+        One message that names the offsets and what to do.
+    """
+    losses = [loss for loss in losses if loss.topic != kafka.canary_topic]
+    if renewed := [loss for loss in losses if loss.renewed]:
+        query = renewed[0].query
+        msg = (
+            f"{_name(renewed)}: the checkpoint of {query} is ahead of the topic, so this is another topic of that name "
+            f"(deleted and created again, or another cluster). To read it from its beginning move "
+            f"checkpoints/{query} aside; see the runbook."
+        )
+        raise DataLossError(msg)
+    if losses and not accepted:
+        count = sum(len(loss.offsets) for loss in losses)
+        msg = (
+            f"{count} records were removed by the topic's retention before {losses[0].query} had read them: "
+            f"{_name(losses)}. Have the images published again where they still are, raise the topic's retention, then "
+            "start once with 'xray stream --accept-loss' to go on behind the gap."
+        )
+        raise DataLossError(msg)
+
+
+def _name(losses: list[Loss]) -> str:
+    more = f" and {len(losses) - _SHOWN} more" if len(losses) > _SHOWN else ""
+    return "; ".join(map(str, losses[:_SHOWN])) + more

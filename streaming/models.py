@@ -1,0 +1,144 @@
+"""The model that SCORE serves: loaded and checked as a whole, and watched for another one being promoted."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyspark.ml import PipelineModel
+
+from schemas.errors import ModelLoadError
+from schemas.modelcard import ModelCard, read_card
+from schemas.modelstages import check_stages
+from schemas.registry import champion_folder
+from sparkdl.decode import RENDERING_VERSION
+from streaming.score import featurizer_of
+
+log = logging.getLogger(__name__)
+
+_TRY_AGAIN_S = 30.0
+"""A promoted model that cannot be loaded may be on its way still: a slow copy, a network folder."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model, ready to score.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it was loaded from.
+    card : ModelCard
+        Its card.
+    pipeline : PipelineModel
+        A `DeepImageFeaturizer` first, a classifier last.
+    """
+
+    folder: Path
+    card: ModelCard
+    pipeline: PipelineModel
+
+
+def serve_model(folder: Path) -> ServedModel:
+    """Check a model folder against its card, then load it.
+
+    Raises
+    ------
+    ModelLoadError
+        It is missing, was changed after training, decodes by other rules, or is no pipeline that the stream can serve.
+    """
+    card = check_card(folder)
+    return ServedModel(folder, card, load_model(folder))
+
+
+def check_card(folder: Path) -> ModelCard:
+    """Read a model's card and check what can be checked without Spark.
+
+    Raises
+    ------
+    ModelLoadError
+        See `serve_model`.
+    """
+    card = read_card(folder)
+    if card.rendering_version != RENDERING_VERSION:
+        msg = (
+            f"model {card.version} was trained on images of rendering version {card.rendering_version}; "
+            f"this installation decodes with version {RENDERING_VERSION}. Train it anew."
+        )
+        raise ModelLoadError(msg)
+    return card
+
+
+def load_model(folder: Path) -> PipelineModel:
+    """Load a saved pipeline.
+
+    Raises
+    ------
+    ModelLoadError
+        The folder is no `PipelineModel`, names a class that is none of those a model is made of, or its first stage is
+        no `DeepImageFeaturizer` on OpenVINO.
+    """
+    check_stages(folder)  # loading imports and runs whatever class the files name
+    try:
+        model = PipelineModel.load(str(folder))
+    except Exception as exc:  # pyspark raises Java's errors, ours, and plain Python ones here
+        if isinstance(exc, ModelLoadError):
+            raise
+        msg = f"cannot load the model at {folder}: {type(exc).__name__}: {str(exc).strip().splitlines()[0]}"
+        raise ModelLoadError(msg) from exc
+    engine = featurizer_of(model).getOrDefault("engine")
+    if engine != "openvino":
+        msg = f"the model at {folder} runs on the reference engine {engine}; the stream serves with OpenVINO"
+        raise ModelLoadError(msg)
+    return model
+
+
+class ChampionWatch:
+    """Notices that another model was promoted.
+
+    Parameters
+    ----------
+    models_folder : Path
+        Where ``champion`` is.
+    serving : Path
+        Folder of the model in service.
+    """
+
+    def __init__(self, models_folder: Path, serving: Path) -> None:
+        self._models_folder = models_folder
+        self._serving = serving
+        self._refused: Path | None = None
+        self._try_again = 0.0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a promoted model is not in service because it could not be loaded."""
+        return self._refused is not None
+
+    def find_new(self) -> Path | None:
+        """Return the promoted model's folder where that is not the one in service, else None.
+
+        Raises
+        ------
+        ModelLoadError
+            The promoted one is not there. Told once; it is looked for again half a minute later.
+        """
+        if time.monotonic() < self._try_again:
+            return None
+        try:
+            promoted = champion_folder(self._models_folder)
+        except ModelLoadError:
+            self.refuse(self._models_folder)
+            raise
+        if promoted == self._serving:
+            self._refused = None
+            return None
+        return promoted
+
+    def accept(self, folder: Path) -> None:
+        """Note that a folder is in service now."""
+        self._serving, self._refused, self._try_again = folder, None, 0.0
+
+    def refuse(self, folder: Path) -> None:
+        """Note that a folder cannot be served; it is tried again in a while."""
+        self._refused, self._try_again = folder, time.monotonic() + _TRY_AGAIN_S

@@ -1,0 +1,99 @@
+"""Which outcomes of an unfinished SCORE micro-batch are on the topics already.
+
+After a kill Spark does the batch again, the same records in the same order; what had been published before would be
+published a second time. Its offsets are in Spark's log and its outcomes at the end of the topics, each with the place
+of its image in its headers: so they can be read, and left out when the batch is done again.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from confluent_kafka import Message
+
+from schemas import envelope
+from streaming.checkpoints import UnfinishedBatch, unfinished_batch
+from streaming.messages import offsets_at, open_reader, read_headers, read_spans, scan_offsets
+from streaming.settings import KafkaSettings, StreamSettings
+
+log = logging.getLogger(__name__)
+
+Places = Mapping[tuple[str, int], frozenset[int]]
+"""Offsets of images by their topic and partition."""
+
+_CLOCK_SLACK_MS = 60_000
+"""How far the clocks of the driver and of the machines that publish outcomes may differ."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the topics hold of a batch.
+
+    Parameters
+    ----------
+    answered : mapping
+        Images with a prediction or a dead letter. Either is an image's one outcome, whichever model made it.
+    featured : mapping
+        Images with a feature record.
+    """
+
+    answered: Places = field(default_factory=dict)
+    featured: Places = field(default_factory=dict)
+
+
+NOTHING = Published()
+
+
+def find_published(settings: StreamSettings) -> Published:
+    """Find what SCORE's unfinished micro-batch has published.
+
+    Parameters
+    ----------
+    settings : StreamSettings
+        Topics and checkpoints. SCORE must not run, nor any producer of it.
+
+    Returns
+    -------
+    Published
+        Empty where no micro-batch is unfinished.
+
+    Raises
+    ------
+    BrokerError
+        The topics cannot be read.
+    """
+    batch = unfinished_batch(settings.checkpoints_folder / "score")
+    if batch is None:
+        return NOTHING
+    kafka = settings.kafka
+    answered = _find_places(kafka, (kafka.predictions_topic, kafka.deadletters_topic), batch)
+    featured = _find_places(kafka, (kafka.features_topic,), batch)
+    if answered or featured:
+        count = sum(map(len, answered.values()))
+        log.info("batch %s is done again; %s of its images have their outcome already", batch.number, count)
+    return Published(answered, featured)
+
+
+def _find_places(kafka: KafkaSettings, topics: tuple[str, ...], batch: UnfinishedBatch) -> Places:
+    found: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for topic in topics:
+        with open_reader(kafka) as reader:
+            spans = read_spans(reader, topic)
+            firsts = offsets_at(reader, topic, spans, max(0, batch.started_ms - _CLOCK_SLACK_MS))
+        unread = {partition: range(firsts[partition], span.stop) for partition, span in spans.items()}
+        for message in scan_offsets(kafka, topic, unread):
+            place = _read_place(message)
+            if place is not None and place[2] in batch.spans.get(place[:2], ()):
+                found[place[:2]].add(place[2])
+    return {place: frozenset(offsets) for place, offsets in found.items()}
+
+
+def _read_place(message: Message) -> tuple[str, int, int] | None:
+    """Give topic, partition and offset of the outcome's image; None for a record that is no outcome."""
+    headers = read_headers(message)
+    try:
+        topic = headers[envelope.INPUT_TOPIC].decode()
+        return topic, int(headers[envelope.INPUT_PARTITION]), int(headers[envelope.INPUT_OFFSET])
+    except (KeyError, ValueError):  # UnicodeDecodeError is a ValueError
+        return None

@@ -1,0 +1,160 @@
+"""Keeps SCORE running, and starts it anew between two micro-batches when something about it has to change.
+
+What may change: the model, because another one was promoted; how many images a batch may have, because they are larger
+or smaller than the last ones; how carefully they are decoded, because a batch keeps losing its worker. A start of the
+query costs about a second and loses nothing.
+"""
+
+import logging
+from collections import Counter
+from dataclasses import replace
+
+from pyspark.sql import SparkSession
+from pyspark.sql.streaming import StreamingQuery
+
+from schemas.errors import ModelLoadError
+from streaming.checkpoints import last_committed, unfinished_batch
+from streaming.keeper import FailureKind, Keeper, QueryFailure
+from streaming.listener import ProgressListener
+from streaming.losses import check_losses, find_losses
+from streaming.metrics import StreamMetrics
+from streaming.models import ChampionWatch, ServedModel, serve_model
+from streaming.published import find_published
+from streaming.score import ScorePlan, start_score
+from streaming.settings import StreamSettings
+
+log = logging.getLogger(__name__)
+
+_CHANGE_WORTH_A_START = 2.0
+"""A batch's bound is changed when the better one differs by this factor."""
+
+
+class Scorer:
+    """The SCORE query of a stream.
+
+    Parameters
+    ----------
+    spark : SparkSession
+        With the connectors' jars.
+    served : ServedModel
+        The model to begin with.
+    settings : StreamSettings
+        All settings.
+    metrics : StreamMetrics
+        Where a change of model shows.
+    listener : ProgressListener
+        Hears of the query's micro-batches.
+    watch : ChampionWatch, optional
+        Where another model may be promoted; the first one stays when absent.
+    skip_lost : bool
+        Begin behind records that are gone.
+    available_now : bool
+        Score what is there, then end.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        served: ServedModel,
+        settings: StreamSettings,
+        metrics: StreamMetrics,
+        listener: ProgressListener,
+        *,
+        watch: ChampionWatch | None = None,
+        skip_lost: bool = False,
+        available_now: bool = False,
+    ) -> None:
+        self._spark = spark
+        self._served = served
+        self._settings = settings
+        self._metrics = metrics
+        self._listener = listener
+        self._watch = watch
+        self._available_now = available_now
+        self._checkpoint = settings.checkpoints_folder / "score"
+        self._plan = ScorePlan(settings.score.max_images_per_batch, skip_lost=skip_lost)
+        self._crashes: Counter[int] = Counter()
+        self._started_behind = -1
+        self._keeper = Keeper(spark, "score", self._start, settings.retry, self._on_failure)
+
+    def begin(self) -> None:
+        """Start the query."""
+        self._keeper.begin()
+
+    def tend(self) -> bool:
+        """Look after the query; return False once it has done what there was.
+
+        Raises
+        ------
+        JobError
+            It keeps failing, or images are gone that it had not read.
+        """
+        goes_on = self._keeper.tend()
+        if goes_on and self._must_start_anew():
+            self._keeper.restart()
+        return goes_on
+
+    def stop(self) -> None:
+        """Finish the running micro-batch and end the query."""
+        self._keeper.stop()
+
+    def _start(self) -> StreamingQuery:
+        self._started_behind = last_committed(self._checkpoint)
+        plan = replace(self._plan, published=find_published(self._settings))
+        served = self._served
+        self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "score")
+        query = start_score(
+            self._spark, served.pipeline, served.card, self._settings, plan, available_now=self._available_now
+        )
+        self._listener.note_start(query, served.card)
+        return query
+
+    def _on_failure(self, failure: QueryFailure) -> None:
+        if failure.kind is FailureKind.LOSS:
+            losses = find_losses(self._settings)
+            check_losses(losses, self._settings.kafka, accepted=False)
+            self._plan = replace(self._plan, skip_lost=bool(losses))
+        batch = unfinished_batch(self._checkpoint)
+        if failure.kind is FailureKind.WORKER and batch is not None:
+            self._crashes[batch.number] += 1
+            if self._crashes[batch.number] >= self._settings.score.decode_tries:
+                log.warning("batch %s keeps losing its worker: each image is decoded by itself", batch.number)
+                self._plan = replace(self._plan, apart=True)
+
+    def _must_start_anew(self) -> bool:
+        """Change the plan where that is called for; return whether it was."""
+        before = (self._plan, self._served)
+        if (self._plan.apart or self._plan.skip_lost) and last_committed(self._checkpoint) > self._started_behind:
+            # That was for one batch.
+            self._plan = replace(self._plan, apart=False, skip_lost=False)
+            self._crashes.clear()
+        wanted = self._choose_max_images()
+        if not 1 / _CHANGE_WORTH_A_START < wanted / self._plan.max_images < _CHANGE_WORTH_A_START:
+            log.info("images of %.1f MB: up to %s in a batch from now on", self._listener.mean_bytes / 1e6, wanted)
+            self._plan = replace(self._plan, max_images=wanted)
+        self._follow_promotion()
+        return before != (self._plan, self._served)
+
+    def _choose_max_images(self) -> int:
+        score = self._settings.score
+        mean_bytes = self._listener.mean_bytes
+        fitting = int(score.max_batch_bytes / mean_bytes) if mean_bytes else score.max_images_per_batch
+        return min(max(fitting, 1), score.max_images_per_batch)
+
+    def _follow_promotion(self) -> None:
+        if self._watch is None:
+            return
+        folder = None
+        try:
+            folder = self._watch.find_new()
+            if folder is not None:
+                self._served = serve_model(folder)
+                self._watch.accept(folder)
+                self._metrics.use_model(self._served.card)
+                log.info("serving model %s from now on", self._served.card.version)
+        except ModelLoadError as exc:
+            if folder is not None:
+                self._watch.refuse(folder)
+            self._metrics.model_reloads.labels("failed").inc()
+            log.error("the promoted model cannot be served; %s stays: %s", self._served.card.version, exc)
+        self._metrics.model_waiting.set(int(self._watch.waiting))

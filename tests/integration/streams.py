@@ -1,0 +1,97 @@
+"""A stream for the length of a test, and what goes into it and comes out."""
+
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pyspark.sql import SparkSession
+
+from streaming.publish import ImagePublisher
+from streaming.service import StreamState, run_stream
+from streaming.settings import StreamSettings
+from tests.integration.conftest import Trained
+from tests.integration.consumers import Record, read_topic
+
+Headers = list[tuple[str, bytes]]
+
+
+def publish(settings: StreamSettings, messages: dict[str, tuple[bytes | None, Headers]]) -> None:
+    """Publish named messages and fail where one is not confirmed."""
+    failed: dict[str, str] = {}
+    publisher = ImagePublisher(settings.kafka, lambda token, error: failed.update({token: error} if error else {}))
+    for name, (payload, headers) in messages.items():
+        publisher.publish(payload, headers, key=name.encode(), token=name)
+    publisher.flush()
+    assert failed == {}
+
+
+def drain(spark: SparkSession, settings: StreamSettings, trained: Trained) -> None:
+    run_stream(settings, model_folder=trained.folder, spark=spark, available_now=True)
+
+
+def outcomes(settings: StreamSettings) -> tuple[list[Record], list[Record]]:
+    """Predictions and dead letters, as kafka-python reads them."""
+    kafka = settings.kafka
+    return read_topic(kafka, kafka.predictions_topic), read_topic(kafka, kafka.deadletters_topic)
+
+
+@contextmanager
+def running(spark: SparkSession, settings: StreamSettings, trained: Trained | None) -> Iterator[StreamState]:
+    """Run the stream while the body runs, with a model or the promoted one; end it in order, raise what it raised."""
+    ended, ready = threading.Event(), threading.Event()
+    states: list[StreamState] = []
+    errors: list[BaseException] = []
+
+    def on_ready(state: StreamState) -> None:
+        states.append(state)
+        ready.set()
+
+    def run() -> None:
+        try:
+            folder = trained.folder if trained else None
+            run_stream(settings, model_folder=folder, spark=spark, ended=ended, on_ready=on_ready)
+        except BaseException as exc:
+            errors.append(exc)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert ready.wait(120)
+        assert not errors, errors
+        yield states[0]
+    finally:
+        ended.set()
+        thread.join(120)
+    assert not thread.is_alive()
+    assert not errors, errors
+
+
+def wait_for_count(url: str, consumed: int) -> str:
+    """Read the page until it has counted so many images; a batch is counted when it is committed."""
+    return wait_for_sample(url, "xray_images_consumed_total", lambda value: value >= consumed)
+
+
+def wait_for_sample(url: str, name: str, wanted: Callable[[float], bool]) -> str:
+    """Read the page until a sample is as wanted."""
+    page = ""
+    for _ in range(600):
+        page = urllib.request.urlopen(url).read().decode()  # noqa: S310
+        if wanted(read_samples(page)[name]):
+            return page
+        threading.Event().wait(0.1)
+    pytest.fail(f"{name} was never as wanted:\n{page}")
+
+
+def read_samples(page: str) -> dict[str, float]:
+    """Samples by name and sorted labels."""
+    samples = {}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            labels = "".join(f"|{name}={value}" for name, value in sorted(sample.labels.items()))
+            samples[sample.name + labels] = sample.value
+    return samples
