@@ -5,6 +5,7 @@ become dead letters. A query that keeps failing ends the process, so that whoeve
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ _POLL_S = 0.05
 _HEALTHY_S = 60.0
 """A query that ran so long without an image to show for it has recovered, too."""
 _MAX_SUMMARY = 500
+_TRACEBACK = "Traceback (most recent call last)"
+_RAISED = re.compile(r"[\w.]+(Error|Exception)\b")  # an exception's own line, which alone begins with its name
 
 
 class FailureKind(Enum):
@@ -107,7 +110,7 @@ class Keeper:
         try:
             self._query, self._started = self._start(), time.monotonic()
         except (BrokerError, PySparkException) as exc:
-            self._fail(QueryFailure(self.name, FailureKind.OTHER, _first_line(exc)))
+            self._fail(QueryFailure(self.name, FailureKind.OTHER, _summarize(type(exc).__name__, str(exc))))
 
     def tend(self) -> bool:
         """Look after the query; return False once it has ended by itself, having done what there was.
@@ -189,19 +192,23 @@ def describe_failure(query: StreamingQuery, name: str) -> QueryFailure | None:
     error = query._jsq.exception()
     if not error.isDefined():
         return None
-    texts = []
-    throwable = error.get()
+    messages, throwable, cause = [], error.get(), ""
     while throwable is not None:
-        texts.append(f"{throwable.getClass().getSimpleName()}: {_first_line(throwable.getMessage())}")
-        full = throwable.getMessage() or ""
+        messages.append(f"{throwable.getClass().getName()} {throwable.getMessage()}")
+        cause = _summarize(throwable.getClass().getSimpleName(), throwable.getMessage() or "")
         throwable = throwable.getCause()
-    kind = next((kind for kind, marks in _MARKS.items() if any(m in " ".join([*texts, full]) for m in marks)), None)
-    return QueryFailure(name, kind or FailureKind.OTHER, texts[-1][:_MAX_SUMMARY])
+    whole = "\n".join(messages)
+    kind = next((kind for kind, marks in _MARKS.items() if any(mark in whole for mark in marks)), FailureKind.OTHER)
+    return QueryFailure(name, kind, cause)
 
 
-def _first_line(text: Any) -> str:
-    lines = [line.strip() for line in str(text or "").splitlines() if line.strip()]
-    return lines[0] if lines else ""
+def _summarize(kind: str, message: str) -> str:
+    """Say in one line what an exception says: of Python's, which come as a whole traceback, its own line."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if _TRACEBACK in message:
+        raised = [line for line in message.splitlines() if _RAISED.match(line)]
+        return raised[-1].strip()[:_MAX_SUMMARY] if raised else kind
+    return f"{kind}: {lines[0] if lines else ''}"[:_MAX_SUMMARY]
 
 
 def stop_after_batch(query: StreamingQuery) -> bool:

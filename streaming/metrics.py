@@ -267,8 +267,8 @@ def parse_offsets(text: str | None) -> dict[str, dict[str, int]]:
 
     A micro-batch that is done again after a restart has no latest offset.
     """
-    value = json.loads(text) if text else None
-    return value if isinstance(value, dict) else {}
+    offsets: dict[str, dict[str, int]] = json.loads(text) if text and text.startswith("{") else {}
+    return offsets
 
 
 def serve_metrics(registry: CollectorRegistry, settings: MetricsSettings) -> tuple[str, Any]:

@@ -230,6 +230,8 @@ class _Readiness:
 
 def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSession:
     """Start Spark with the Kafka and Delta connectors."""
+    # What fails in ARCHIVE's batch function is told by its keeper, in a line, and by spark.log as a whole.
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
     return start_session(
         app_name="xray-stream",
         log_folder=settings.logs_folder,

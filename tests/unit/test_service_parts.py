@@ -77,7 +77,7 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         unfinished_batch(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "null", None])
+@pytest.mark.parametrize("text", ["", "null", "None", None])
 def test_progress_without_offsets(text: str | None) -> None:
     assert parse_offsets(text) == {}
     assert parse_offsets('{"images": {"0": 3}}') == {"images": {"0": 3}}
