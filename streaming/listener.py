@@ -26,7 +26,7 @@ class ProgressListener(StreamingQueryListener):
     Attributes
     ----------
     mean_bytes : float
-        Of the images of SCORE's last micro-batch; 0 before the first.
+        Of an image, of SCORE's last micro-batches; the last one counts as much as all before it. 0 before the first.
     """
 
     def __init__(self, metrics: StreamMetrics, card: ModelCard) -> None:
@@ -71,7 +71,8 @@ class ProgressListener(StreamingQueryListener):
         totals = read_totals(observed, card)
         self._metrics.record_totals(totals, card.name)
         if totals.consumed:
-            self.mean_bytes = totals.input_bytes / totals.consumed
+            latest = totals.input_bytes / totals.consumed
+            self.mean_bytes = (self.mean_bytes + latest) / 2 if self.mean_bytes else latest
         log.info(
             "batch %s: %s images, %s dead letters, %.2f s",
             progress.batchId,

@@ -1,0 +1,1 @@
+"""Faults on purpose, and the account afterwards: nothing lost, nothing twice in the tables, each record its outcome."""
