@@ -12,8 +12,8 @@ from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
 
 from schemas.modelcard import ModelCard, read_card
-from streaming.publish import ImagePublisher
 from streaming.models import load_model
+from streaming.publish import ImagePublisher
 from streaming.service import open_session
 from streaming.settings import StreamSettings, load_settings
 from streaming.topics import create_topics

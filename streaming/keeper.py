@@ -22,13 +22,14 @@ from streaming.settings import RetrySettings
 log = logging.getLogger(__name__)
 
 _STOP_TIMEOUT_S = 120.0
-_QUIET_TIMEOUT_S = 60.0
+_QUIET_TIMEOUT_S = 15.0
 _POLL_S = 0.05
 _HEALTHY_S = 60.0
 """A query that ran so long without an image to show for it has recovered, too."""
 _MAX_SUMMARY = 500
 _TRACEBACK = "Traceback (most recent call last)"
-_RAISED = re.compile(r"[\w.]+(Error|Exception)\b")  # an exception's own line, which alone begins with its name
+_RAISED = re.compile(r"(?:: |Caused by: )?([\w.$]+(?:Error|Exception)\b.*)")
+"""An exception's own line, which alone begins with its name; Java's within Python's has a colon before it."""
 
 
 class FailureKind(Enum):
@@ -110,7 +111,7 @@ class Keeper:
         try:
             self._query, self._started = self._start(), time.monotonic()
         except (BrokerError, PySparkException) as exc:
-            self._fail(QueryFailure(self.name, FailureKind.OTHER, _summarize(type(exc).__name__, str(exc))))
+            self._fail(QueryFailure(self.name, FailureKind.OTHER, summarize(type(exc).__name__, str(exc))))
 
     def tend(self) -> bool:
         """Look after the query; return False once it has ended by itself, having done what there was.
@@ -195,20 +196,27 @@ def describe_failure(query: StreamingQuery, name: str) -> QueryFailure | None:
     messages, throwable, cause = [], error.get(), ""
     while throwable is not None:
         messages.append(f"{throwable.getClass().getName()} {throwable.getMessage()}")
-        cause = _summarize(throwable.getClass().getSimpleName(), throwable.getMessage() or "")
+        cause = summarize(throwable.getClass().getSimpleName(), throwable.getMessage() or "")
         throwable = throwable.getCause()
     whole = "\n".join(messages)
     kind = next((kind for kind, marks in _MARKS.items() if any(mark in whole for mark in marks)), FailureKind.OTHER)
     return QueryFailure(name, kind, cause)
 
 
-def _summarize(kind: str, message: str) -> str:
-    """Say in one line what an exception says: of Python's, which come as a whole traceback, its own line."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    if _TRACEBACK in message:
-        raised = [line for line in message.splitlines() if _RAISED.match(line)]
-        return raised[-1].strip()[:_MAX_SUMMARY] if raised else kind
-    return f"{kind}: {lines[0] if lines else ''}"[:_MAX_SUMMARY]
+def summarize(kind: str, message: str) -> str:
+    """Say in one line what an exception says.
+
+    Parameters
+    ----------
+    kind : str
+        The exception's class, in short.
+    message : str
+        What it says. Of a whole traceback, Python's and Java's one within the other, the last cause is told.
+    """
+    raised = [match[1] for line in message.splitlines() if (match := _RAISED.match(line))]
+    if _TRACEBACK in message and raised:
+        return raised[-1][:_MAX_SUMMARY]
+    return f"{kind}: {message.strip().partition(chr(10))[0]}"[:_MAX_SUMMARY]
 
 
 def stop_after_batch(query: StreamingQuery) -> bool:

@@ -11,6 +11,7 @@ from schemas.errors import DataLossError, DatasetError, JobError, ModelLoadError
 from schemas.modelcard import CARD_FILE, ModelCard, hash_model_folder, read_card, write_card
 from streaming.checkpoints import UnfinishedBatch, committed_offsets, last_committed, unfinished_batch
 from streaming.folders import check_folders
+from streaming.keeper import summarize
 from streaming.losses import Loss, check_losses
 from streaming.metrics import BucketHistogram, parse_offsets
 from streaming.models import ChampionWatch
@@ -81,6 +82,20 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 def test_progress_without_offsets(text: str | None) -> None:
     assert parse_offsets(text) == {}
     assert parse_offsets('{"images": {"0": 3}}') == {"images": {"0": 3}}
+
+
+def test_a_failure_is_told_by_its_last_cause() -> None:
+    message = """An exception was raised by the Python Proxy. Return Message: Traceback (most recent call last):
+  File "archive.py", line 1, in merge_rows
+py4j.protocol.Py4JJavaError: An error occurred while calling o1.sql.
+: org.apache.spark.SparkException: Job aborted
+\tat org.apache.spark.Some.method(Some.scala:1)
+Caused by: java.io.IOException: No space left on device
+\t... 3 more
+"""
+    assert summarize("Py4JException", message) == "java.io.IOException: No space left on device"
+    assert summarize("EOFException", "") == "EOFException: "
+    assert summarize("TimeoutException", "no answer\nwithin 60 s") == "TimeoutException: no answer"
 
 
 def test_losses_are_named_and_refused_unless_accepted() -> None:
