@@ -304,8 +304,18 @@ class Evaluation:
     in_service_name: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Render for JSON: dataclasses become objects, arrays lists, what is not a number null."""
-        return {"disclaimer": DISCLAIMER, **_plain(self)}
+        """Render for JSON: dataclasses become objects, arrays lists, what is not a number null.
+
+        Files are told by their names and patients not at all: the document goes where the images may not.
+        """
+        document = {"disclaimer": DISCLAIMER, **_plain(self)}
+        document["mistakes"] = [
+            {k: v for k, v in mistake.items() if k != "patient"} for mistake in document["mistakes"]
+        ]
+        data = document["data"]
+        data["failed"] = [[Path(file).name, why] for file, why in data["failed"]]
+        data["copies"] = [[Path(first).name, Path(second).name, kind] for first, second, kind in data["copies"]]
+        return document
 
 
 def _plain(value: Any) -> Any:  # noqa: PLR0911 - one line for each kind of value
@@ -318,7 +328,7 @@ def _plain(value: Any) -> Any:  # noqa: PLR0911 - one line for each kind of valu
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Path):
-        return str(value)
+        return value.name
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
