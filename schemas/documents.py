@@ -18,8 +18,8 @@ class Table:
     ----------
     name : str
         Folder name below the tables' folder.
-    ddl : str
-        Columns as Spark SQL reads them, comments included.
+    parts : tuple of str
+        Columns as Spark SQL reads them, comments included, in order.
     columns : dict of str to str
         Type by name, in order.
     partition_by : tuple of str
@@ -29,10 +29,15 @@ class Table:
     """
 
     name: str
-    ddl: str
+    parts: tuple[str, ...]
     columns: dict[str, str]
     partition_by: tuple[str, ...]
     comment: str
+
+    @property
+    def ddl(self) -> str:
+        """All columns, as Spark SQL reads them."""
+        return ", ".join(self.parts)
 
 
 def load_schema(name: str) -> dict[str, Any]:
@@ -50,11 +55,11 @@ def load_tables() -> dict[str, Table]:
 
 
 def _table(name: str, table: dict[str, Any]) -> Table:
-    parts = [f"{column['name']} {column['type']} COMMENT '{_escape(column['comment'])}'" for column in table["columns"]]
+    columns = table["columns"]
     return Table(
         name=name,
-        ddl=", ".join(parts),
-        columns={column["name"]: column["type"] for column in table["columns"]},
+        parts=tuple(f"{one['name']} {one['type']} COMMENT '{_escape(one['comment'])}'" for one in columns),
+        columns={column["name"]: column["type"] for column in columns},
         partition_by=tuple(table["partition_by"]),
         comment=table["comment"],
     )

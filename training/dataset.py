@@ -14,6 +14,7 @@ MANIFEST_FILE = "manifest.csv"
 _WANTED_COLUMNS = ("file", "label")
 _NEGATIVE_NAMES = ("negative", "normal")
 _MIN_CLASSES = 2
+_SIDES = ("", "train", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,15 @@ class Sample:
         Who is on it; where that is unknown, the file's name without its suffix.
     source : str
         Where the image was made; empty where unknown.
+    side : str
+        ``"train"`` or ``"test"`` where the data say which; else empty.
     """
 
     path: Path
     label: int
     patient_id: str
     source: str = ""
+    side: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class Dataset:
     labels: tuple[str, ...]
     patient_ids_known: bool
 
+    @property
+    def sides_given(self) -> bool:
+        """Whether the data say which samples are for training and which are held out."""
+        return all(sample.side for sample in self.samples)
+
     def count_by_class(self) -> dict[str, int]:
         """Count the samples of each class, in the order of ``labels``."""
         return count_by_class(self.samples, self.labels)
@@ -76,6 +85,7 @@ class _Entry(NamedTuple):
     patient_id: str = ""
     source: str = ""
     finding: str = ""
+    side: str = ""
 
 
 def read_dataset(source: Path, *, classes: Sequence[str] | None = None) -> Dataset:
@@ -88,7 +98,8 @@ def read_dataset(source: Path, *, classes: Sequence[str] | None = None) -> Datas
     source : Path
         A folder with one sub-folder per class, whose name is the label and which may have folders inside; hidden files
         are left out. Or a CSV file in UTF-8 with the columns ``file`` (relative to the CSV's folder) and ``label``,
-        and, if known, ``patient_id``, ``source`` and ``finding``. A folder that holds a ``manifest.csv`` is read by it.
+        and, if known, ``patient_id``, ``source``, ``finding`` and ``split`` (``train`` or ``test``). A folder that
+        holds a ``manifest.csv`` is read by it.
     classes : sequence of str, optional
         Names of the classes to keep; the order of names here means nothing.
 
@@ -103,7 +114,7 @@ def read_dataset(source: Path, *, classes: Sequence[str] | None = None) -> Datas
     ------
     DatasetError
         There is nothing to read, a file is missing or listed twice, a column or label is missing, a class asked for
-        does not exist, or fewer than two classes are left.
+        does not exist, fewer than two classes are left, or only some images have a side of the split.
     """
     source = source.absolute()
     entries = sorted(_read_entries(source))
@@ -122,7 +133,7 @@ def read_dataset(source: Path, *, classes: Sequence[str] | None = None) -> Datas
 
 
 def _to_sample(entry: _Entry, label: int) -> Sample:
-    return Sample(entry.path, label, entry.patient_id or entry.path.stem, entry.source)
+    return Sample(entry.path, label, entry.patient_id or entry.path.stem, entry.source, entry.side)
 
 
 def _read_entries(source: Path) -> Iterator[_Entry]:
@@ -163,7 +174,7 @@ def _check_header(found: Sequence[str], manifest: Path) -> None:
     if missing := [name for name in _WANTED_COLUMNS if name not in found]:
         msg = (
             f"manifest {manifest} has no column {' or '.join(missing)}: found {', '.join(found) or 'nothing'}; "
-            f"wanted {','.join(_WANTED_COLUMNS)} and, if known, patient_id,source,finding, separated by commas"
+            f"wanted {','.join(_WANTED_COLUMNS)} and, if known, patient_id,source,finding,split, separated by commas"
         )
         raise DatasetError(msg)
 
@@ -175,7 +186,11 @@ def _read_line(row: Mapping[str, str | None], place: str, folder: Path) -> _Entr
     if missing := [name for name in _WANTED_COLUMNS if not cell(name)]:
         msg = f"{place}: {' and '.join(missing)} is empty"
         raise DatasetError(msg)
-    return _Entry(folder / cell("file"), cell("label"), cell("patient_id"), cell("source"), cell("finding"))
+    if cell("split") not in _SIDES:
+        msg = f"{place}: split is {cell('split')!r}, wanted train or test, or nothing in every line"
+        raise DatasetError(msg)
+    names = ("label", "patient_id", "source", "finding", "split")
+    return _Entry(folder / cell("file"), *map(cell, names))
 
 
 def _check_entries(entries: Sequence[_Entry], source: Path) -> None:
@@ -186,6 +201,10 @@ def _check_entries(entries: Sequence[_Entry], source: Path) -> None:
         raise DatasetError(msg)
     if missing := [path for path in paths if not path.is_file()]:
         msg = f"{source} lists {_some(missing)}, but there is no such file"
+        raise DatasetError(msg)
+    without = [entry.path for entry in entries if not entry.side]
+    if 0 < len(without) < len(entries):
+        msg = f"{source} gives a split, but none for {_some(without)}: wanted one for every image, or for none"
         raise DatasetError(msg)
 
 

@@ -24,18 +24,15 @@ X-rays that two "patients" of ieee8023 share, at distance 64, was found this way
 found: a copy that lost 1 % at each edge (distance up to 106), is turned or mirrored, or has a large label on it.
 """
 
-import hashlib
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.errors import DatasetError
-from sparkdl.decode import decode_image, resize_pixels
-from sparkdl.imagerow import array_from_row
+from schemas.errors import DatasetError, LeakError
+from sparkdl.decode import resize_pixels
 
 HASH_BITS = 576
 MAX_DISTANCE = 80
@@ -45,60 +42,6 @@ _FREQUENCIES = 24
 _ROUNDING = 3  # decimals: a picture of one grey has no pattern, and must not take one from rounding errors
 _BLOCK = 4096  # 64 MB of distances at a time
 _MAX_PAIRS = 1_000_000
-_NAMED_IN_ERROR = 5
-_DRAFT_SIZE = (256, 256)  # a JPEG need not be decoded at full size to be shrunk to 64x64
-
-
-class LeakError(DatasetError):
-    """The same patient or picture is in both training and test.
-
-    Parameters
-    ----------
-    patients : sequence of str
-        On both sides.
-    pairs : sequence of (str, str)
-        (training file, test file) that are copies of each other; where no copies are on both sides, of patients who
-        have copies in common elsewhere, so are one person or one mistake.
-    """
-
-    def __init__(self, patients: Sequence[str], pairs: Sequence[tuple[str, str]]) -> None:
-        self.patients = tuple(patients)
-        self.pairs = tuple(pairs)
-        found = [
-            *_named(self.patients, "patient(s)"),
-            *_named(
-                [f"{train} = {test}" for train, test in self.pairs],
-                "pair(s) of copies, or of patients with a copy in common",
-            ),
-        ]
-        super().__init__(f"in both training and test, wanted none: {'; '.join(found)}")
-
-    def __reduce__(self) -> tuple[type["LeakError"], tuple[tuple[str, ...], tuple[tuple[str, str], ...]]]:
-        """Pickle by the constructor's own arguments."""
-        return type(self), (self.patients, self.pairs)
-
-
-def _named(items: Sequence[str], noun: str) -> list[str]:
-    if not items:
-        return []
-    more = f" and {len(items) - _NAMED_IN_ERROR} more" if len(items) > _NAMED_IN_ERROR else ""
-    return [f"{len(items)} {noun}: {', '.join(items[:_NAMED_IN_ERROR])}{more}"]
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """What tells one image from another.
-
-    Parameters
-    ----------
-    digest : str
-        SHA-256 of the file, 64 hexadecimal characters.
-    picture : int
-        See `hash_image`.
-    """
-
-    digest: str
-    picture: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,31 +84,6 @@ def hash_image(pixels: npt.NDArray[np.uint8]) -> int:
     gray = small.reshape(_SIDE_PX, _SIDE_PX, -1).mean(axis=2)
     low = dctn(gray, norm="ortho")[1 : _FREQUENCIES + 1, 1 : _FREQUENCIES + 1].round(_ROUNDING).ravel()
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes())
-
-
-def fingerprint_file(path: Path) -> Fingerprint:
-    """Read one image file and fingerprint it.
-
-    Parameters
-    ----------
-    path : Path
-        PNG, JPEG or DICOM.
-
-    Returns
-    -------
-    Fingerprint
-        The picture is decoded as serving does, to about 256x256.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    RecordError
-        It does not decode.
-    """
-    payload = path.read_bytes()
-    image = decode_image(payload, origin=str(path), size=_DRAFT_SIZE).image
-    return Fingerprint(hashlib.sha256(payload).hexdigest(), hash_image(array_from_row(image)))
 
 
 def find_duplicates(

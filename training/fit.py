@@ -1,49 +1,90 @@
 """Fits a classifier on a pretrained network's features, measures it on held-out patients, and saves both as one model.
 
-Features are computed once and kept: the classifier's iterations and the evaluation read them. The saved model is a
-plain ``PipelineModel`` of the featurizer and the classifier.
+Features are computed once and kept: every fit and every figure reads them. The saved model is a plain
+``PipelineModel`` of the featurizer and the classifier.
 """
 
 import logging
-import math
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event, Thread
 
-import pyarrow as pa
-from pyspark.accumulators import Accumulator
+import numpy as np
+import numpy.typing as npt
 from pyspark.ml import PipelineModel
-from pyspark.ml.classification import LogisticRegression, LogisticRegressionModel
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.functions import broadcast, col
+from pyspark.ml.classification import LogisticRegressionModel
+from pyspark.sql import SparkSession
 
-from schemas.errors import DatasetError
+from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from sparkdl.decode import RENDERING_VERSION
 from sparkdl.featurizer import DeepImageFeaturizer
+from sparkdl.network import Network
+from training.calibration import Calibrator, fit_calibrator
+from training.classifier import (
+    PAPER,
+    TUNED,
+    ClassifierSettings,
+    Floats,
+    Head,
+    Ints,
+    OutOfFold,
+    deal_folds,
+    fit_classifier,
+    predict_out_of_fold,
+)
 from training.dataset import Dataset, Sample, count_by_class
-from training.decoding import DECODED_DDL, decode_files
+from training.duplicates import DuplicatePair, find_duplicates
+from training.evaluation import Candidate
+from training.featurecache import FeatureCache
+from training.features import Features, ImageFacts, Report, compute_features, examine, ignore, make_featurizer
 from training.metrics import Matrix, confusion_matrix, weighted_metrics, wilson_interval
-from training.split import Split, split_by_patient
+from training.split import Split, group_samples, split_dataset
+from training.statistics import OperatingPoint, Outcomes, choose_threshold, gather_outcomes, measure
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(done, total)`` with counts of images, from another thread."""
 
 _log = logging.getLogger(__name__)
 
-_IMAGES_PER_TASK = 32  # about half a second: progress moves, the last tasks end together, and starting one is 5 % of it
-_MIN_TASKS_PER_CORE = 4  # a small set still keeps every core busy to the end
 _MAX_FAILED_SHARE = 0.5  # beyond it the data is something else than images, and a model of the rest would surprise
-_POLL_S = 0.1
-_MAX_CALIBRATION_IMAGES = 300
 _NAMED_IN_ERROR = 3
 _TWO_CLASSES = 2
+_EVEN = 0.5
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """What is done beside the paper's procedure; nothing by default.
+
+    Parameters
+    ----------
+    tune : bool
+        Choose regularisation, and network of several, by cross-validation on training patients.
+    class_weights : bool
+        Let each class count as much as any other.
+    calibrate : bool
+        Calibrate the probabilities on training patients, out of fold.
+    sensitivity : float, optional
+        Choose the threshold that reaches it on training patients, out of fold; for two classes.
+    """
+
+    tune: bool = False
+    class_weights: bool = False
+    calibrate: bool = False
+    sensitivity: float | None = None
+
+    def describe(self) -> str:
+        """Say it in words; ``"paper"`` where nothing is added."""
+        parts = [("tuned", self.tune), ("class weights", self.class_weights), ("calibrated", self.calibrate)]
+        words = [name for name, asked in parts if asked]
+        if self.sensitivity is not None:
+            words.append(f"operating point at sensitivity {self.sensitivity:g}")
+        return ", ".join(words) or "paper"
 
 
 @dataclass(frozen=True)
@@ -81,6 +122,121 @@ class HeldOut:
     probabilities: tuple[float, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Everything known of the images that took part, in the order of the data set's samples.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The samples that decode.
+    facts : tuple of ImageFacts
+        Of each.
+    groups : tuple of str
+        Each one's patient, joined with those that have a copy in common.
+    pairs : tuple of DuplicatePair
+        Copies; ids are paths.
+    held_out : numpy.ndarray
+        bool, shape (n,).
+    """
+
+    dataset: Dataset
+    facts: tuple[ImageFacts, ...]
+    groups: tuple[str, ...]
+    pairs: tuple[DuplicatePair, ...]
+    held_out: npt.NDArray[np.bool_]
+
+    @property
+    def labels(self) -> Ints:
+        """Each sample's class, int64, shape (n,)."""
+        return np.array([sample.label for sample in self.dataset.samples], np.int64)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Each sample's file."""
+        return [sample.path for sample in self.dataset.samples]
+
+    @property
+    def digests(self) -> list[str]:
+        """SHA-256 of each sample's file."""
+        return [fact.digest for fact in self.facts]
+
+    @property
+    def training_groups(self) -> list[str]:
+        """Groups of the samples that are trained on."""
+        return [group for group, out in zip(self.groups, self.held_out, strict=True) if not out]
+
+    def gather(self, probabilities: Floats, *, held_out: bool, threshold: float | None) -> Outcomes:
+        """Put what a model says of one side beside what is true."""
+        mask = self.held_out == held_out
+        groups = [group for group, taken in zip(self.groups, mask, strict=True) if taken]
+        return gather_outcomes(self.labels[mask], probabilities, groups, threshold=threshold)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The model after one part of the procedure, for comparison on the held-out patients.
+
+    Parameters
+    ----------
+    name : str
+        In a few words.
+    head : Head
+        The classifier.
+    threshold : float or None
+        From which probability a two-class model says its positive class; None for the most probable class.
+    note : str
+        On what it was chosen.
+    """
+
+    name: str
+    head: Head
+    threshold: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A classifier and how it came about.
+
+    Parameters
+    ----------
+    featurizer : DeepImageFeaturizer
+        Whose features it is fitted on.
+    features : numpy.ndarray
+        float32, shape (n, n_features): of all samples, held out or not.
+    settings : ClassifierSettings
+        How it is fitted.
+    steps : tuple of Step
+        The first is as fitted without anything added, by the same network; the last is what is saved.
+    calibrator : Calibrator or None
+        What is folded in.
+    operating_point : OperatingPoint or None
+        Where one was asked for.
+    candidates : tuple of Candidate
+        What tuning tried.
+    """
+
+    featurizer: DeepImageFeaturizer
+    features: Features
+    settings: ClassifierSettings
+    steps: tuple[Step, ...]
+    calibrator: Calibrator | None = None
+    operating_point: OperatingPoint | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def network(self) -> Network:
+        """The featurizer's."""
+        network: Network = self.featurizer.network
+        return network
+
+    @property
+    def final(self) -> Step:
+        """What is saved."""
+        return self.steps[-1]
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """A saved model, and how it was made and measured.
@@ -108,6 +264,12 @@ class TrainingResult:
         See `Dataset`.
     seconds : float
         Wall time.
+    procedure : Procedure
+        What was asked for.
+    material : Material
+        What is known of the images.
+    fitted : Fitted
+        The classifier and its features.
     """
 
     folder: Path
@@ -121,6 +283,9 @@ class TrainingResult:
     failed: tuple[FailedFile, ...]
     patient_ids_known: bool
     seconds: float
+    procedure: Procedure = field(repr=False)
+    material: Material = field(repr=False)
+    fitted: Fitted = field(repr=False)
 
 
 def train_model(  # noqa: PLR0913
@@ -128,13 +293,16 @@ def train_model(  # noqa: PLR0913
     dataset: Dataset,
     *,
     out: Path,
-    network: str = "EfficientNetLite0",
+    network: str | Sequence[str] = "EfficientNetLite0",
     weights: str = "imagenet",
     precision: str = "fp32",
     test_fraction: float = 0.3,
     seed: int = 0,
     name: str = "cxr",
     progress: Progress | None = None,
+    report: Report = ignore,
+    cache: FeatureCache | None = None,
+    procedure: Procedure = Procedure(),
 ) -> TrainingResult:
     """Train, measure and save a model.
 
@@ -146,15 +314,23 @@ def train_model(  # noqa: PLR0913
         Labelled files. Those that do not decode are left out and reported.
     out : Path
         Folder of models on the driver's file system; the new one becomes a folder in it, named by its version.
-    network, weights, precision : str
+    network : str or sequence of str
+        See `DeepImageFeaturizer`; several are for tuning to choose from.
+    weights, precision : str
         See `DeepImageFeaturizer`. ``"int8"`` is calibrated on up to 300 of the images that the classifier trains on.
     test_fraction, seed
-        See `split_by_patient`. The held-out patients are never trained on, not in the saved model either. The seed is
+        See `split_dataset`. The held-out patients are never trained on, not in the saved model either. The seed is
         also that of ``weights="random"``.
     name : str
         The model's name on its card.
     progress : callable, optional
-        See `Progress`; its last call is ``(total, total)``.
+        See `Progress`; told of the features alone, its last call is ``(total, total)``.
+    report : callable
+        Told of every part of the work, see `Report`.
+    cache : FeatureCache, optional
+        What is there is not computed.
+    procedure : Procedure
+        What is done beside the paper's.
 
     Returns
     -------
@@ -164,38 +340,33 @@ def train_model(  # noqa: PLR0913
     Raises
     ------
     SettingsError, DependencyError
-        The network cannot be built as asked.
+        The network cannot be built as asked, or the procedure does not suit the data.
     DatasetError
         More than half of the files do not decode, or a class has too few patients.
+    LeakError
+        The data put a patient, or copies of an image, on both sides.
 
     Notes
     -----
-    The model appears in ``out`` complete or not at all. A two-class model's ``threshold`` is 0.5, not tuned.
+    The model appears in ``out`` complete or not at all. A two-class model's ``threshold`` is 0.5 unless an operating
+    point is asked for.
     """
     started = time.perf_counter()
-    featurizer = DeepImageFeaturizer(
-        inputCol="image",
-        outputCol="features",
-        modelName=network,
-        weights=weights,
-        precision="fp32" if precision == "int8" else precision,
-        seed=seed,
+    networks = (network,) if isinstance(network, str) else tuple(dict.fromkeys(network))
+    _check_procedure(procedure, networks, dataset)
+    material, split, failed = prepare(
+        spark, dataset, test_fraction=test_fraction, seed=seed, cache=cache, report=report
     )
-    if precision == "int8":
-        featurizer = _calibrate(spark, dataset, featurizer, test_fraction=test_fraction, seed=seed)
-    frame = featurize_files(spark, [str(sample.path) for sample in dataset.samples], featurizer, progress)
-    try:
-        failed = _failed_files(frame)
-        readable = _without(dataset, failed)
-        split = split_by_patient(readable, test_fraction=test_fraction, seed=seed)
-        classifier = _fit_classifier(_labelled(spark, frame, split.train))
-        held_out = _predict(classifier, _labelled(spark, frame, split.test), split.test)
-    finally:
-        frame.unpersist()
+    build = _Builder(spark, material, weights, precision, seed, cache, _told(report, progress, len(failed)))
+    featurizer, features, settings, candidates, out_of_fold = _choose(build, networks, procedure, report)
+    fitter = _Fitter(spark, material, features, seed)
+    fitted, classifier = fitter.fit(featurizer, settings, procedure, candidates, out_of_fold)
+    final = fitted.final
+    held_out = _predict(material, features, final)
     confusion = _confusion(held_out, len(dataset.labels))
     metrics = _measure(confusion, split)
     model = PipelineModel(stages=[featurizer, classifier])
-    folder, card = _save(model, out, lambda version, sha256: _write_up(name, version, sha256, dataset, model, metrics))
+    folder, card = _save(model, out, lambda version, sha256: _write_up(name, version, sha256, dataset, fitted, metrics))
     result = TrainingResult(
         folder=folder,
         card=card,
@@ -208,103 +379,80 @@ def train_model(  # noqa: PLR0913
         failed=failed,
         patient_ids_known=dataset.patient_ids_known,
         seconds=time.perf_counter() - started,
+        procedure=procedure,
+        material=material,
+        fitted=fitted,
     )
-    _log.info("trained model %s: %s, %d files left out, %.1f s", card.version, metrics, len(failed), result.seconds)
+    _log.info(
+        "trained %s %s: %d train, %d test, %d failed, accuracy %.3f, %.1f s",
+        name, card.version, len(split.train), len(split.test), len(failed), metrics["accuracy"], result.seconds,
+    )  # fmt: skip
     return result
 
 
-# --- features ---------------------------------------------------------------------------------------------------------
+def _check_procedure(procedure: Procedure, networks: Sequence[str], dataset: Dataset) -> None:
+    if len(networks) > 1 and not procedure.tune:
+        msg = f"{len(networks)} networks to choose from ({', '.join(networks)}), which only tuning does: add --tune"
+        raise SettingsError(msg)
+    if procedure.sensitivity is None:
+        return
+    if len(dataset.labels) != _TWO_CLASSES:
+        msg = f"an operating point is for two classes, found {len(dataset.labels)}: {', '.join(dataset.labels)}"
+        raise SettingsError(msg)
+    if not 0 < procedure.sensitivity <= 1:
+        msg = f"sensitivity is {procedure.sensitivity}, wanted more than 0 and at most 1"
+        raise SettingsError(msg)
 
 
-def featurize_files(
-    spark: SparkSession, paths: Sequence[str], featurizer: DeepImageFeaturizer, progress: Progress | None = None
-) -> DataFrame:
-    """Decode and featurize files, and keep the result.
+def _told(report: Report, progress: Progress | None, n_failed: int) -> Report:
+    """Pass what is said of features on to a progress that counts all files, failed ones too."""
+    if progress is None:
+        return report
+
+    def tell(what: str, done: int, total: int) -> None:
+        report(what, done, total)
+        progress(done + n_failed if done else 0, total + n_failed)
+
+    return tell
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def prepare(
+    spark: SparkSession,
+    dataset: Dataset,
+    *,
+    test_fraction: float = 0.3,
+    seed: int = 0,
+    cache: FeatureCache | None = None,
+    report: Report = ignore,
+) -> tuple[Material, Split, tuple[FailedFile, ...]]:
+    """Look at every file, find copies, and split.
 
     Parameters
     ----------
-    spark : SparkSession
-        Its workers must be able to read the files.
-    paths : sequence of str
-        Image files.
-    featurizer : DeepImageFeaturizer
-        From ``image`` to ``features``.
-    progress : callable, optional
-        See `Progress`.
+    spark, dataset, test_fraction, seed, cache, report
+        See `train_model`.
 
     Returns
     -------
-    DataFrame
-        ``path``, ``error``, ``features``: one of the last two is null. Computed and persisted; the caller lets it go.
+    tuple
+        What is known of the files that decode, the split, and those that do not.
     """
-    done = spark.sparkContext.accumulator(0)
-    featurized = featurizer.transform(_decode_files(spark, paths, featurizer.network.input_size, done))
-    kept = featurized.select("path", "error", "features").persist()
-    with _reporting(progress, done, len(paths)):
-        kept.count()
-    return kept
-
-
-def _decode_files(
-    spark: SparkSession, paths: Sequence[str], size: tuple[int, int], done: Accumulator[int]
-) -> DataFrame:
-    """Decode files into `DECODED_DDL`, counting them."""
-
-    def decode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            yield decode_files([paths[index] for index in batch.column("id").to_pylist()], size)
-            done.add(batch.num_rows)
-
-    # A range, unlike a shuffled frame, has the same rows in the same tasks each time: the fit repeats exactly.
-    return spark.range(0, len(paths), 1, _count_tasks(spark, len(paths))).mapInArrow(decode, DECODED_DDL)
-
-
-def _calibrate(
-    spark: SparkSession, dataset: Dataset, featurizer: DeepImageFeaturizer, *, test_fraction: float, seed: int
-) -> DeepImageFeaturizer:
-    """Make the featurizer int8, calibrated on training images only.
-
-    What fails to decode decides the split, so every file is decoded here once more: a few milliseconds an image.
-    """
-    paths, size = [str(sample.path) for sample in dataset.samples], featurizer.network.input_size
-    count = spark.sparkContext.accumulator(0)
-    readable = _without(dataset, _failed_files(_decode_files(spark, paths, size, count)))
-    train = [str(sample.path) for sample in split_by_patient(readable, test_fraction=test_fraction, seed=seed).train]
-    chosen = sorted(random.Random(seed).sample(train, min(len(train), _MAX_CALIBRATION_IMAGES)))
-    return featurizer.calibrate(_decode_files(spark, chosen, size, count), _MAX_CALIBRATION_IMAGES)
-
-
-def _count_tasks(spark: SparkSession, n_images: int) -> int:
-    n_cores: int = spark.sparkContext.defaultParallelism
-    return min(max(math.ceil(n_images / _IMAGES_PER_TASK), n_cores * _MIN_TASKS_PER_CORE), n_images)
-
-
-@contextmanager
-def _reporting(progress: Progress | None, done: Accumulator[int], total: int) -> Iterator[None]:
-    """Tell how far Spark is: it adds up an accumulator as tasks end, but calls nobody."""
-    if progress is None:
-        yield
-        return
-    ended = Event()
-
-    def poll() -> None:
-        while not ended.wait(_POLL_S):
-            progress(min(done.value, total), total)  # a repeated task counts again
-
-    poller = Thread(target=poll, name="training-progress", daemon=True)
-    progress(0, total)
-    poller.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        poller.join()
-    progress(total, total)
-
-
-def _failed_files(frame: DataFrame) -> tuple[FailedFile, ...]:
-    rows = frame.where(col("error").isNotNull()).select("path", "error").orderBy("path").collect()
-    return tuple(FailedFile(Path(row["path"]), row["error"]) for row in rows)
+    facts = examine(spark, [sample.path for sample in dataset.samples], cache, report)
+    failed = tuple(
+        FailedFile(sample.path, fact.error) for sample, fact in zip(dataset.samples, facts, strict=True) if fact.error
+    )
+    readable = _without(dataset, failed)
+    known = tuple(fact for fact in facts if not fact.error)
+    paths = [str(sample.path) for sample in readable.samples]
+    pairs = find_duplicates([fact.picture for fact in known], paths, digests=[fact.digest for fact in known])
+    split = split_dataset(readable, pairs, test_fraction=test_fraction, seed=seed)
+    groups = group_samples(readable.samples, pairs)
+    test = {sample.path for sample in split.test}
+    held_out = np.array([sample.path in test for sample in readable.samples], bool)
+    return Material(readable, known, tuple(groups[path] for path in paths), pairs, held_out), split, failed
 
 
 def _without(dataset: Dataset, failed: Sequence[FailedFile]) -> Dataset:
@@ -320,24 +468,147 @@ def _without(dataset: Dataset, failed: Sequence[FailedFile]) -> Dataset:
 # --- classifier -------------------------------------------------------------------------------------------------------
 
 
-def _labelled(spark: SparkSession, frame: DataFrame, samples: Sequence[Sample]) -> DataFrame:
-    """Keep the rows of some samples, with their labels as Spark's classifiers want them."""
-    labels = [(str(sample.path), float(sample.label)) for sample in samples]
-    return frame.join(broadcast(spark.createDataFrame(labels, "path string, label double")), "path")
+@dataclass(frozen=True)
+class _Builder:
+    """Makes featurizers and features of one data set."""
+
+    spark: SparkSession
+    material: Material
+    weights: str
+    precision: str
+    seed: int
+    cache: FeatureCache | None
+    report: Report
+
+    def build(self, network: str) -> tuple[DeepImageFeaturizer, Features]:
+        material = self.material
+        files = list(zip(material.paths, material.digests, strict=True))
+        featurizer = make_featurizer(
+            network,
+            weights=self.weights,
+            precision=self.precision,
+            seed=self.seed,
+            calibration=[file for file, out in zip(files, material.held_out, strict=True) if not out],
+            cache=self.cache,
+        )
+        features, errors = compute_features(
+            self.spark, material.paths, material.digests, featurizer, self.cache, self.report
+        )
+        if wrong := [f"{path}: {error}" for path, error in zip(material.paths, errors, strict=True) if error]:
+            msg = f"{len(wrong)} files decoded when they were examined, but not for their features: {wrong[0]}"
+            raise DatasetError(msg)
+        return featurizer, features
 
 
-def _fit_classifier(train: DataFrame) -> LogisticRegressionModel:
-    # Each iteration is a job over all partitions, which were cut for the network's sake: one per core costs least here.
-    train = train.coalesce(train.sparkSession.sparkContext.defaultParallelism)
-    return LogisticRegression(maxIter=10, regParam=0.05, elasticNetParam=0.3, labelCol="label").fit(train)
+def _choose(
+    builder: _Builder, networks: Sequence[str], procedure: Procedure, report: Report
+) -> tuple[DeepImageFeaturizer, Features, ClassifierSettings, tuple[Candidate, ...], OutOfFold | None]:
+    """Build the network; of several, and of several settings, choose by cross-validation on training patients."""
+    base = replace(PAPER, class_weights=procedure.class_weights)
+    if not procedure.tune:
+        return (*builder.build(networks[0]), base, (), None)
+    tried = [base, *(replace(settings, class_weights=base.class_weights) for settings in TUNED)]
+    best: tuple[DeepImageFeaturizer, Features, ClassifierSettings, OutOfFold] | None = None
+    found: list[Candidate] = []
+    best_index, best_auroc = 0, -1.0
+    total, done = len(networks) * len(tried), 0
+    report("tuning", 0, total)
+    for network in networks:
+        featurizer, features = builder.build(network)
+        fitter = _Fitter(builder.spark, builder.material, features, builder.seed)
+        for settings in tried:
+            predicted = fitter.predict_out_of_fold(settings)
+            auroc = measure(fitter.gather(predicted))["auroc"]
+            found.append(Candidate(f"{network}, {settings.describe()}", auroc, chosen=False))
+            if auroc.value > best_auroc:  # a tie goes to the one before, and so to the paper's
+                best, best_index, best_auroc = (featurizer, features, settings, predicted), len(found) - 1, auroc.value
+            done += 1
+            report("tuning", done, total)
+    if best is None:
+        msg = "tuning needs at least two patients of each class among the training patients"
+        raise DatasetError(msg)
+    found[best_index] = replace(found[best_index], chosen=True)
+    featurizer, features, settings, predicted = best
+    return featurizer, features, settings, tuple(found), predicted
 
 
-def _predict(classifier: LogisticRegressionModel, test: DataFrame, samples: Sequence[Sample]) -> tuple[HeldOut, ...]:
-    rows = {
-        row["path"]: row for row in classifier.transform(test).select("path", "prediction", "probability").collect()
-    }
-    found = [(sample, rows[str(sample.path)]) for sample in samples]
-    return tuple(HeldOut(sample, int(row["prediction"]), tuple(row["probability"].tolist())) for sample, row in found)
+@dataclass(frozen=True, eq=False)
+class _Fitter:
+    """Fits on the training side of one data set."""
+
+    spark: SparkSession
+    material: Material
+    features: Features
+    seed: int
+
+    def fit(
+        self,
+        featurizer: DeepImageFeaturizer,
+        settings: ClassifierSettings,
+        procedure: Procedure,
+        candidates: tuple[Candidate, ...],
+        out_of_fold: OutOfFold | None,
+    ) -> tuple[Fitted, LogisticRegressionModel]:
+        """Follow a procedure; give what came of it, and Spark's model of it."""
+        threshold = _EVEN if len(self.material.dataset.labels) == _TWO_CLASSES else None
+        model = self._fit(settings)
+        head, steps = Head.of(model), []
+        if settings != PAPER:
+            steps.append(Step("as the paper fits it", Head.of(self._fit(PAPER)), threshold))
+        steps.append(Step("as fitted" if not steps else settings.describe(), head, threshold))
+        calibrator, point = None, None
+        if procedure.calibrate or procedure.sensitivity is not None:
+            known = self.gather(out_of_fold or self.predict_out_of_fold(settings))
+            if procedure.calibrate:
+                calibrator = fit_calibrator(known)
+                head = head.calibrate(calibrator)
+                note = f"fitted on {known.labels.size} training images, out of fold"
+                steps.append(Step("calibrated", head, threshold, note))
+                known = _decided(known, calibrator.apply(known.probabilities))
+            if procedure.sensitivity is not None:
+                point = choose_threshold(known, sensitivity=procedure.sensitivity)
+                threshold = point.threshold
+                note = f"chosen on {known.labels.size} training images, out of fold"
+                steps.append(Step(f"at sensitivity {procedure.sensitivity:g}", head, threshold, note))
+        changed = procedure.calibrate or procedure.sensitivity is not None
+        served = head.to_spark(self.spark, model, threshold) if changed else model
+        fitted = Fitted(featurizer, self.features, settings, tuple(steps), calibrator, point, candidates)
+        return fitted, served
+
+    def _fit(self, settings: ClassifierSettings) -> LogisticRegressionModel:
+        train = ~self.material.held_out
+        n_classes = len(self.material.dataset.labels)
+        return fit_classifier(self.spark, self.features[train], self.material.labels[train], settings, n_classes)
+
+    def predict_out_of_fold(self, settings: ClassifierSettings) -> OutOfFold:
+        """Predict the training side by cross-validation."""
+        train = ~self.material.held_out
+        labels = self.material.labels[train]
+        folds = deal_folds(labels, self.material.training_groups, self.seed)
+        if not folds:
+            msg = "cross-validation needs at least two patients of each class among the training patients"
+            raise DatasetError(msg)
+        n_classes = len(self.material.dataset.labels)
+        return predict_out_of_fold(self.spark, self.features[train], labels, folds, settings, n_classes)
+
+    def gather(self, predicted: OutOfFold) -> Outcomes:
+        """Put out-of-fold predictions beside what is true."""
+        outcomes = self.material.gather(predicted.probabilities, held_out=False, threshold=None)
+        return outcomes.take(predicted.known)
+
+
+def _decided(outcomes: Outcomes, probabilities: Floats) -> Outcomes:
+    return replace(outcomes, probabilities=probabilities, predictions=probabilities.argmax(axis=1).astype(np.int64))
+
+
+def _predict(material: Material, features: Features, step: Step) -> tuple[HeldOut, ...]:
+    probabilities = step.head.predict(features[material.held_out])
+    outcomes = material.gather(probabilities, held_out=True, threshold=step.threshold)
+    samples = [sample for sample, out in zip(material.dataset.samples, material.held_out, strict=True) if out]
+    return tuple(
+        HeldOut(sample, int(prediction), tuple(row.tolist()))
+        for sample, prediction, row in zip(samples, outcomes.predictions, probabilities, strict=True)
+    )
 
 
 def _confusion(held_out: Sequence[HeldOut], n_classes: int) -> Matrix:
@@ -395,21 +666,30 @@ def _made(folder: Path) -> bool:
 
 
 def _write_up(
-    name: str, version: str, sha256: str, dataset: Dataset, model: PipelineModel, metrics: dict[str, float]
+    name: str, version: str, sha256: str, dataset: Dataset, fitted: Fitted, metrics: dict[str, float]
 ) -> ModelCard:
-    featurizer = model.stages[0]
-    positive, two = dataset.labels[-1], len(dataset.labels) == _TWO_CLASSES
     return ModelCard(
         name=name,
         version=version,
         labels=dataset.labels,
-        positive_label=positive,
-        threshold=0.5 if two else None,
-        operating_point=f"probability of {positive} at least 0.5, not tuned" if two else "the most probable class",
-        network=featurizer.network.name,
-        precision=featurizer.network.precision,
+        positive_label=dataset.labels[-1],
+        threshold=fitted.final.threshold,
+        operating_point=_describe_decision(fitted, dataset.labels[-1]),
+        network=fitted.network.name,
+        precision=fitted.network.precision,
         rendering_version=RENDERING_VERSION,
         sha256=sha256,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         metrics=metrics,
+    )
+
+
+def _describe_decision(fitted: Fitted, positive: str) -> str:
+    if fitted.final.threshold is None:
+        return "the most probable class"
+    if (point := fitted.operating_point) is None:
+        return f"probability of {positive} at least 0.5, not tuned"
+    return (
+        f"probability of {positive} at least {fitted.final.threshold:.4g}, chosen for sensitivity "
+        f"{point.wanted_sensitivity:g} on training patients, out of fold"
     )

@@ -10,8 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from schemas.errors import JobError, Reason
-from streaming.settings import StreamSettings, load_settings, variable_names
+from streaming.settings import load_settings, variable_names
 from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, step
+from xray.label import label
+from xray.models import mirror_aliases, models_app
+from xray.retrain import retrain
+from xray.tables import tables_app
 
 app = typer.Typer(
     help=(
@@ -24,7 +28,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(help="List trained models and say which one the stream serves.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 deadletters_app = typer.Typer(
     help=(
@@ -37,6 +40,7 @@ deadletters_app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(deadletters_app, name="deadletters")
+app.add_typer(tables_app, name="tables")
 
 
 def _read_moment(text: str) -> datetime:
@@ -170,6 +174,9 @@ def publish(
     paths: Annotated[list[str], typer.Argument(help="Files, folders (searched for PNG, JPEG, DICOM) or globs.")],
     rate: Annotated[float | None, typer.Option(min=0.001, help="Images per second at most.")] = None,
     source: Annotated[str, typer.Option(help="Who publishes (CloudEvents source).")] = "/xray/publish",
+    hide_names: Annotated[
+        bool, typer.Option("--hide-names", help="Name images by their content: a file's name may be a patient's.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Send image files to the images topic and waits until the broker confirms each.
@@ -188,6 +195,7 @@ def publish(
             settings.kafka,
             source=source,
             rate=rate,
+            hide_names=hide_names,
             on_progress=lambda done: progress.update(task, completed=done),
         )
     failed = {str(path): why for path, why in report.failed.items()}
@@ -204,18 +212,23 @@ def publish(
 @app.command()
 def stream(
     available_now: Annotated[bool, typer.Option("--available-now", help="Score what is there, then end.")] = False,
-    model: Annotated[Path | None, typer.Option(help="Folder of the model; by default the promoted one.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Serve this folder and stay with it; by default the promoted model.")
+    ] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on behind records that retention removed before they were read.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON line when ready, and one at the end.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Score images as they come (SCORE), keep results in Delta tables (ARCHIVE), serve metrics; until Ctrl-C.
 
-    Ctrl-C and SIGTERM finish the running batch and commit it; what comes later is read at the next start.
+    Ctrl-C and SIGTERM finish the running batch and commit it; what comes later is read at the next start. A model that
+    is promoted meanwhile (xray models promote) serves from the next batch on.
     """
     from streaming.service import StreamState, run_stream
 
     settings = load_settings()
-    folder = _model_folder(settings, model)
     ended = threading.Event()
 
     def on_ready(state: StreamState) -> None:
@@ -234,7 +247,13 @@ def stream(
     if not json_:
         err.print("starting (Spark takes some seconds) ...")
     run_stream(
-        settings, model_folder=folder, available_now=available_now, ended=ended, on_ready=on_ready, verbose=verbose
+        settings,
+        model_folder=model,
+        available_now=available_now,
+        accept_loss=accept_loss,
+        ended=ended,
+        on_ready=on_ready,
+        verbose=verbose,
     )
     if json_:
         print_json({"event": "ended"})
@@ -258,34 +277,62 @@ def watch(
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help="Folder with one sub-folder per class, or a manifest (CSV: file,label).")],
-    network: Annotated[str, typer.Option(help="EfficientNetLite0, InceptionV3, ResNet50, …")] = "EfficientNetLite0",
+    network: Annotated[
+        list[str] | None, typer.Option(help="EfficientNetLite0 (default), InceptionV3, …; several with --tune.")
+    ] = None,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a Keras file.")] = "imagenet",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or int8 (calibrated on the training images).")] = "fp32",
     classes: Annotated[str | None, typer.Option(help="Only these, e.g. normal,covid.")] = None,
+    external: Annotated[
+        list[Path] | None, typer.Option(help="Another set to measure the model on, laid out as --data; repeatable.")
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose regularisation, and network of several, by cross-validation.")
+    ] = False,
+    class_weights: Annotated[
+        bool, typer.Option("--class-weights", help="Let each class count as much as any other.")
+    ] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Make probabilities mean what they say.")] = False,
+    sensitivity: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Choose the threshold that reaches it, e.g. 0.95.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the split and of random weights.")] = 0,
-    promote: Annotated[bool, typer.Option(help="Let the stream serve the new model.")] = True,
+    promote: Annotated[
+        bool, typer.Option(help="Let the stream serve the new model, unless it is worse than the one in service.")
+    ] = True,
+    track: Annotated[bool, typer.Option(help="Tell MLflow of the run.")] = True,
     json_: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fit a model and print how it does on a held-out 30 % of the patients."""
-    from schemas.registry import promote as promote_version
-    from xray.train import train_on
+    """Fit a model, judge it on a held-out 30 % of the patients, look for shortcuts, write a report.
+
+    Features are kept in XRAY_HOME/cache: a stopped run goes on where it was, and another fit takes seconds.
+    """
+    from training.fit import Procedure
+    from xray.train import promote_trained, train_on
     from xray.views import show_training
 
     settings = load_settings()
-    result = train_on(
+    trained = train_on(
         settings,
         data,
         classes=classes.split(",") if classes else None,
+        external=external or (),
+        procedure=Procedure(tune, class_weights, calibrate, sensitivity),
         verbose=verbose,
-        network=network,
+        network=network or ["EfficientNetLite0"],
         weights=weights,
         precision=precision,
         seed=seed,
     )
-    if promote:
-        promote_version(settings.models_folder, result.card.version)
-    show_training(result, promoted=promote, as_json=json_)
+    decision = promote_trained(settings, trained) if promote else None
+    show_training(trained, decision, as_json=json_)
+    if track:
+        mirror_aliases(settings, trained.result.card.name, also=[trained.result.card])
+
+
+app.command()(label)
+app.command()(retrain)
 
 
 @app.command()
@@ -359,6 +406,9 @@ def phantom(
     folder: Annotated[Path, typer.Argument(help="Where the images and manifest.csv go.")],
     count: Annotated[int, typer.Option(min=2, help="How many; half of them with opacities.")] = 160,
     seed: Annotated[int, typer.Option(help="Another seed makes other patients.")] = 1,
+    marker: Annotated[
+        bool, typer.Option("--marker", help="Plant a shortcut: a letter on every image with opacities.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Generate radiographs of chest phantoms (PNG, JPEG, DICOM), normal and with bilateral opacities."""
@@ -366,28 +416,11 @@ def phantom(
 
     with new_progress() as progress:
         task = progress.add_task("generating radiographs", total=count)
-        manifest = write_folder(folder, count, seed=seed, progress=lambda *_: progress.advance(task))
+        manifest = write_folder(folder, count, seed=seed, marker=marker, progress=lambda *_: progress.advance(task))
     if json_:
         print_json({"manifest": str(manifest), "count": count})
     else:
         out.print(f"{count} radiographs; train on them with: xray train --data {manifest}")
-
-
-@models_app.command("list")
-def list_models(json_: Json = False) -> None:
-    """List trained models, the promoted one marked."""
-    from xray.views import show_models
-
-    show_models(load_settings().models_folder, as_json=json_)
-
-
-@models_app.command("promote")
-def promote_model(version: Annotated[str, typer.Argument(help="As 'xray models list' shows it.")]) -> None:
-    """Let the stream serve a version from its next start on."""
-    from schemas.registry import promote
-
-    card = promote(load_settings().models_folder, version)
-    out.print(f"Promoted {card.name} {card.version}. A running stream serves it after a restart.")
 
 
 @deadletters_app.command("list")
@@ -527,9 +560,3 @@ def _flatten(values: dict[str, Any], prefix: str = "XRAY_") -> dict[str, Any]:
         key = prefix + name.upper()
         flat |= _flatten(value, f"{key}__") if isinstance(value, dict) else {key: value}
     return flat
-
-
-def _model_folder(settings: StreamSettings, chosen: Path | None) -> Path:
-    from schemas.registry import champion_folder
-
-    return chosen or settings.model or champion_folder(settings.models_folder)

@@ -7,7 +7,10 @@ by Beer-Lambert, and taken through scatter, noise, blur and a display curve, as 
     Anatomy -> thickness of tissue, air and bone -> ray sum -> exposure -> display (uint8)
 
 The two findings share one anatomy per seed. Everything that looks at the whole image (scatter, contrast processing,
-windowing) looks at the healthy chest, so opacities change the pixels they cover and no others: there is no shortcut.
+windowing) looks at the healthy chest, so opacities change the pixels they cover and no others. Air content, habitus and
+exposure vary more between patients than a finding changes the grey level, and a finding is made of foci a few
+millimetres wide: 64 pixels of the whole chest say much less about it than the image does. A shortcut is there only
+where it is planted (``marker``), so that what finds shortcuts can be tested.
 These images teach a network nothing about patients. They exist so that the software can be tried without any.
 
 References
@@ -34,6 +37,8 @@ FINDINGS = ("normal", "opacities")
 MANIFEST_NAME = "manifest.csv"
 MANIFEST_HEADER = ("file", "label", "finding", "patient_id", "source")
 SOURCE = "phantom"
+PLANTED_LETTER = "P"
+"""The planted shortcut: as if a ward that has the patients with a finding wrote its letter on its images."""
 
 Map = NDArray[np.floating[Any]]  # float32 wherever it is as large as the image
 Format = Literal["png", "jpeg", "dicom"]
@@ -44,6 +49,7 @@ _MU_CORTEX = 0.62
 _MU_CANCELLOUS = 0.2
 _SPLAT_BLOCK = 16384  # points at a time: their temporaries stay in the cache
 _VESSEL_GAIN = 2.4  # veins run along arteries and bronchial walls along both: none is drawn
+_PLANTED_AT = (0.93, 0.09)  # (row, column) as a fraction of the image
 _LUNG_AIR = 0.74  # by volume: the rest of an inflated lung is blood and tissue
 
 # One random stream per concern: what one draws never shifts another.
@@ -114,7 +120,9 @@ class _Exposure:
     shutter: tuple[float, float, float, float]  # top, bottom, left, right, as a fraction of the image
 
 
-def generate_radiograph(seed: int, *, finding: str, height: int = 640, width: int = 544) -> Radiograph:
+def generate_radiograph(
+    seed: int, *, finding: str, height: int = 640, width: int = 544, marker: bool = False
+) -> Radiograph:
     """Generate one chest radiograph.
 
     Parameters
@@ -125,6 +133,8 @@ def generate_radiograph(seed: int, *, finding: str, height: int = 640, width: in
         ``"normal"`` or ``"opacities"``: bilateral, peripheral, mostly lower-zone hazes and consolidations.
     height, width : int
         Size in pixels, each at least 64; the whole chest is in the field at any aspect.
+    marker : bool
+        Write `PLANTED_LETTER` into the lower left corner.
 
     Returns
     -------
@@ -143,6 +153,8 @@ def generate_radiograph(seed: int, *, finding: str, height: int = 640, width: in
     healthy = chest.ray_sum()
     disease = chest.opacities() if finding == "opacities" else np.zeros_like(healthy)
     pixels = _expose(healthy, disease, chest.lungs, exposure, seed)
+    if marker:
+        pixels = _add_letter(pixels, PLANTED_LETTER, _PLANTED_AT)
     return Radiograph(pixels, finding, f"PHANTOM-{seed:010d}", seed)
 
 
@@ -202,8 +214,9 @@ def _draw_exposure(seed: int) -> _Exposure:
     return _Exposure(
         photons=float(np.exp(rng.uniform(np.log(1.2e4), np.log(1e5)))),
         scatter=rng.uniform(0.5, 1.0),
-        contrast=rng.uniform(3.2, 4.4),
-        level=rng.uniform(0.36, 0.5),
+        # As wide as departments differ: brightness and contrast alone must say little about a finding.
+        contrast=rng.uniform(2.8, 4.8),
+        level=rng.uniform(0.26, 0.6),
         equalize=rng.uniform(0.3, 0.6),
         sharpness=rng.uniform(0.12, 0.3),
         marker="L" if left else "R",
@@ -457,8 +470,9 @@ class _Chest:
         rng = _stream(self._seed, _TEXTURE)
         coarse = self._plane.quarter
         uneven = 0.01 * _noise_field(rng, coarse, 80) + 0.014 * _noise_field(rng, coarse, 26)
-        broad = rng.uniform(0.03, 0.1) * _noise_field(rng, coarse, 6)
-        return 1 + _resize(uneven + np.clip(broad, -0.2, 0.14), self._plane.shape)
+        broad = rng.uniform(0.08, 0.16) * _noise_field(rng, coarse, 5)
+        shallow = rng.uniform(0, 0.15)  # one patient breathes in less than the next
+        return 1 + _resize(uneven + np.clip(broad, -0.35, 0.25), self._plane.shape) - np.float32(shallow)
 
     def _vessel_tree(self) -> Map:
         rng = _stream(self._seed, _VESSELS)
@@ -799,8 +813,8 @@ def _airway(knots: Sequence[tuple[float, float]], radius: float) -> _Points:
 def _filled_share(place: Map, below_dome: Map, seed: int) -> Map:
     """Share of the air spaces filled with fluid, 0 to 0.85.
 
-    Patches lie on both sides, mostly outside and low, with ragged, cloudy edges. Severity runs from a haze that is easy
-    to miss to dense consolidation.
+    Patches lie on both sides, mostly outside and low, with ragged, cloudy edges, each of many small foci. Severity runs
+    from foci that are easy to miss to dense consolidation.
 
     Parameters
     ----------
@@ -811,13 +825,13 @@ def _filled_share(place: Map, below_dome: Map, seed: int) -> Map:
     seed : int
     """
     rng = _stream(seed, _OPACITIES)
-    severity, cloud = rng.uniform(0.2, 1.0), np.zeros_like(place)
+    severity, cloud = rng.uniform(0.25, 0.75), np.zeros_like(place)
     for side in (-1, 1):
         for _ in range(rng.integers(2, 5 + round(3 * severity))):
             cloud += _patch(place, below_dome, rng, side)
     ragged = cloud * np.exp(0.45 * _noise_field(rng, place.shape, 11) + 0.35 * _noise_field(rng, place.shape, 28))
-    mottled = 1 + 0.14 * _noise_field(rng, place.shape, 60)
-    return np.asarray(np.clip(0.9 * severity * mottled * (1 - np.exp(-1.1 * ragged)), 0, 0.85), np.float32)
+    foci = np.clip(0.55 + 0.55 * _noise_field(rng, place.shape, 34) + 0.3 * _noise_field(rng, place.shape, 64), 0, None)
+    return np.asarray(np.clip(0.85 * severity * foci * (1 - np.exp(-1.1 * ragged)), 0, 0.85), np.float32)
 
 
 def _patch(place: Map, below_dome: Map, rng: np.random.Generator, side: int) -> Map:
@@ -859,16 +873,19 @@ def _display_curve(seen: Map, reference: Map, lungs: Map, exposure: _Exposure) -
 
 def _add_marker_and_shutter(shown: Map, exposure: _Exposure) -> NDArray[np.uint8]:
     height, width = shown.shape
-    pixels = (shown * 255).clip(0, 255).astype(np.uint8)
-    canvas = Image.fromarray(pixels)
-    at = (exposure.marker_at[1] * width, exposure.marker_at[0] * height)
-    draw = ImageDraw.Draw(canvas)
-    draw.text(at, exposure.marker, fill=244, font=ImageFont.load_default(0.055 * width), anchor="mm")
-    pixels = np.array(canvas)
+    pixels = _add_letter((shown * 255).clip(0, 255).astype(np.uint8), exposure.marker, exposure.marker_at)
     top, bottom, left, right = exposure.shutter
     pixels[: round(top * height)] = pixels[height - round(bottom * height) :] = 0
     pixels[:, : round(left * width)] = pixels[:, width - round(right * width) :] = 0
     return pixels
+
+
+def _add_letter(pixels: NDArray[np.uint8], letter: str, place: tuple[float, float]) -> NDArray[np.uint8]:
+    height, width = pixels.shape
+    canvas = Image.fromarray(pixels)
+    font = ImageFont.load_default(0.055 * width)
+    ImageDraw.Draw(canvas).text((place[1] * width, place[0] * height), letter, fill=244, font=font, anchor="mm")
+    return np.array(canvas)
 
 
 def _shrink(image: Map) -> Map:
@@ -1011,7 +1028,7 @@ _ENCODERS: dict[Format, tuple[str, Callable[[Radiograph], bytes]]] = {
 }
 
 
-def generate_set(n: int, *, seed: int) -> Iterator[Radiograph]:
+def generate_set(n: int, *, seed: int, marker: bool = False) -> Iterator[Radiograph]:
     """Generate ``n`` patients, normal and opacities in turn, in sizes that vary alike in both.
 
     Parameters
@@ -1020,12 +1037,16 @@ def generate_set(n: int, *, seed: int) -> Iterator[Radiograph]:
         How many; 0 gives none.
     seed : int
         0 or more; the same seed gives the same set, and a longer set begins with a shorter one.
+    marker : bool
+        Plant a shortcut: `PLANTED_LETTER` in one corner of every image with opacities, and of no other.
     """
     for index in range(n):
         patient = int(np.random.default_rng([seed, index]).integers(0, 2**32))
         rng = _stream(patient, _SIZE)
         height, width = int(rng.integers(600, 681)), int(rng.integers(512, 577))
-        yield generate_radiograph(patient, finding=FINDINGS[index % 2], height=height, width=width)
+        finding = FINDINGS[index % 2]
+        planted = marker and finding == "opacities"
+        yield generate_radiograph(patient, finding=finding, height=height, width=width, marker=planted)
 
 
 def write_folder(
@@ -1034,6 +1055,7 @@ def write_folder(
     *,
     seed: int,
     formats: Sequence[Format] = ("png", "jpeg", "dicom"),
+    marker: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a labelled set of images and its manifest.
@@ -1042,7 +1064,7 @@ def write_folder(
     ----------
     folder : Path
         Gets ``<finding>/<patient_id>.<extension>`` and ``manifest.csv``; made where missing.
-    n, seed : int
+    n, seed, marker
         As in :func:`generate_set`.
     formats : sequence of str
         Used in turn, the same for both findings.
@@ -1062,7 +1084,7 @@ def write_folder(
     """
     _check_formats(formats)
     rows = []
-    for index, radiograph in enumerate(generate_set(n, seed=seed)):
+    for index, radiograph in enumerate(generate_set(n, seed=seed, marker=marker)):
         # A pair of findings shares its format, or the format would tell the label.
         suffix, encode = _ENCODERS[formats[index // 2 % len(formats)]]
         name = f"{radiograph.finding}/{radiograph.patient_id}{suffix}"

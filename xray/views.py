@@ -1,16 +1,14 @@
-"""How results look on a terminal: the account, models, a training run, predictions as they come."""
+"""How results look on a terminal: the account, a training run, predictions as they come."""
 
+import math
 from collections import Counter, deque
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from schemas.errors import ModelLoadError
-from schemas.registry import champion_folder, list_models
 from streaming.audit import Account
 from streaming.deadletters import Details, Listing, RedrivePlan, RedriveReport, Skip
 from streaming.settings import KafkaSettings
@@ -19,6 +17,10 @@ from xray.console import DISCLAIMER, err, new_table, out, print_json
 
 if TYPE_CHECKING:  # it brings Spark, and the other views are of commands that start without
     from training.fit import TrainingResult
+    from training.gate import Decision
+    from training.probes import Verdict
+    from training.statistics import Estimate
+    from xray.train import Trained
 
 _LIVE_ROWS = 20
 _SKIP_TEXTS = {
@@ -62,54 +64,78 @@ def show_account(account: Account) -> None:
                 out.print(f"  partition {p.partition}, offsets {', '.join(map(str, p.missing_offsets))}")
 
 
-def show_models(models_folder: Path, *, as_json: bool) -> None:
-    """Print the trained models, the promoted one marked."""
-    try:
-        champion = champion_folder(models_folder).name
-    except ModelLoadError:
-        champion = None
-    cards = list_models(models_folder)
-    if as_json:
-        print_json([{"version": c.version, "champion": c.version == champion, **c.metrics} for c in cards])
-        return
-    if not cards:
-        out.print("No models yet; train one with: xray train --data FOLDER")
-        return
-    table = new_table("", "version", "network", "classes", "#accuracy", "#held-out images")
-    for card in cards:
-        mark = "[green]●[/]" if card.version == champion else ""
-        accuracy, held_out = card.metrics.get("accuracy", float("nan")), card.metrics.get("n_test", 0)
-        row = (card.version, f"{card.network} {card.precision}", ", ".join(card.labels))
-        table.add_row(mark, *row, f"{accuracy:.3f}", f"{held_out:.0f}")
-    out.print(table)
-    out.print("● is served by the stream. Accuracies of different held-out sets do not compare.")
+def show_training(trained: "Trained", decision: "Decision | None", *, as_json: bool) -> None:
+    """Print the verdict on a training run, its four figures with intervals, and where the report is.
 
-
-def show_training(result: "TrainingResult", *, promoted: bool, as_json: bool) -> None:
-    """Print the four figures of a training run, with what limits them."""
-    figures = {name: result.metrics[name] for name in ("accuracy", "f1", "weightedPrecision", "weightedRecall")}
+    Parameters
+    ----------
+    trained : Trained
+        What came of it.
+    decision : Decision or None
+        Whether it was promoted; None where nobody asked for that.
+    as_json : bool
+        For a program.
+    """
+    promoted = decision is not None and decision.allowed
+    result, evaluation = trained.result, trained.evaluation
     if as_json:
-        counts = {"n_train": result.n_train, "n_test": result.n_test, "failed_files": len(result.failed)}
-        interval = list(result.accuracy_interval)
-        print_json({**figures, "model": str(result.folder), "accuracy_interval": interval, **counts,
-                    "promoted": promoted, "seconds": round(result.seconds, 2)})  # fmt: skip
+        print_json({**_describe_training(trained), "promoted": promoted, "why": decision.why if decision else None})
         return
+    out.print(_verdict_text(evaluation.verdict))
+    for reason in evaluation.verdict.reasons:
+        out.print(f"  {_plain(reason)}.")
     n_test = sum(result.n_test.values())
-    table = new_table(
-        "held-out figure", "#value", title=f"{n_test} held-out images of {len(result.card.labels)} classes"
-    )
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.3f}")
+    title = f"{n_test} held-out images of {len(result.card.labels)} classes"
+    table = new_table("held-out figure", "#value", "#95 % interval", title=title)
+    for name, value in evaluation.metrics.items():
+        table.add_row(name, f"{value:.3f}", _interval_text(evaluation.internal.figures[name]))
+    auroc = evaluation.internal.figures["auroc"]
+    table.add_row("AUROC", f"{auroc.value:.3f}", _interval_text(auroc))
+    for other in evaluation.others:
+        auroc = other.figures["auroc"]
+        table.add_row(f"AUROC, {_plain(other.name)}", f"{auroc.value:.3f}", _interval_text(auroc))
     out.print(table)
-    low, high = result.accuracy_interval
-    out.print(f"Accuracy's 95 % interval: {low:.3f} to {high:.3f} (Wilson).")
     out.print(_confusion_table(result))
     for failed in result.failed:
-        out.print(f"left out: {failed}", markup=False)
+        out.print(f"left out: {failed.path}: {failed.error}", markup=False)
     if not result.patient_ids_known:
         out.print("Patients are not known here: images of one patient may be on both sides, and flatter the figures.")
-    out.print(f"Model {result.folder} in {result.seconds:.1f} s{', promoted' if promoted else ''}.")
+    out.print(f"Report {trained.report}", markup=False, soft_wrap=True)
+    done = f"Model {result.folder} in {result.seconds:.1f} s{', promoted' if promoted else ''}."
+    out.print(done, markup=False, soft_wrap=True)
+    if decision is not None and not promoted:
+        err.print(f"[bold red]Not promoted:[/] {escape(decision.why)}.", soft_wrap=True)
+        err.print("All the same: xray models promote --force " + result.card.version, markup=False)
     out.print(f"A figure from one data set says little about another hospital's images. {DISCLAIMER}")
+
+
+def _verdict_text(verdict: "Verdict") -> str:
+    if verdict.verdict == "confounded":
+        return "[bold red]Confounded[/]: the figures below are no evidence that a disease is detected."
+    return "[bold]No shortcut found[/] by the probes, which is not proof that there is none."
+
+
+def _interval_text(estimate: "Estimate") -> str:
+    return "none" if math.isnan(estimate.low) else f"{estimate.low:.3f} to {estimate.high:.3f}"
+
+
+def _describe_training(trained: "Trained") -> dict[str, Any]:
+    result, told = trained.result, trained.evaluation.to_dict()
+    external = [other for other in told["others"] if other["kind"] == "external"]
+    return {
+        **told["metrics"],
+        "model": str(result.folder),
+        "accuracy_interval": list(result.accuracy_interval),
+        "n_train": result.n_train,
+        "n_test": result.n_test,
+        "failed_files": len(result.failed),
+        "seconds": round(result.seconds, 2),
+        "verdict": told["verdict"],
+        "probes": told["probes"],
+        "intervals": {name: [one["low"], one["high"]] for name, one in told["internal"]["figures"].items()},
+        "external": external,
+        "report": str(trained.report),
+    }
 
 
 def _confusion_table(result: "TrainingResult") -> Table:

@@ -3,25 +3,31 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 from pyspark.ml import PipelineModel
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
-from schemas.errors import DatasetError
+from schemas.errors import DatasetError, LeakError, SettingsError
 from schemas.modelcard import read_card
 from schemas.registry import champion_folder, list_models, promote
 from sparkdl import DeepImageFeaturizer
+from sparkdl.decode import decode_image
+from sparkdl.imagerow import IMAGE_DDL
+from training import features
 from training.dataset import Dataset, read_dataset
-from training.fit import TrainingResult, train_model
+from training.featurecache import FeatureCache
+from training.fit import Procedure, TrainingResult, prepare, train_model
 
 pytestmark = [pytest.mark.spark, pytest.mark.train]
 
@@ -56,6 +62,13 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     (folder / "striped" / "broken.png").write_bytes(whole[:-30])
     (folder / "normal" / "notes.txt").write_text("no image", encoding="utf-8")
     return read_dataset(folder)
+
+
+@pytest.fixture(scope="module")
+def two_noisy(two_classes: Dataset) -> Dataset:
+    """Wrong labels for some: probabilities of 0 and 1 would leave nothing to calibrate."""
+    samples = [replace(s, label=1 - s.label) if i % 5 == 0 else s for i, s in enumerate(two_classes.samples)]
+    return replace(two_classes, samples=tuple(samples))
 
 
 @pytest.fixture(scope="module")
@@ -228,16 +241,200 @@ def test_mostly_unreadable_data_is_refused(spark: SparkSession, tmp_path: Path) 
 def test_int8_is_calibrated_on_training_images_alone(
     spark: SparkSession, two_classes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[str] = []
-    calibrate = DeepImageFeaturizer.calibrate
+    seen: list[Path] = []
+    decode = features._decode_images
 
-    def watched(self: DeepImageFeaturizer, dataset: DataFrame, n_images: int) -> DeepImageFeaturizer:
-        seen.extend(row["path"] for row in dataset.select("path").collect())
-        return calibrate(self, dataset, n_images)
+    def watched(paths: list[Path], size: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
+        seen.extend(paths)
+        return decode(paths, size)
 
-    monkeypatch.setattr(DeepImageFeaturizer, "calibrate", watched)
+    monkeypatch.setattr(features, "_decode_images", watched)
     result = train_model(spark, two_classes, out=tmp_path, weights="random", precision="int8", seed=1)
     assert result.card.precision == "int8"
     assert PipelineModel.load(f"file://{result.folder}").stages[0].network.precision == "int8"
     assert len(seen) == sum(result.n_train.values())
-    assert not set(seen) & {str(item.sample.path) for item in result.held_out}
+    assert not set(seen) & {item.sample.path for item in result.held_out}
+
+
+# --- cache
+
+
+def _compute_nothing(*_: object) -> None:
+    msg = "computed again"
+    raise AssertionError(msg)
+
+
+def test_a_second_fit_computes_nothing(
+    spark: SparkSession, two_classes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FeatureCache(tmp_path / "cache")
+    first = train_model(spark, two_classes, out=tmp_path, weights="random", cache=cache)
+    monkeypatch.setattr(features._Job, "_compute_block", _compute_nothing)
+    monkeypatch.setattr(DeepImageFeaturizer, "_build", _compute_nothing)
+    second = train_model(spark, two_classes, out=tmp_path, weights="random", cache=cache)
+    assert second.held_out == first.held_out
+    assert second.failed == first.failed
+    with pytest.raises(AssertionError, match="computed again"):  # another network is another matter
+        train_model(spark, two_classes, out=tmp_path, weights="random", seed=1, cache=cache)
+
+
+def test_a_stopped_run_goes_on_where_it_was(
+    spark: SparkSession, two_classes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FeatureCache(tmp_path / "cache")
+    computed: list[str] = []
+    compute = features._Job._compute_block
+
+    def stopping(self: features._Job, digest_of: dict[str, str], done: object) -> object:
+        if len(computed) == 60:  # 42 files were examined, and of 40 the first 18 have features
+            raise KeyboardInterrupt
+        computed.extend(f"{self.kind} {path}" for path in digest_of)
+        return compute(self, digest_of, done)
+
+    monkeypatch.setattr(features, "_IMAGES_PER_BLOCK", 6)
+    monkeypatch.setattr(features._Job, "_compute_block", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train_model(spark, two_classes, out=tmp_path, weights="random", cache=cache)
+    calls: list[tuple[str, int, int]] = []
+    computed.append("stopped here")
+    train_model(
+        spark, two_classes, out=tmp_path, weights="random", cache=cache, report=lambda *said: calls.append(said)
+    )
+    assert len(computed) - 1 == 42 + 40
+    assert len(set(computed)) == len(computed)
+    assert calls[0] == ("examining images", 42, 42)
+    assert ("computing features", 18, 40) in calls
+    assert calls[-1] == ("computing features", 40, 40)
+
+
+def test_a_changed_file_is_another_image(spark: SparkSession, tmp_path: Path) -> None:
+    _write_images(tmp_path / "data", {"normal": "across", "striped": "down"}, 4)
+    cache = FeatureCache(tmp_path / "cache")
+    paths = sorted((tmp_path / "data").rglob("*.png"))
+    before = features.examine(spark, paths, cache)
+    _draw("disc", 77).save(paths[2])
+    paths[1].rename(tmp_path / "data" / "moved.png")
+    paths[1] = tmp_path / "data" / "moved.png"
+    after = features.examine(spark, paths, cache)
+    assert [a.digest == b.digest for a, b in zip(before, after, strict=True)] == [i != 2 for i in range(8)]
+    assert before[2].picture != after[2].picture
+    assert len(list((tmp_path / "cache" / "images-r1-1").iterdir())) == 2
+
+
+# --- split
+
+
+def test_copies_are_kept_on_one_side(spark: SparkSession, two_classes: Dataset, tmp_path: Path) -> None:
+    samples = [sample for sample in two_classes.samples if sample.path.suffix == ".png"]
+    copies = []
+    for index, sample in enumerate(samples[:8]):
+        path = tmp_path / f"copy{index}{'.png' if index % 2 else '.jpeg'}"
+        if index % 2:
+            path.write_bytes(sample.path.read_bytes())
+        else:
+            Image.open(sample.path).save(path, quality=80)
+        copies.append(replace(sample, path=path, patient_id=path.stem))
+    dataset = replace(two_classes, samples=(*two_classes.samples, *copies))
+    material, split, _ = prepare(spark, dataset, seed=3)
+    assert {pair.kind for pair in material.pairs} == {"exact", "near"}
+    assert len(material.pairs) == 8
+    test = {sample.path for sample in split.test}
+    for index, sample in enumerate(samples[:8]):
+        assert (sample.path in test) == (copies[index].path in test)
+
+
+def test_a_leak_in_the_datas_own_split_stops_it(spark: SparkSession, two_classes: Dataset, tmp_path: Path) -> None:
+    sides = [replace(sample, side="train" if i % 3 else "test") for i, sample in enumerate(two_classes.samples)]
+    first = next(sample for sample in sides if sample.side == "train" and sample.path.name == "00-001.png")
+    copy = tmp_path / "again.png"
+    copy.write_bytes(first.path.read_bytes())
+    leaking = replace(two_classes, samples=(*sides, replace(first, path=copy, patient_id="other", side="test")))
+    with pytest.raises(LeakError, match=r"00-001\.png = .*again\.png"):
+        train_model(spark, leaking, out=tmp_path / "out", weights="random")
+    assert not (tmp_path / "out").exists()
+
+
+# --- procedure
+
+
+def _served(spark: SparkSession, result: TrainingResult) -> dict[str, tuple[list[float], float]]:
+    """What the saved model says of the held-out images."""
+    model = PipelineModel.load(f"file://{result.folder}")
+    size = model.stages[0].network.input_size
+    paths = [item.sample.path for item in result.held_out]
+    rows = [(str(p), astuple(decode_image(p.read_bytes(), origin=str(p), size=size).image)) for p in paths]
+    frame = spark.createDataFrame(rows, f"path string, image struct<{IMAGE_DDL}>")
+    found = model.transform(frame).select("path", "probability", "prediction").collect()
+    return {row["path"]: (row["probability"].tolist(), row["prediction"]) for row in found}
+
+
+def test_a_calibrated_model_serves_calibrated_probabilities(
+    spark: SparkSession, two_noisy: Dataset, tmp_path: Path
+) -> None:
+    procedure = Procedure(class_weights=True, calibrate=True, sensitivity=0.9)
+    result = train_model(spark, two_noisy, out=tmp_path, weights="random", procedure=procedure)
+    fitted = result.fitted
+    assert [step.name for step in fitted.steps] == [
+        "as the paper fits it", fitted.settings.describe(), "calibrated", "at sensitivity 0.9",
+    ]  # fmt: skip
+    assert fitted.calibrator is not None
+    assert fitted.operating_point is not None
+    test = fitted.features[result.material.held_out]
+    expected = fitted.calibrator.apply(fitted.steps[1].head.predict(test))
+    assert np.abs(expected - fitted.steps[1].head.predict(test)).max() > 0.01
+    served = _served(spark, result)
+    threshold = result.card.threshold
+    assert threshold == fitted.operating_point.threshold
+    for item, wanted in zip(result.held_out, expected, strict=True):
+        probabilities, prediction = served[str(item.sample.path)]
+        assert probabilities == pytest.approx(wanted, abs=1e-9)
+        assert item.probabilities == pytest.approx(wanted, abs=1e-9)
+        assert prediction == item.prediction == (wanted[1] >= threshold)
+    assert "chosen for sensitivity 0.9 on training patients" in result.card.operating_point
+    assert read_card(result.folder) == result.card
+
+
+def test_a_model_of_three_classes_is_calibrated_by_a_temperature(
+    spark: SparkSession, three_classes: Dataset, tmp_path: Path
+) -> None:
+    result = train_model(
+        spark, three_classes, out=tmp_path, weights="random", seed=2, procedure=Procedure(calibrate=True)
+    )
+    calibrator = result.fitted.calibrator
+    assert calibrator is not None
+    assert (calibrator.method, calibrator.slope != 1) == ("temperature", True)
+    test = result.fitted.features[result.material.held_out]
+    expected = calibrator.apply(result.fitted.steps[0].head.predict(test))
+    served = _served(spark, result)
+    for item, wanted in zip(result.held_out, expected, strict=True):
+        assert served[str(item.sample.path)][0] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_tuning_tries_settings_and_says_which_it_chose(spark: SparkSession, two_noisy: Dataset, tmp_path: Path) -> None:
+    result = train_model(spark, two_noisy, out=tmp_path, weights="random", procedure=Procedure(tune=True))
+    candidates = result.fitted.candidates
+    assert len(candidates) == 5
+    [chosen] = [candidate for candidate in candidates if candidate.chosen]
+    assert chosen.name == f"EfficientNetLite0, {result.fitted.settings.describe()}"
+    assert chosen.auroc.value == max(candidate.auroc.value for candidate in candidates)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"network": ["EfficientNetLite0", "ResNet50"]}, "add --tune"),
+        ({"procedure": Procedure(sensitivity=1.5)}, "sensitivity is 1.5"),
+    ],
+)
+def test_a_procedure_that_cannot_be_followed_is_refused(
+    spark: SparkSession, two_classes: Dataset, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        train_model(spark, two_classes, out=tmp_path, **options)
+
+
+def test_an_operating_point_of_three_classes_is_refused(
+    spark: SparkSession, three_classes: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="is for two classes, found 3: 0, 1, 2"):
+        train_model(spark, three_classes, out=tmp_path, procedure=Procedure(sensitivity=0.9))

@@ -200,6 +200,24 @@ def test_no_shortcut_by_size_brightness_or_border(small_set: list[Radiograph]) -
         assert abs(groups[0].mean() - groups[1].mean()) < 1.4 * deviation, name
 
 
+def test_a_marker_is_planted_on_the_opacities_alone() -> None:
+    height, width = 320, 272
+    for finding, differs in (("normal", False), ("opacities", True)):
+        plain, marked = (
+            [image for image in generate_set(4, seed=5, marker=marker) if image.finding == finding]
+            for marker in (False, True)
+        )
+        for one, other in zip(plain, marked, strict=True):
+            assert (one.pixels != other.pixels).any() == differs
+    plain, marked = (
+        generate_radiograph(1, finding="normal", height=height, width=width, marker=marker).pixels
+        for marker in (False, True)
+    )
+    rows, columns = np.nonzero(plain != marked)
+    assert rows.min() > 0.85 * height
+    assert columns.max() < 0.18 * width
+
+
 def test_folder_and_manifest(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     manifest = write_folder(tmp_path / "phantoms", 6, seed=9, progress=lambda done, n: seen.append((done, n)))

@@ -162,3 +162,23 @@ def test_an_unusable_filter_is_refused(tmp_path: Path, classes: list[str], words
     manifest = _manifest(tmp_path, "file,label", "a.png,x", "b.png,y")
     with pytest.raises(DatasetError, match=words):
         read_dataset(manifest, classes=classes)
+
+
+def test_a_manifest_gives_the_split(tmp_path: Path) -> None:
+    dataset = read_dataset(_manifest(tmp_path, "file,label,split", "a.png,x,train", "b.png,y,test"))
+    assert [sample.side for sample in dataset.samples] == ["train", "test"]
+    assert dataset.sides_given
+    (tmp_path / "other").mkdir()
+    assert not read_dataset(_manifest(tmp_path / "other", "file,label", "a.png,x", "b.png,y")).sides_given
+
+
+def test_a_split_for_some_images_only_is_refused(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, "file,label,split", "a.png,x,train", "b.png,y,")
+    with pytest.raises(DatasetError, match=r"gives a split, but none for .*b\.png: wanted one for every image"):
+        read_dataset(manifest)
+
+
+def test_an_unknown_side_is_refused(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, "file,label,split", "a.png,x,train", "b.png,y,validation")
+    with pytest.raises(DatasetError, match=r"line 3: split is 'validation', wanted train or test"):
+        read_dataset(manifest)

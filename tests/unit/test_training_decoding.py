@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sparkdl.decode import decode_image
 from sparkdl.imagerow import ImageRow
 from tests.specimens import png, rgb_pixels, wrong_files
-from training.decoding import decode_files
+from training.decoding import decode_files, examine_files
 
 _SIZE = (24, 32)
 
@@ -52,3 +53,20 @@ def test_a_lack_of_memory_is_not_the_files_fault(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("training.decoding.decode_image", exhaust)
     with pytest.raises(MemoryError):
         decode_files([_write(tmp_path, "a.png", png())], _SIZE)
+
+
+def test_facts_tell_the_original_size_and_bytes(tmp_path: Path) -> None:
+    payload = png(rgb_pixels(300, 200))
+    [row] = examine_files([_write(tmp_path, "a.png", payload)]).to_pylist()
+    assert (row["height"], row["width"], row["n_bytes"], row["error"]) == (300, 200, len(payload), None)
+    assert [len(row[name]) for name in ("picture", "thumbnail", "borders", "corners", "metadata")] == [
+        72, 64, 240, 48, 5,
+    ]  # fmt: skip
+    assert row["metadata"][:3] == pytest.approx(np.log([300, 200, 1.5]))
+
+
+def test_a_file_that_cannot_be_examined_says_why(tmp_path: Path) -> None:
+    bad = _write(tmp_path, "bad.png", wrong_files()["truncated.png"].payload or b"")
+    [row] = examine_files([bad]).to_pylist()
+    assert row["error"].startswith("truncated_image: ")
+    assert row["picture"] is None

@@ -1,0 +1,18 @@
+"""The labels table: findings that a person has confirmed, for retraining. `xray label` writes it, not the stream."""
+
+LABELS_TABLE = "labels"
+"""Folder name below the tables' folder."""
+
+LABELS_COMMENT = (
+    "One row per image whose finding was confirmed; the newest confirmation. Older ones are in older versions."
+)
+
+LABELS_COLUMNS: dict[str, tuple[str, str]] = {
+    "sha256": ("string", "of the image's bytes, hexadecimal, the key of this table"),
+    "label": ("string", "the confirmed finding, one of the served model's labels"),
+    "patient_id": ("string", "pseudonym of the person on the image; null where it is not known"),
+    "confirmed_by": ("string", "who confirmed it; null where it was not said"),
+    "confirmed_at": ("timestamp", "when it was confirmed, UTC; where it was not said, when it was recorded"),
+    "recorded_at": ("timestamp", "when this row was written, UTC"),
+}
+"""Type and meaning by name, in order; columns may be added."""

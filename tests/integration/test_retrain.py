@@ -1,0 +1,125 @@
+"""Labels in, a challenger out: through the command line, on tables as a stream leaves them, with Spark's own model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.ml import PipelineModel
+from pyspark.sql import SparkSession
+
+from schemas.modelcard import hash_model_folder, read_card
+from schemas.registry import read_aliases
+from streaming.models import load_model
+from tests.stored import add_champion, score_images
+from training.classifier import ClassifierSettings, Head, fit_classifier
+from training.regression import fit_regression
+
+pytestmark = [pytest.mark.spark, pytest.mark.delta, pytest.mark.train]
+
+_N_IMAGES = 400
+
+
+def xray(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {"XRAY_HOME": str(home), "PATH": "/usr/bin:/bin", "HOME": str(home), "COLUMNS": "160"}
+    command = [sys.executable, "-m", "xray", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "settings"),
+    [
+        (2, ClassifierSettings()),
+        (2, ClassifierSettings(reg_param=0.01, max_iter=50)),
+        (3, ClassifierSettings()),
+    ],
+)
+def test_the_fit_is_sparks(spark: SparkSession, n_classes: int, settings: ClassifierSettings) -> None:
+    rng = np.random.default_rng(n_classes)
+    labels = np.minimum(rng.integers(0, n_classes + 1, 300), n_classes - 1)  # not as many of each
+    features = rng.gamma(1.0, 1.0, (300, 40)).astype(np.float32)
+    features[:, :8] += 0.6 * labels[:, None]
+    features[:, 0] = 3.0  # one that never changes
+    wanted = Head.of(fit_classifier(spark, features, labels, settings, n_classes))
+
+    found = fit_regression(features, np.arange(300), labels, settings, n_classes)
+
+    assert np.abs(found.coefficients - wanted.coefficients).max() < 1e-9
+    assert np.abs(found.intercepts - wanted.intercepts).max() < 1e-9
+    assert 0 < (wanted.coefficients != 0).sum() < wanted.coefficients.size
+
+
+def test_labels_make_a_challenger_that_serves(spark: SparkSession, tmp_path: Path) -> None:
+    card = add_champion(tmp_path)
+    scored = score_images(tmp_path, card, _N_IMAGES, days=20)
+    file = scored.write_csv(tmp_path / "labels.csv")
+    assert answer(xray(tmp_path, "label", str(file), "--json"))["added"] == _N_IMAGES
+    assert answer(xray(tmp_path, "label", str(file), "--json"))["unchanged"] == _N_IMAGES
+
+    first = answer(xray(tmp_path, "retrain", "--json"))
+
+    assert read_aliases(tmp_path / "models") == {"champion": card.version, "challenger": first["version"]}
+    figures = first["comparison"]["all"]["auroc"]
+    assert figures["new"] > 0.85
+    assert figures["difference"] == pytest.approx(figures["new"] - figures["in_service"])
+    assert sorted(first["comparison"]["by_source"]) == ["ward 1", "ward 2"]
+    counts = sum(first["n_train"].values()), sum(first["n_held_out"].values())
+    assert sum(counts) == _N_IMAGES
+    reports = tmp_path / "reports" / first["version"]
+    written = {path.name for path in reports.iterdir()}
+    assert written == {
+        *("report.html", "report.md", "report.json", "training_images.txt"),
+        *("reference.npz", "drift.json", "drift.md", "comparison.json"),
+    }
+    assert len((reports / "training_images.txt").read_text().split()) == counts[0]
+
+    # The new model is the old featurizer and what was fitted, and the stream can load it.
+    folder = tmp_path / "models" / first["version"]
+    assert read_card(folder).sha256 == hash_model_folder(folder)
+    model = load_model(folder)
+    assert len(model.stages) == 2
+    old = PipelineModel.load(f"file://{tmp_path / 'models' / card.version}")
+    assert model.stages[0].network.sha256 == old.stages[0].network.sha256
+
+    # Promoted, it is compared with the next one on patients that it has not learned from. The same rows, the same model.
+    answer(xray(tmp_path, "models", "promote", first["version"], "--json"))
+    second = answer(xray(tmp_path, "retrain", "--json"))
+    again = PipelineModel.load(f"file://{tmp_path / 'models' / second['version']}")
+    assert second["in_service"] == first["version"]
+    assert second["comparison"]["all"]["auroc"]["difference"] == 0
+    assert Head.of(again.stages[1]).coefficients.tobytes() == Head.of(model.stages[1]).coefficients.tobytes()
+    assert second["n_held_out"] == first["n_held_out"]
+
+
+def test_a_worse_challenger_is_refused(spark: SparkSession, tmp_path: Path) -> None:
+    card = add_champion(tmp_path)
+    scored = score_images(tmp_path, card, _N_IMAGES)
+    answer(xray(tmp_path, "label", str(scored.write_csv(tmp_path / "labels.csv")), "--json"))
+    good = answer(xray(tmp_path, "retrain", "--promote", "--json"))
+    assert good["promoted"]
+    # Of the patients to learn from, every other label is wrong now; of the held-out ones all are as they were.
+    trained = set((tmp_path / "reports" / good["version"] / "training_images.txt").read_text().split())
+    flipped = {"normal": "ill", "ill": "normal"}
+    labels = [
+        flipped[one] if digest in trained else one for digest, one in zip(scored.digests, scored.labels, strict=True)
+    ]
+    wrong = scored.write_csv(tmp_path / "wrong.csv", label=labels)
+    assert answer(xray(tmp_path, "label", str(wrong), "--json"))["changed"] == len(trained)
+
+    refused = xray(tmp_path, "retrain", "--promote")
+
+    assert refused.returncode == 1
+    assert "refused: worse than the model in service by more than 0.01: AUROC" in " ".join(refused.stderr.split())
+    assert read_aliases(tmp_path / "models") == {"champion": good["version"]}
+    forced = answer(xray(tmp_path, "retrain", "--promote", "--force", "--json"))
+    assert forced["promoted"]
+    assert not forced["allowed"]
+    assert read_aliases(tmp_path / "models") == {"champion": forced["version"]}

@@ -1,0 +1,372 @@
+"""``xray models`` through its own door: what it prints, what it refuses, what it leaves behind."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.envelope import DISCLAIMER
+from schemas.registry import champion_folder, promote, read_aliases, read_history, set_challenger
+from streaming.settings import load_settings
+from tests.shelf import add_model, add_report, evaluate
+from training import gate, tracking
+from xray.__main__ import run
+
+needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the tracking extra (MLflow)")
+
+WORSE = (-0.05, -0.09, -0.01)
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Models = Callable[..., Done]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    for name, value in tracking._ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+@pytest.fixture
+def models(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Models:
+    def call(*words: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["xray", "models", *words])
+        code = run()
+        printed = capsys.readouterr()
+        return Done(code, printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture
+def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda _: None)
+
+
+without_mlflow = pytest.mark.usefixtures("no_mlflow")
+
+
+@pytest.fixture
+def shelf(home: Path) -> Path:
+    """v1 serves; v2 is worse, v3 is not, v4 was compared with nothing."""
+    add_report(home, evaluate(add_model(home, "v1", created_at="2026-01-01T00:00:00+00:00")))
+    promote(home / "models", "v1")
+    add_report(
+        home, evaluate(add_model(home, "v2", created_at="2026-01-02T00:00:00+00:00"), served="v1", difference=WORSE)
+    )
+    card = add_model(home, "v3", created_at="2026-01-03T00:00:00+00:00")
+    add_report(home, evaluate(card, served="v1", difference=(0.01, -0.01, 0.03), confounded=True))
+    add_model(home, "v4", created_at="2026-01-04T00:00:00+00:00")
+    return home
+
+
+def test_names_are_those_of_the_report() -> None:
+    report = pytest.importorskip("training.report", reason="needs the train extra (Jinja)")
+    assert gate.REPORT_FILE == report.JSON_NAME
+    assert tracking.REPORT_NAMES == (report.PAGE_NAME, report.MARKDOWN_NAME, report.JSON_NAME)
+
+
+# --- list, show -------------------------------------------------------------------------------------------------------
+
+
+def test_list_shows_verdict_figure_and_alias(shelf: Path, models: Models) -> None:
+    set_challenger(shelf / "models", "v3")
+    done = models("list")
+    assert done.code == 0
+    rows = {line.split()[1]: line for line in done.out.splitlines() if line.startswith("│ v") and "created" not in line}
+    assert list(rows) == ["v1", "v2", "v3", "v4"]
+    assert "2026-01-01 00:00" in rows["v1"]
+    assert "AUROC 0.970 (0.940 to 0.990)" in rows["v1"]
+    assert "champion" in rows["v1"]
+    assert "champion" not in rows["v2"]
+    assert "confounded" in rows["v3"]
+    assert "challenger" in rows["v3"]
+    assert "accuracy 0.500 " in rows["v4"]
+
+
+def test_list_as_json(shelf: Path, models: Models) -> None:
+    rows = models("list", "--json").json
+    assert [(row["version"], row["champion"], row["aliases"], row["verdict"]) for row in rows] == [
+        ("v1", True, ["champion"], "ok"),
+        ("v2", False, [], "ok"),
+        ("v3", False, [], "confounded"),
+        ("v4", False, [], None),
+    ]
+    assert rows[0]["figures"]["auroc"]["low"] == 0.94
+    assert rows[3]["accuracy"] == 0.5
+
+
+def test_list_without_models_says_how_to_get_one(models: Models) -> None:
+    assert "xray train --data" in models("list").out
+    assert models("list", "--json").json == []
+
+
+@without_mlflow
+def test_show_tells_everything_of_a_version(shelf: Path, models: Models) -> None:
+    models("promote", "v3")
+    done = models("show", "champion")
+    assert done.code == 0
+    for part in (
+        "cxr v3",
+        "hash check",
+        "ok",
+        str(shelf / "models" / "v3"),
+        str(shelf / "reports" / "v3" / "report.html"),
+        "Verdict: confounded",
+        "a thumbnail of 8x8 pixels tells the label [too] well",
+        "LogisticRegression(maxIter=10)",
+        "paper, seed 3",
+        "0.970 (0.940 to 0.990)",
+        "auroc, /data/elsewhere (2)",
+        "+0.010 (-0.010 to +0.030)",
+        "xray models promote",
+        DISCLAIMER,
+    ):
+        assert part in done.out, part
+    found = models("show", "v3", "--json").json
+    assert found["hash_ok"] is True
+    assert found["aliases"] == ["champion"]
+    assert found["figures"]["auprc"]["value"] is None
+    assert found["in_service"]["auroc"]["difference"]["high"] == 0.03
+    assert [(move["from"], move["to"]) for move in found["history"]] == [("v1", "v3")]
+
+
+def test_show_without_a_report(shelf: Path, models: Models) -> None:
+    done = models("show", "v4")
+    assert done.code == 0
+    assert "No report" in done.out
+    assert models("show", "v4", "--json").json["figures"] is None
+
+
+@pytest.mark.parametrize("card", [None, "{", "[]"])
+def test_show_of_a_changed_model_says_so(shelf: Path, models: Models, card: str | None) -> None:
+    (shelf / "models" / "v1" / "weights").write_text("other", encoding="utf-8")
+    if card is not None:
+        (shelf / "models" / "v1" / "xray_model.json").write_text(card, encoding="utf-8")
+    done = models("show", "v1")
+    assert done.code == 1
+    assert "not ok" in done.out
+    found = models("show", "v1", "--json")
+    assert (found.code, found.json["hash_ok"]) == (1, False)
+
+
+@pytest.mark.parametrize("name", ["v9", "challenger", "../v1"])
+def test_show_of_what_is_not_there(shelf: Path, models: Models, name: str) -> None:
+    done = models("show", name)
+    assert (done.code, done.out) == (1, "")
+    assert "error:" in done.err
+
+
+# --- promote ----------------------------------------------------------------------------------------------------------
+
+
+@without_mlflow
+def test_a_worse_model_is_refused_with_its_figures(shelf: Path, models: Models) -> None:
+    done = models("promote", "v2")
+    assert done.code == 1
+    for part in ("refused:", "AUROC 0.970", "1.020", "-0.050", "-0.090 to -0.010", "48", "24 patients", "--force"):
+        assert part in done.err, part
+    assert read_aliases(shelf / "models") == {"champion": "v1"}
+    assert len(read_history(shelf / "models")) == 1
+    found = models("promote", "v2", "--json")
+    assert found.code == 1
+    assert (found.json["promoted"], found.json["compared"]) == (False, True)
+
+
+@without_mlflow
+def test_by_force_it_is_promoted_and_the_history_says_so(shelf: Path, models: Models) -> None:
+    done = models("promote", "v2", "--force", "--why", "the other one is broken")
+    assert done.code == 0
+    assert "by force" in done.out
+    move = read_history(shelf / "models")[-1]
+    assert (move.after, move.forced) == ("v2", True)
+    assert move.why.startswith("the other one is broken; ")
+    assert "-0.050" in move.why
+
+
+@without_mlflow
+def test_force_that_was_not_needed_is_not_written_down(shelf: Path, models: Models) -> None:
+    assert models("promote", "v3", "--force").code == 0
+    assert read_history(shelf / "models")[-1].forced is False
+
+
+@without_mlflow
+def test_a_confounded_model_is_promoted_with_a_warning(shelf: Path, models: Models) -> None:
+    done = models("promote", "v3")
+    assert done.code == 0
+    assert "Not worse than the model in service: AUROC 0.970" in done.out
+    assert "warning: its figures are confounded" in done.err
+    assert champion_folder(shelf / "models").name == "v3"
+
+
+@without_mlflow
+def test_what_was_not_compared_is_promoted_with_a_remark(shelf: Path, models: Models) -> None:
+    done = models("promote", "v4")
+    assert done.code == 0
+    assert "Not compared with the model in service, v1" in done.out
+    # v2 was compared with v1, which serves no more.
+    done = models("promote", "v2")
+    assert done.code == 0
+    assert "Not compared with the model in service, v4: the report compares it with v1" in done.out
+
+
+@without_mlflow
+def test_the_first_model_has_nothing_to_be_compared_with(home: Path, models: Models) -> None:
+    add_model(home, "v1")
+    done = models("promote", "v1")
+    assert done.code == 0
+    assert "no model in service to compare it with" in done.out
+
+
+@without_mlflow
+def test_a_damaged_report_is_told_and_counts_as_none(shelf: Path, models: Models) -> None:
+    (shelf / "reports" / "v2" / "report.json").write_text("{", encoding="utf-8")
+    done = models("promote", "v2")
+    assert done.code == 0
+    assert "cannot read the report" in done.err
+    assert models("list").code == 0
+
+
+@without_mlflow
+def test_promoting_the_champion_says_so(shelf: Path, models: Models) -> None:
+    done = models("promote", "v1")
+    assert done.code == 0
+    assert "is the champion already" in done.out
+    assert len(read_history(shelf / "models")) == 1
+
+
+@without_mlflow
+def test_a_changed_model_is_not_promoted(shelf: Path, models: Models) -> None:
+    (shelf / "models" / "v3" / "weights").write_text("other", encoding="utf-8")
+    done = models("promote", "v3", "--force")
+    assert done.code == 1
+    assert "changed after training" in done.err
+    assert champion_folder(shelf / "models").name == "v1"
+
+
+# --- rollback, challenge ----------------------------------------------------------------------------------------------
+
+
+@without_mlflow
+def test_rollback(shelf: Path, models: Models) -> None:
+    for version in ("v3", "v4"):
+        models("promote", version)
+    (shelf / "models" / "v3" / "weights").unlink()
+    done = models("rollback", "--why", "too many alarms")
+    assert done.code == 0
+    assert "Back from v4 to cxr v1" in done.out
+    assert "skipped v3: " in done.err
+    assert read_history(shelf / "models")[-1].why == "too many alarms"
+    done = models("rollback", "--json")
+    assert (done.code, done.out) == (1, "")
+    assert "no champion before v1" in done.err
+
+
+@without_mlflow
+def test_rollback_as_json(shelf: Path, models: Models) -> None:
+    models("promote", "v4")
+    assert models("rollback", "--json").json == {"version": "v1", "before": "v4", "skipped": {}, "mirrored": False}
+
+
+@without_mlflow
+def test_challenge_and_promote_the_challenger(shelf: Path, models: Models) -> None:
+    assert "cxr v3 is the challenger" in models("challenge", "v3").out
+    assert models("show", "challenger", "--json").json["version"] == "v3"
+    assert models("promote", "challenger").code == 0
+    assert read_aliases(shelf / "models") == {"champion": "v3"}
+    assert models("challenge", "v3").code == 1
+    assert models("challenge", "v4", "--json").json == {"version": "v4", "before": None, "mirrored": False}
+    assert "v4 is the challenger no more" in models("challenge", "--none").out
+    assert "There was no challenger" in models("challenge", "--none").out
+    assert read_aliases(shelf / "models") == {"champion": "v3"}
+
+
+@pytest.mark.parametrize("words", [(), ("v1", "--none")])
+def test_challenge_wants_one_of_two(shelf: Path, models: Models, words: tuple[str, ...]) -> None:
+    assert models("challenge", *words).code == 2
+
+
+# --- MLflow -----------------------------------------------------------------------------------------------------------
+
+
+@without_mlflow
+def test_without_mlflow_promotion_works_and_one_line_says_what_is_missing(shelf: Path, models: Models) -> None:
+    done = models("promote", "v4")
+    assert done.code == 0
+    [line] = [line for line in done.err.splitlines() if "MLflow" in line and "telling" not in line]
+    assert "not mirrored" in line
+    assert "xray models sync" in line
+    assert models("sync").code == 1
+
+
+def test_mlflow_is_left_alone_where_nobody_wants_to_wait(shelf: Path, models: Models) -> None:
+    for words in (("challenge", "v4"), ("promote", "v4"), ("rollback",)):
+        done = models(*words, "--no-mirror", "--json")
+        assert (done.code, done.json["mirrored"], done.err) == (0, False, "")
+    assert not (shelf / "mlflow.db").exists()
+
+
+@needs_mlflow
+def test_a_server_that_is_away_stops_no_promotion(shelf: Path, models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XRAY_TRACKING__URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    done = models("promote", "v4", "--json")
+    assert (done.code, done.json["promoted"], done.json["mirrored"]) == (0, True, False)
+    assert "xray models sync" in done.err
+    assert champion_folder(shelf / "models").name == "v4"
+
+
+@needs_mlflow
+def test_mlflow_follows(shelf: Path, models: Models, caplog: pytest.LogCaptureFixture) -> None:
+    from mlflow import MlflowClient  # noqa: PLC0415  part of the tracking extra only
+
+    uri = load_settings().tracking_uri
+    assert uri == f"sqlite:///{shelf / 'mlflow.db'}"
+    with caplog.at_level(logging.WARNING):
+        assert models("promote", "v3", "--json").json["mirrored"] is True
+    assert caplog.text == ""
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def aliases() -> dict[str, str]:
+        found = client.get_registered_model("cxr").aliases
+        return {alias: client.get_model_version("cxr", number).tags["xray_version"] for alias, number in found.items()}
+
+    assert aliases() == {"champion": "v3"}
+    models("challenge", "v4")
+    assert aliases() == {"champion": "v3", "challenger": "v4"}
+    models("rollback")
+    assert aliases() == {"champion": "v1", "challenger": "v4"}
+    models("challenge", "--none")
+    assert aliases() == {"champion": "v1"}
+    # What was done while MLflow was away: v2 was never registered, and the alias moved.
+    promote(shelf / "models", "v2")
+    done = models("sync", "--json")
+    assert done.code == 0
+    assert done.json["aliases"] == {"champion": "v2"}
+    assert aliases() == {"champion": "v2"}
+    registered = client.search_model_versions("name = 'cxr'")
+    assert sorted(version.tags["xray_version"] for version in registered) == ["v1", "v2", "v3", "v4"]
+    [run_id] = [version.run_id for version in registered if version.tags["xray_version"] == "v2"]
+    assert client.get_run(run_id).data.metrics["auroc_low"] == 0.94
+    assert client.get_run(run_id).data.metrics["against_in_service/auroc_high"] == -0.01
+    assert "4 models are in MLflow" in models("sync").out
+    assert len(client.search_model_versions("name = 'cxr'")) == 4

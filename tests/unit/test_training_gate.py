@@ -1,0 +1,91 @@
+"""A model that is worse than the one in service is refused, and nothing else is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import ModelLoadError
+from tests.shelf import add_model, add_report, as_json, evaluate
+from training.gate import REPORT_FILE, decide, read_report
+
+
+@pytest.mark.parametrize(
+    ("difference", "allowed"),
+    [
+        ((0.02, 0.01, 0.03), True),
+        ((0.0, -0.02, 0.02), True),
+        ((-0.009, -0.03, 0.02), True),
+        ((-0.011, -0.03, 0.02), False),  # beyond the margin, though nobody is sure
+        ((-0.005, -0.009, -0.001), False),  # within the margin, and surely worse
+        ((-0.005, -0.01, 0.0), True),
+        ((-0.5, float("nan"), float("nan")), False),  # no interval
+        ((-0.005, float("nan"), float("nan")), True),
+    ],
+)
+@pytest.mark.parametrize("labels", [("normal", "ill"), ("normal", "ill", "very ill")])
+def test_the_rule(
+    tmp_path: Path, difference: tuple[float, float, float], allowed: bool, labels: tuple[str, ...]
+) -> None:
+    card = add_model(tmp_path, "new", labels=labels)
+    decision = decide(card, as_json(evaluate(card, served="old", difference=difference)), "old")
+    assert decision.allowed is allowed
+    assert decision.compared
+    assert decision.figures is not None
+    assert decision.figures.name == ("auroc" if len(labels) == 2 else "accuracy")
+    assert decision.figures.difference == difference[0]
+
+
+def test_the_margin_can_be_chosen(tmp_path: Path) -> None:
+    card = add_model(tmp_path, "new")
+    report = as_json(evaluate(card, served="old", difference=(-0.04, -0.09, 0.01)))
+    assert not decide(card, report, "old").allowed
+    assert decide(card, report, "old", margin=0.05).allowed
+    sure = as_json(evaluate(card, served="old", difference=(-0.04, -0.09, -0.01)))
+    assert not decide(card, sure, "old", margin=0.05).allowed
+
+
+def test_a_refusal_says_all_that_it_rests_on(tmp_path: Path) -> None:
+    card = add_model(tmp_path, "new")
+    remark = "old (trained on 12 of these 48 images)"
+    decision = decide(card, as_json(evaluate(card, served=remark, difference=(-0.02, -0.05, 0.01))), "old")
+    for part in ("AUROC 0.970", f"{remark} 0.990", "-0.020", "-0.050 to +0.010", "48", "24 patients", "0.01:"):
+        assert part in decision.why
+
+
+def test_without_a_comparison_with_the_champion_it_is_said_and_allowed(tmp_path: Path) -> None:
+    card, worse = add_model(tmp_path, "new"), (-0.5, -0.6, -0.4)
+    compared = as_json(evaluate(card, served="old", difference=worse))
+    of_other_files = {**compared, "provenance": {**compared["provenance"], "sha256": "0" * 64}}
+    undefined = as_json(evaluate(card, served="old", difference=(float("nan"),) * 3))
+    cases = [
+        (compared, None, "no model in service"),
+        (None, "old", "no report"),
+        (as_json(evaluate(card)), "old", "has no comparison"),
+        (compared, "older", "compares it with old"),
+        (compared, "ol", "compares it with old"),
+        (of_other_files, "old", "other files"),
+        (undefined, "old", "could not be computed"),
+    ]
+    for report, champion, said in cases:
+        decision = decide(card, report, champion)
+        assert decision.allowed, said
+        assert not decision.compared, said
+        assert said in decision.why
+        if champion:
+            assert f"not compared with the model in service, {champion}" in decision.why
+
+
+def test_reports_are_read_back(tmp_path: Path) -> None:
+    card = add_model(tmp_path, "new")
+    evaluation = evaluate(card, served="old")
+    folder = add_report(tmp_path, evaluation)
+    assert read_report(folder) == as_json(evaluation)
+    assert read_report(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", json.dumps({"verdict": {}}), "\udcff"])
+def test_a_damaged_report_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / REPORT_FILE).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ModelLoadError, match="cannot read the report"):
+        read_report(tmp_path)

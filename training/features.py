@@ -1,0 +1,375 @@
+"""Computes features and facts of image files in Spark, each image once: what is in the cache is read from it.
+
+Files are known by the SHA-256 of their bytes. What is missing is computed in blocks of a few hundred images, each a
+Spark job whose rows come to the driver and into the cache, so that a stopped run goes on where it was.
+"""
+
+import hashlib
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.accumulators import Accumulator
+from pyspark.ml.functions import vector_to_array
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.functions import col
+
+from schemas.errors import RecordError
+from sparkdl.decode import RENDERING_VERSION, decode_image
+from sparkdl.featurizer import DeepImageFeaturizer
+from sparkdl.imagerow import array_from_row
+from sparkdl.network import Network
+from sparkdl.quantize import INT8, quantize_network
+from training.decoding import DECODED_DDL, FACTS_DDL, decode_files, examine_files
+from training.featurecache import DIGEST, FeatureCache, make_key
+from training.probes import ImageSummary
+
+Features = npt.NDArray[np.float32]
+
+Report = Callable[[str, int, int], None]
+"""Called as ``report(what, done, total)`` with counts of images, also from another thread."""
+
+_FACTS_VERSION = 1  # to be raised when hash or probes change
+_IMAGES_PER_BLOCK = 512  # what a stop can cost; between blocks the cores wait for about 0.2 s
+_IMAGES_PER_TASK = 32  # about half a second: progress moves, the last tasks end together, and starting one is 5 % of it
+_MIN_TASKS_PER_CORE = 4  # a small set still keeps every core busy to the end
+_POLL_S = 0.1
+_MAX_CALIBRATION_IMAGES = 300
+_READERS = 8
+
+_TEXT = pa.string()
+_VALUES = pa.list_(pa.float64())
+_FACTS = pa.schema(
+    [
+        (DIGEST, _TEXT),
+        ("picture", pa.binary()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("n_bytes", pa.int64()),
+        *[(name, _VALUES) for name in ("thumbnail", "borders", "corners", "metadata")],
+        ("error", _TEXT),
+    ]
+)
+_FEATURES = pa.schema([(DIGEST, _TEXT), ("features", pa.list_(pa.float32())), ("error", _TEXT)])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFacts:
+    """What training must know of an image besides its features.
+
+    Parameters
+    ----------
+    digest : str
+        SHA-256 of the file; empty where it cannot be read.
+    picture : int
+        See `training.duplicates.hash_image`.
+    summary : ImageSummary or None
+        For the probes.
+    error : str
+        Why it does not decode; empty where it does, and else picture and summary mean nothing.
+    """
+
+    digest: str
+    picture: int = 0
+    summary: ImageSummary | None = None
+    error: str = ""
+
+
+def ignore(what: str, done: int, total: int) -> None:
+    """Report to nobody."""
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def examine(
+    spark: SparkSession, paths: Sequence[Path], cache: FeatureCache | None = None, report: Report = ignore
+) -> list[ImageFacts]:
+    """Find out what training must know of files.
+
+    Parameters
+    ----------
+    spark : SparkSession
+        Its workers must be able to read the files.
+    paths : sequence of Path
+        Image files.
+    cache : FeatureCache, optional
+        What is there is not computed.
+    report : callable
+        See `Report`.
+
+    Returns
+    -------
+    list of ImageFacts
+        In the order of ``paths``. A file that cannot be read or decoded has an error.
+    """
+    digests = digest_files(paths)
+
+    def compute(chosen: Sequence[str], done: Accumulator[int]) -> DataFrame:
+        return _map_files(spark, chosen, done, examine_files, FACTS_DDL)
+
+    job = _Job(spark, f"images-r{RENDERING_VERSION}-{_FACTS_VERSION}", _FACTS, compute, "examining images")
+    known = {row[DIGEST]: row for row in job.run(paths, digests, cache, report).to_pylist()}
+    return [_to_facts(known[digest]) if digest else ImageFacts("", error="cannot be read") for digest in digests]
+
+
+def digest_files(paths: Sequence[Path]) -> list[str]:
+    """Give the SHA-256 of each file; empty for one that cannot be read."""
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(_digest_file, paths))
+
+
+def _digest_file(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _to_facts(row: Mapping[str, Any]) -> ImageFacts:
+    if row["error"] is not None:
+        return ImageFacts(row[DIGEST], error=row["error"])
+    names = ("thumbnail", "borders", "corners", "metadata")
+    summary = ImageSummary(**{name: np.array(row[name]) for name in names})
+    return ImageFacts(row[DIGEST], int.from_bytes(row["picture"]), summary)
+
+
+def compute_features(
+    spark: SparkSession,
+    paths: Sequence[Path],
+    digests: Sequence[str],
+    featurizer: DeepImageFeaturizer,
+    cache: FeatureCache | None = None,
+    report: Report = ignore,
+) -> tuple[Features, list[str]]:
+    """Compute the features of files that decode.
+
+    Parameters
+    ----------
+    spark, paths, cache, report
+        See `examine`.
+    digests : sequence of str
+        SHA-256 of the files.
+    featurizer : DeepImageFeaturizer
+        From ``image`` to ``features``.
+
+    Returns
+    -------
+    tuple of numpy.ndarray and list of str
+        float32, shape (n, n_features), in the order of ``paths``; and for each why it has none, or "".
+    """
+    network = featurizer.network
+
+    def compute(chosen: Sequence[str], done: Accumulator[int]) -> DataFrame:
+        decoded = _map_files(spark, chosen, done, lambda some: decode_files(some, network.input_size), DECODED_DDL)
+        features = vector_to_array(col("features"), dtype="float32").alias("features")
+        return featurizer.transform(decoded).select("path", features, "error")
+
+    job = _Job(spark, f"features-{features_key(network)}", _FEATURES, compute, "computing features")
+    rows = job.run(paths, digests, cache, report)
+    return _to_matrix(rows, digests, network.n_features)
+
+
+def features_key(network: Network) -> str:
+    """Name what features follow from besides the image."""
+    return make_key(
+        sha256=network.sha256, precision=network.precision, pooling=network.pooling, rendering=RENDERING_VERSION
+    )
+
+
+def _to_matrix(rows: pa.Table, digests: Sequence[str], n_features: int) -> tuple[Features, list[str]]:
+    place = {digest: index for index, digest in enumerate(rows[DIGEST].to_pylist())}
+    errors = [error or "" for error in rows["error"].to_pylist()]
+    values = np.zeros((len(rows), n_features), np.float32)
+    failed = np.array([bool(error) for error in errors], bool)
+    # Without rows there is nothing to flatten, and lists that are null hold nothing.
+    flat = rows["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    values[~failed] = flat.reshape(-1, n_features)
+    chosen = [place[digest] for digest in digests]
+    return values[chosen], [errors[index] for index in chosen]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One kind of rows, and how Spark computes them from paths."""
+
+    spark: SparkSession
+    kind: str
+    schema: pa.Schema
+    compute: Callable[[Sequence[str], Accumulator[int]], DataFrame]
+    what: str
+
+    def run(
+        self, paths: Sequence[Path], digests: Sequence[str], cache: FeatureCache | None, report: Report
+    ) -> pa.Table:
+        """Give a row for each digest that is not empty."""
+        path_of = {digest: str(path) for path, digest in zip(paths, digests, strict=True) if digest}
+        known = cache.read_rows(self.kind, path_of.keys(), self.schema) if cache else self.schema.empty_table()
+        missing = sorted(path_of.keys() - set(known[DIGEST].to_pylist()), key=path_of.__getitem__)
+        done = self.spark.sparkContext.accumulator(0)
+        blocks = [known]
+        with _reporting(report, self.what, done, len(path_of), len(path_of) - len(missing)):
+            for start in range(0, len(missing), _IMAGES_PER_BLOCK):
+                digest_of = {path_of[digest]: digest for digest in missing[start : start + _IMAGES_PER_BLOCK]}
+                blocks.append(self._compute_block(digest_of, done))
+                if cache:
+                    cache.add_rows(self.kind, blocks[-1])
+        return pa.concat_tables(blocks)
+
+    def _compute_block(self, digest_of: Mapping[str, str], done: Accumulator[int]) -> pa.Table:
+        found = self.compute(list(digest_of), done).toArrow()
+        digests = pa.array([digest_of[path] for path in found["path"].to_pylist()], _TEXT)
+        columns = [digests, *[found[name] for name in self.schema.names[1:]]]
+        return pa.table(columns, names=self.schema.names).cast(self.schema)
+
+
+def _map_files(
+    spark: SparkSession,
+    paths: Sequence[str],
+    done: Accumulator[int],
+    make: Callable[[Sequence[str]], pa.RecordBatch],
+    ddl: str,
+) -> DataFrame:
+    """Make rows of files in the workers, counting them."""
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield make([paths[index] for index in batch.column("id").to_pylist()])
+            done.add(batch.num_rows)
+
+    return spark.range(0, len(paths), 1, _count_tasks(spark, len(paths))).mapInArrow(run, ddl)
+
+
+def _count_tasks(spark: SparkSession, n_images: int) -> int:
+    n_cores: int = spark.sparkContext.defaultParallelism
+    return min(max(math.ceil(n_images / _IMAGES_PER_TASK), n_cores * _MIN_TASKS_PER_CORE), n_images)
+
+
+@contextmanager
+def _reporting(report: Report, what: str, done: Accumulator[int], total: int, before: int) -> Iterator[None]:
+    """Tell how far Spark is: it adds up an accumulator as tasks end, but calls nobody."""
+    if report is ignore:
+        yield
+        return
+    ended = Event()
+
+    def poll() -> None:
+        while not ended.wait(_POLL_S):
+            report(what, min(before + done.value, total), total)  # a repeated task counts again
+
+    poller = Thread(target=poll, name="training-progress", daemon=True)
+    report(what, before, total)
+    poller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        poller.join()
+    report(what, total, total)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def make_featurizer(
+    name: str,
+    *,
+    weights: str,
+    precision: str,
+    seed: int,
+    calibration: Sequence[tuple[Path, str]],
+    cache: FeatureCache | None = None,
+) -> DeepImageFeaturizer:
+    """Build the featurizer's network, or read it from the cache.
+
+    Parameters
+    ----------
+    name, weights, precision, seed
+        See `DeepImageFeaturizer`.
+    calibration : sequence of (Path, str)
+        Training images that decode, and their SHA-256; up to 300 of them calibrate int8.
+    cache : FeatureCache, optional
+        Where built networks are kept.
+
+    Returns
+    -------
+    DeepImageFeaturizer
+        From ``image`` to ``features``, its network built.
+
+    Raises
+    ------
+    SettingsError, DependencyError, ModelLoadError
+        The network cannot be built as asked.
+    """
+    featurizer: DeepImageFeaturizer = DeepImageFeaturizer(
+        inputCol="image", outputCol="features", modelName=name, weights=weights, precision=precision, seed=seed
+    )
+    if precision != INT8:
+        asked = _network_parts(name, weights, precision, seed)
+        # What a stage would build by itself, kept between runs.
+        featurizer._network = _cached(cache, asked, lambda: featurizer.network)
+        return featurizer
+    count = min(len(calibration), _MAX_CALIBRATION_IMAGES)
+    chosen = sorted(random.Random(seed).sample(list(calibration), count))
+    asked = _network_parts(name, weights, precision, seed, sorted(digest for _, digest in chosen))
+
+    def quantize() -> Network:
+        full = make_featurizer(
+            name, weights=weights, precision="fp32", seed=seed, calibration=calibration, cache=cache
+        ).network
+        return quantize_network(full, _decode_images([path for path, _ in chosen], full.input_size))
+
+    featurizer._network = _cached(cache, asked, quantize)
+    return featurizer
+
+
+def _network_parts(
+    name: str, weights: str, precision: str, seed: int, calibration: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Name everything that a built network follows from."""
+    known = weights in ("imagenet", "random")
+    return {
+        "name": name,
+        "weights": [weights, "" if known else digest_files([Path(weights)])[0]],
+        "seed": seed if weights == "random" else 0,
+        "precision": precision,
+        "calibration": list(calibration),
+        "versions": [_version(package) for package in ("xray-stream", "keras", "openvino", "nncf")],
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _cached(cache: FeatureCache | None, parts: Mapping[str, Any], build: Callable[[], Network]) -> Network:
+    if cache is None:
+        return build()
+    key = make_key(**parts)
+    if (network := cache.read_network(key)) is None:
+        network = build()
+        cache.add_network(key, network)
+    return network
+
+
+def _decode_images(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
+    for path in paths:
+        try:
+            yield array_from_row(decode_image(path.read_bytes(), origin=str(path), size=size).image)
+        except (OSError, RecordError):
+            continue  # it decoded when it was examined; what changed since will be told when its features are computed

@@ -1,0 +1,432 @@
+"""``xray models``: what was trained, which model serves, and how to change that."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from schemas.errors import JobError, ModelLoadError
+from schemas.modelcard import CARD_FILE, ModelCard, read_card
+from schemas.registry import (
+    CHALLENGER_FILE,
+    CHAMPION_FILE,
+    Move,
+    clear_challenger,
+    find_model,
+    list_models,
+    promote,
+    read_aliases,
+    read_history,
+    rollback,
+    set_challenger,
+)
+from streaming.settings import StreamSettings, load_settings
+from training.gate import MARGIN, decide, read_report
+from xray.console import DISCLAIMER, err, new_table, out, print_json, step
+
+models_app = typer.Typer(
+    help=(
+        "List trained models, look at one, and say which one the stream serves.\n\n"
+        "The [bold]champion[/] is served; the [bold]challenger[/] may be the next one."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for a program.")]
+Name = Annotated[str, typer.Argument(metavar="VERSION", help="As 'xray models list' shows it, or an alias.")]
+Mirror = Annotated[bool, typer.Option("--mirror/--no-mirror", help="Tell MLflow, which takes seconds.")]
+Why = Annotated[str, typer.Option(metavar="TEXT", help="For the history.")]
+
+_PAGE_FILE = "report.html"
+
+
+@models_app.command("list")
+def list_versions(json_: Json = False) -> None:
+    """List trained models, oldest first, with their verdict, their figure and their alias."""
+    settings = load_settings()
+    aliases = _aliases_by_version(settings.models_folder)
+    rows = []
+    for card in list_models(settings.models_folder):
+        report, _ = _find_report(settings, card.version)
+        rows.append((card, report, aliases.get(card.version, [])))
+    if json_:
+        print_json([_describe_row(*row) for row in rows])
+        return
+    if not rows:
+        out.print("No models yet; train one with: xray train --data FOLDER")
+        return
+    table = new_table("version", "created (UTC)", "network", "verdict", "held-out figure, 95 % interval", "alias")
+    table.columns[0].no_wrap = True
+    for card, report, names in rows:
+        table.add_row(
+            escape(card.version),
+            escape(card.created_at[:16].replace("T", " ")),
+            escape(f"{card.network} {card.precision}"),
+            _color_verdict(_verdict_of(report)),
+            _headline(card, report),
+            ", ".join(f"[green]{name}[/]" if name == CHAMPION_FILE else name for name in names),
+        )
+    out.print(table)
+    out.print("The champion is served by the stream. Figures of different held-out sets do not compare.")
+
+
+@models_app.command("show")
+def show_version(version: Name, json_: Json = False) -> None:
+    """Show a model: card, origin, figures with intervals, verdict, history. Exit code 1: its files were changed."""
+    settings = load_settings()
+    folder = find_model(settings.models_folder, version)
+    card, damage = _read_any_card(folder)
+    report, remark = _find_report(settings, folder.name)
+    moves = [move for move in read_history(settings.models_folder) if folder.name in (move.before, move.after)]
+    aliases = _aliases_by_version(settings.models_folder).get(folder.name, [])
+    page = settings.reports_folder / folder.name / _PAGE_FILE
+    if json_:
+        print_json(
+            {
+                "version": folder.name,
+                "aliases": aliases,
+                "folder": str(folder),
+                "hash_ok": not damage,
+                "damage": damage,
+                "card": card,
+                "report": str(page) if page.is_file() else None,
+                "verdict": report and report["verdict"],
+                "provenance": report and report["provenance"],
+                "figures": report and report["internal"]["figures"],
+                "others": report and report["others"],
+                "in_service": report and report["in_service"],
+                "in_service_name": report and report["in_service_name"],
+                "history": [move.to_dict() for move in moves],
+            }
+        )
+    else:
+        _print_facts(folder, card, damage, aliases, page)
+        if report is None:
+            out.print(f"No report{f': {remark}' if remark else ''}.", markup=False, soft_wrap=True)
+        else:
+            _print_report(report)
+        _print_history(moves)
+        out.print(DISCLAIMER)
+    if damage:
+        raise typer.Exit(1)
+
+
+@models_app.command("promote")
+def promote_version(
+    version: Name,
+    force: Annotated[bool, typer.Option("--force", help="Also where it is worse than the model in service.")] = False,
+    margin: Annotated[float, typer.Option(min=0, max=1, help="How much worse its figure may be.")] = MARGIN,
+    why: Why = "",
+    mirror: Mirror = True,
+    json_: Json = False,
+) -> None:
+    """Let the stream serve a version: a running one from its next batch on. Exit code 1: refused.
+
+    It is refused where the report on it shows that it is worse than the model in service.
+    """
+    settings = load_settings()
+    card = read_card(find_model(settings.models_folder, version))
+    champion = read_aliases(settings.models_folder).get(CHAMPION_FILE)
+    report, remark = _find_report(settings, card.version)
+    decision = decide(card, report, champion, margin=margin)
+    promoted, forced = decision.allowed or force, force and not decision.allowed
+    if remark:
+        err.print(f"note: {remark}", markup=False, soft_wrap=True)
+    if promoted and champion != card.version:
+        reason = "; ".join(filter(None, (why, decision.why)))
+        promote(settings.models_folder, card.version, why=reason, forced=forced)
+    answer = {
+        "version": card.version,
+        "before": champion,
+        "promoted": promoted,
+        "compared": decision.compared,
+        "why": decision.why,
+        "forced": forced,
+        "verdict": _verdict_of(report) or None,
+    }
+    if not promoted:
+        if json_:
+            print_json(answer)
+        err.print(f"[bold red]refused:[/] {escape(decision.why)}.", soft_wrap=True)
+        err.print("It is promoted all the same with --force; --margin says how much worse a model may be.")
+        raise typer.Exit(1)
+    if not json_ and champion == card.version:
+        out.print(f"{card.name} {card.version} is the champion already.", markup=False)
+    elif not json_:
+        out.print(
+            f"Promoted {card.name} {card.version}{' by force' if forced else ''}. "
+            "A running stream serves it from its next batch on.",
+            markup=False,
+        )
+        out.print(f"{decision.why[0].upper()}{decision.why[1:]}.", markup=False, soft_wrap=True)
+    if _verdict_of(report) == "confounded":
+        err.print("[bold yellow]warning:[/] its figures are confounded: no evidence that a disease is detected.")
+    mirrored = mirror and mirror_aliases(settings, card.name)
+    if json_:
+        print_json({**answer, "mirrored": mirrored})
+
+
+@models_app.command("rollback")
+def roll_back(why: Why = "", mirror: Mirror = True, json_: Json = False) -> None:
+    """Serve the champion before the last promotion again; once more goes further back."""
+    settings = load_settings()
+    done = rollback(settings.models_folder, why=why)
+    for version, reason in done.skipped:
+        err.print(f"skipped {version}: {reason}", markup=False, soft_wrap=True)
+    if not json_:
+        out.print(
+            f"Back from {done.before} to {done.card.name} {done.card.version}. "
+            "A running stream serves it from its next batch on.",
+            markup=False,
+        )
+    mirrored = mirror and mirror_aliases(settings, done.card.name)
+    if json_:
+        skipped = dict(done.skipped)
+        print_json({"version": done.card.version, "before": done.before, "skipped": skipped, "mirrored": mirrored})
+
+
+@models_app.command("challenge")
+def challenge(
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="As 'xray models list' shows it.")] = None,
+    none: Annotated[bool, typer.Option("--none", help="Have no challenger any more.")] = False,
+    why: Why = "",
+    mirror: Mirror = True,
+    json_: Json = False,
+) -> None:
+    """Make a version the challenger, the one that may be the next champion, or have none any more."""
+    if (version is None) != none:
+        msg = "wanted a VERSION, or --none"
+        raise typer.BadParameter(msg)
+    settings = load_settings()
+    folder = settings.models_folder
+    before = read_aliases(folder).get(CHALLENGER_FILE)
+    if version is None:
+        clear_challenger(folder, why=why)
+        name = _name_of(folder, before)
+        said = f"{before} is the challenger no more." if before else "There was no challenger."
+    else:
+        card = set_challenger(folder, version, why=why)
+        name = card.name
+        said = f"{card.name} {card.version} is the challenger."
+    if not json_:
+        out.print(said, markup=False)
+    mirrored = mirror and name is not None and mirror_aliases(settings, name)
+    if json_:
+        print_json({"version": version, "before": before, "mirrored": mirrored})
+
+
+@models_app.command("sync")
+def sync(json_: Json = False) -> None:
+    """Register in MLflow what is missing there, and let its aliases name what ours name."""
+    from training.tracking import show_uri
+
+    settings = load_settings()
+    cards = list_models(settings.models_folder)
+    with step("telling MLflow"):
+        _track(settings, cards)
+        for name in sorted({card.name for card in cards}):
+            _mirror(settings, name, ())
+    aliases = read_aliases(settings.models_folder)
+    uri = show_uri(settings.tracking_uri)
+    if json_:
+        print_json({"uri": uri, "models": [card.version for card in cards], "aliases": aliases})
+        return
+    told = ", ".join(f"{alias} {version}" for alias, version in aliases.items()) or "none"
+    out.print(f"{len(cards)} models are in MLflow at {uri}; aliases: {told}.", markup=False, soft_wrap=True)
+
+
+def mirror_aliases(settings: StreamSettings, name: str, also: Sequence[ModelCard] = ()) -> bool:
+    """Let MLflow's aliases name what ours name; where that fails, say so in one line and go on.
+
+    Parameters
+    ----------
+    settings : StreamSettings
+        MLflow's address, and the folders.
+    name : str
+        Of the model, ``card.name``.
+    also : sequence of ModelCard
+        Versions to tell of that have no alias.
+
+    Returns
+    -------
+    bool
+        Whether MLflow has it.
+    """
+    try:
+        with step("telling MLflow"):
+            _mirror(settings, name, also)
+    except JobError as exc:
+        err.print(f"not mirrored to MLflow: {exc}. Later: xray models sync", markup=False, soft_wrap=True)
+        return False
+    return True
+
+
+def _mirror(settings: StreamSettings, name: str, also: Sequence[ModelCard]) -> None:
+    from training.tracking import mirror_alias
+
+    aliases = read_aliases(settings.models_folder)
+    cards = {alias: read_card(settings.models_folder / version) for alias, version in aliases.items()}
+    _track(settings, [*also, *cards.values()])
+    for alias in (CHAMPION_FILE, CHALLENGER_FILE):
+        card = cards.get(alias)
+        version = card.version if card is not None and card.name == name else None
+        mirror_alias(settings.tracking_uri, name, alias, version)
+
+
+def _track(settings: StreamSettings, cards: Iterable[ModelCard]) -> None:
+    from training.tracking import track_run
+
+    for card in cards:
+        report, _ = _find_report(settings, card.version)
+        track_run(
+            settings.tracking_uri,
+            settings.tracking.experiment,
+            card,
+            report,
+            settings.reports_folder / card.version,
+            settings.models_folder / card.version,
+        )
+
+
+def _aliases_by_version(models_folder: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for alias, version in read_aliases(models_folder).items():
+        found.setdefault(version, []).append(alias)
+    return found
+
+
+def _find_report(settings: StreamSettings, version: str) -> tuple[dict[str, Any] | None, str]:
+    """Give the report on a model, and what is wrong with one that cannot be read."""
+    try:
+        return read_report(settings.reports_folder / version), ""
+    except ModelLoadError as exc:
+        return None, str(exc)
+
+
+def _read_any_card(folder: Path) -> tuple[dict[str, Any], str]:
+    """Give a model's card, and what is wrong with the model; of a damaged one what can be read."""
+    try:
+        return asdict(read_card(folder)), ""
+    except ModelLoadError as exc:
+        try:
+            found = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        return found if isinstance(found, dict) else {}, str(exc)
+
+
+def _name_of(models_folder: Path, version: str | None) -> str | None:
+    return None if version is None else _read_any_card(models_folder / version)[0].get("name")
+
+
+def _verdict_of(report: Mapping[str, Any] | None) -> str:
+    return "" if report is None else str(report["verdict"]["verdict"])
+
+
+def _color_verdict(verdict: str) -> str:
+    return f"[red]{verdict}[/]" if verdict == "confounded" else escape(verdict)
+
+
+def _headline(card: ModelCard, report: Mapping[str, Any] | None) -> str:
+    """Give the one figure to know a model by; without a report there is no interval."""
+    if report is None:
+        accuracy = card.metrics.get("accuracy")
+        return "" if accuracy is None else f"accuracy {accuracy:.3f}"
+    figures = report["internal"]["figures"]
+    name = "auroc" if figures["auroc"]["value"] is not None and len(card.labels) == 2 else "accuracy"  # noqa: PLR2004
+    return f"{'AUROC' if name == 'auroc' else name} {_with_interval(figures[name])}"
+
+
+def _with_interval(estimate: Mapping[str, Any]) -> str:
+    if estimate["value"] is None:
+        return "none"
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+def _describe_row(card: ModelCard, report: Mapping[str, Any] | None, aliases: list[str]) -> dict[str, Any]:
+    return {
+        "version": card.version,
+        "champion": CHAMPION_FILE in aliases,
+        "aliases": aliases,
+        "created_at": card.created_at,
+        "network": card.network,
+        "precision": card.precision,
+        "labels": list(card.labels),
+        "verdict": _verdict_of(report) or None,
+        **card.metrics,
+        "figures": report and report["internal"]["figures"],
+    }
+
+
+def _print_facts(folder: Path, card: Mapping[str, Any], damage: str, aliases: list[str], page: Path) -> None:
+    table = new_table("", "")
+    table.show_header = False
+    table.columns[1].overflow = "fold"
+    labels = card.get("labels")
+    facts = {
+        "model": f"{card.get('name', '')} {folder.name}",
+        "alias": ", ".join(aliases) or "none",
+        "created": card.get("created_at"),
+        "classes": ", ".join(map(str, labels)) if isinstance(labels, list | tuple) else labels,
+        "decides": card.get("operating_point"),
+        "network": f"{card.get('network', '')} {card.get('precision', '')}, rendering {card.get('rendering_version')}",
+        "folder": folder,
+        "report": page if page.is_file() else "none",
+        "SHA-256": card.get("sha256"),
+    }
+    for name, value in facts.items():
+        table.add_row(name, escape(str(value)))
+    table.add_row("hash check", f"[bold red]not ok[/]: {escape(damage)}" if damage else "[green]ok[/]")
+    out.print(table)
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
+    verdict, provenance, internal = report["verdict"], report["provenance"], report["internal"]
+    out.print(f"Verdict: {_color_verdict(verdict['verdict'])}")
+    for reason in (*verdict["reasons"], *verdict["notes"]):
+        out.print(f"  {reason}.", markup=False, soft_wrap=True)
+    origin = {
+        "weights": f"{provenance['weights']}, SHA-256 {provenance['weights_sha256']}",
+        "classifier": provenance["classifier"],
+        "procedure": f"{provenance['procedure']}, seed {provenance['seed']}",
+        "data": f"SHA-256 {provenance['data_sha256']}",
+        "code": provenance["code_version"],
+    }
+    for name, text in origin.items():
+        out.print(f"{name}: {text}", markup=False, soft_wrap=True)
+    title = f"{internal['n_images']} held-out images of {internal['n_patients']} patients"
+    table = new_table("figure", "value (95 % interval)", title=title)
+    for name, estimate in internal["figures"].items():
+        table.add_row(escape(name), _with_interval(estimate))
+    for other in report["others"]:
+        table.add_row(escape(f"auroc, {other['name']}"), _with_interval(other["figures"]["auroc"]))
+    for name, compared in (report["in_service"] or {}).items():
+        if name in ("auroc", "accuracy"):
+            table.add_row(f"{name}, less that of {escape(report['in_service_name'])}", _signed(compared["difference"]))
+    out.print(table)
+
+
+def _signed(estimate: Mapping[str, Any]) -> str:
+    if estimate["value"] is None:
+        return "none"
+    ends = "" if estimate["low"] is None else f" ({estimate['low']:+.3f} to {estimate['high']:+.3f})"
+    return f"{estimate['value']:+.3f}{ends}"
+
+
+def _print_history(moves: list[Move]) -> None:
+    if not moves:
+        out.print("The history has no move of an alias to it or from it.")
+        return
+    table = new_table("when (UTC)", "alias", "from", "to", "by", "why", title="history")
+    for move in moves:
+        by = f"{move.command}{', forced' if move.forced else ''}"
+        row = (move.moved_at[:19].replace("T", " "), move.alias, move.before or "", move.after or "", by, move.why)
+        table.add_row(*map(escape, row))
+    out.print(table)

@@ -1,0 +1,307 @@
+"""``xray retrain``: a new classifier from the archive's stored features, compared with the model in service."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from schemas.errors import JobError
+from schemas.modelcard import read_card
+from schemas.registry import CHAMPION_FILE, champion_folder, promote, read_aliases, set_challenger
+from streaming.settings import StreamSettings, load_settings
+from training.gate import MARGIN, Decision, decide, read_report
+from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, step
+
+if TYPE_CHECKING:
+    from training.drift import Drift
+    from training.retrain import Retrained
+    from training.statistics import Comparison
+
+COMPARISON_NAME = "comparison.json"
+"""Beside the report: champion and challenger on the same held-out patients, of all and of each source."""
+
+_JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")  # as for training: a JVM that lives for seconds
+_COMMAND = "xray retrain"
+_FIGURES = ("auroc", "sensitivity", "specificity", "accuracy")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for a program.")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a retraining came to.
+
+    Parameters
+    ----------
+    retrained : Retrained
+        The new model.
+    drift : Drift
+        Whether it was called for.
+    decision : Decision
+        Whether the new model may be promoted.
+    report : Path
+        The page.
+    seconds : float
+        Wall time, reading and Spark's start included.
+    """
+
+    retrained: "Retrained"
+    drift: "Drift"
+    decision: Decision
+    report: Path
+    seconds: float
+
+
+def retrain(
+    promote_: Annotated[
+        bool, typer.Option("--promote", help="Let the stream serve the new model, if it is not worse.")
+    ] = False,
+    margin: Annotated[float, typer.Option(min=0, max=1, help="How much worse its figure may be.")] = MARGIN,
+    force: Annotated[bool, typer.Option("--force", help="With --promote: also where it is worse.")] = False,
+    min_labels: Annotated[int, typer.Option(min=2, help="Labelled images that are wanted at least.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of intervals and folds; the held-out patients do not depend on it.")] = 0,
+    json_: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Let Spark speak on the terminal.")] = False,
+) -> None:
+    """Fit a new classifier on stored features and confirmed findings, and compare it with the model in service.
+
+    No image is read: the archive has every scored image's features, and xray label recorded what was found. About 30 %
+    of the patients are held out, the same ones each time; both models are asked about their images.
+
+    The new model becomes the challenger. With --promote it becomes the champion, which the stream serves, unless its
+    AUROC (accuracy, of more than two classes) is worse by more than --margin, or surely worse: then it is refused, with
+    exit code 1. [bold]xray models rollback[/] goes back.
+    """
+    settings = load_settings()
+    outcome = retrain_on(settings, min_labels=min_labels, margin=margin, seed=seed, verbose=verbose)
+    decision, version = outcome.decision, outcome.retrained.card.version
+    promoted = promote_ and (decision.allowed or force)
+    refused = promote_ and not promoted
+    if promoted:
+        promote(
+            settings.models_folder,
+            version,
+            why=decision.why,
+            forced=not decision.allowed,
+            command=f"{_COMMAND} --promote",
+        )
+    elif not refused:
+        set_challenger(settings.models_folder, version, why=decision.why, command=_COMMAND)
+    if not json_:
+        show_outcome(outcome)
+        _say_what_was_done(version, promoted=promoted, refused=refused, decision=decision)
+    mirrored = _mirror(settings, outcome.retrained.card.name)
+    if json_:
+        alias = CHAMPION_FILE if promoted else None if refused else "challenger"
+        print_json({**describe_outcome(outcome), "promoted": promoted, "alias": alias, "mirrored": mirrored})
+    if refused:
+        err.print(f"[bold red]refused:[/] {escape(decision.why)}.", soft_wrap=True)
+        err.print(
+            f"It is kept as {version}. All the same: xray models promote {version} --force; --margin says how much "
+            "worse a model may be.",
+            markup=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
+
+
+def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed: int, verbose: bool) -> Outcome:
+    """Read, fit, judge and decide, in a Spark session of its own; no alias is moved.
+
+    Parameters
+    ----------
+    settings : StreamSettings
+        Spark's section and the folders.
+    min_labels, seed
+        See `training.retrain.retrain_model`.
+    margin : float
+        See `training.gate.decide`.
+    verbose : bool
+        Leave Spark's own words on the terminal.
+
+    Raises
+    ------
+    JobError
+        Nothing to learn from, a damaged model, or the champion was changed meanwhile.
+    """
+    from sparkdl.session import start_session  # noqa: PLC0415  heavy
+    from training.drift import load_reference, measure_drift, write_drift  # noqa: PLC0415
+    from training.report import write_report  # noqa: PLC0415
+    from training.retrain import retrain_model  # noqa: PLC0415
+    from training.stored import describe_featurizer, find_models_with, read_stored  # noqa: PLC0415
+
+    started = time.perf_counter()
+    folder = champion_folder(settings.models_folder)
+    card = read_card(folder)
+    reports = settings.reports_folder
+    with new_progress() as progress:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        # Before Spark starts: what is missing is told at once.
+        stored = read_stored(settings.tables_folder, settings.models_folder, card.version, report=tell)
+        tell("starting Spark", 0, 1)
+        spark = start_session(
+            app_name="xray-retrain",
+            log_folder=settings.logs_folder,
+            master=settings.spark.master,
+            driver_memory=settings.spark.driver_memory,
+            java_options=_JAVA_OPTIONS,
+            verbose=verbose,
+        )
+        tell("starting Spark", 1, 1)
+        try:
+            retrained = retrain_model(
+                spark,
+                stored,
+                folder,
+                card,
+                reports_folder=reports,
+                min_labels=min_labels,
+                seed=seed,
+                report=tell,
+            )
+        finally:
+            spark.stop()
+    own = reports / retrained.card.version
+    page = write_report(retrained.evaluation, own, with_thumbnails=False)
+    (own / COMPARISON_NAME).write_text(json.dumps(_describe_comparison(retrained), indent=2) + "\n", encoding="utf-8")
+    with step("looking for drift"):
+        featurizer = describe_featurizer(folder, card)
+        hashes = sorted(find_models_with(settings.models_folder, featurizer))
+        reference = load_reference(reports / card.version)
+        drift = measure_drift(settings.tables_folder, card, featurizer, hashes, reference, seed=seed)
+        write_drift(own, drift)
+    champion = read_aliases(settings.models_folder).get(CHAMPION_FILE)
+    if champion != card.version:
+        msg = (
+            f"{champion} was promoted meanwhile, and {retrained.card.version} was compared with {card.version}; "
+            "start again: xray retrain"
+        )
+        raise JobError(msg)
+    decision = decide(retrained.card, read_report(own), champion, margin=margin)
+    return Outcome(retrained, drift, decision, page, time.perf_counter() - started)
+
+
+def _mirror(settings: StreamSettings, name: str) -> bool:
+    from xray.models import mirror_aliases  # noqa: PLC0415
+
+    return mirror_aliases(settings, name)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """Print the comparison, the drift, and where the report is."""
+    from training.drift import list_figures  # noqa: PLC0415
+
+    retrained, evaluation = outcome.retrained, outcome.retrained.evaluation
+    compared = {"all": evaluation.in_service or {}, **retrained.by_source}
+    table = new_table(
+        "held-out images of", "figure", "#in service", "#new", "#difference, 95 % interval", title="The same images"
+    )
+    for name, figures in compared.items():
+        for figure in _FIGURES if name == "all" else _FIGURES[:1]:
+            if (found := figures.get(figure)) is not None:
+                shown = escape(name or "(unknown source)")
+                table.add_row(shown, figure, f"{found.first:.3f}", f"{found.second:.3f}", _describe_difference(found))
+    out.print(table)
+    counts = evaluation.data
+    out.print(
+        f"{counts.train.n_images:,} images of {counts.train.n_patients:,} patients to learn from, "
+        f"{counts.test.n_images:,} of {counts.test.n_patients:,} held out; {outcome.seconds:.1f} s."
+    )
+    out.print(f"In service: {evaluation.in_service_name}", markup=False, soft_wrap=True)
+    if evaluation.internal.note:
+        out.print(f"[yellow]Note:[/] {escape(evaluation.internal.note)}.", soft_wrap=True)
+    for why, count in retrained.left_out.items():
+        out.print(f"Left out: {count:,} labelled images {why}.", markup=False, soft_wrap=True)
+    if evaluation.verdict.verdict == "confounded":
+        reasons = "; ".join(evaluation.verdict.reasons)
+        out.print(
+            f"[bold red]Confounded:[/] {escape(reasons)}: no evidence that a disease is detected.", soft_wrap=True
+        )
+    drift = new_table("drift", "#how much", "read it by")
+    for row in list_figures(outcome.drift):
+        drift.add_row(*map(escape, row))
+    if drift.row_count:
+        out.print(drift)
+    verdict = outcome.drift.verdict
+    reasons = "; ".join(outcome.drift.reasons)
+    out.print(f"{verdict[0].upper()}{verdict[1:]}{': ' if reasons else ''}{reasons}.", markup=False, soft_wrap=True)
+    out.print(f"Report: {outcome.report}", markup=False, soft_wrap=True)
+    out.print(DISCLAIMER)
+
+
+def _describe_difference(found: "Comparison") -> str:
+    difference = found.difference
+    if math.isnan(difference.low):
+        return f"{difference.value:+.3f}"
+    return f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
+
+
+def _say_what_was_done(version: str, *, promoted: bool, refused: bool, decision: Decision) -> None:
+    if refused:
+        return
+    if promoted:
+        by_force = "" if decision.allowed else " by force"
+        out.print(f"Promoted {version}{by_force}: {decision.why}.", markup=False, soft_wrap=True)
+        out.print("A running stream serves it from its next batch on. Back: xray models rollback")
+        return
+    out.print(f"{version} is the challenger: {decision.why}.", markup=False, soft_wrap=True)
+    out.print(f"Serve it with: xray models promote {version}", markup=False)
+
+
+def describe_outcome(outcome: Outcome) -> dict[str, Any]:
+    """Render for JSON."""
+    retrained = outcome.retrained
+    return {
+        "version": retrained.card.version,
+        "in_service": retrained.evaluation.in_service_name,
+        "allowed": outcome.decision.allowed,
+        "why": outcome.decision.why,
+        "comparison": _describe_comparison(retrained),
+        "n_train": dict(retrained.n_train),
+        "n_held_out": dict(retrained.n_held_out),
+        "left_out": dict(retrained.left_out),
+        "verdict": retrained.evaluation.verdict.verdict,
+        "drift": {"called_for": outcome.drift.called_for, "reasons": list(outcome.drift.reasons)},
+        "report": str(outcome.report),
+        "model": str(retrained.folder),
+        "seconds": round(outcome.seconds, 3),
+    }
+
+
+def _describe_comparison(retrained: "Retrained") -> dict[str, Any]:
+    found: Mapping[str, Any] = {"all": retrained.evaluation.in_service or {}, "by_source": retrained.by_source}
+    return {
+        "in_service": retrained.evaluation.in_service_name,
+        "new": retrained.card.version,
+        "all": {name: _describe_figure(one) for name, one in found["all"].items()},
+        "by_source": {
+            source: {name: _describe_figure(one) for name, one in figures.items()}
+            for source, figures in found["by_source"].items()
+        },
+    }
+
+
+def _describe_figure(found: "Comparison") -> dict[str, float | None]:
+    values = {
+        "in_service": found.first,
+        "new": found.second,
+        "difference": found.difference.value,
+        "low": found.difference.low,
+        "high": found.difference.high,
+    }
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
