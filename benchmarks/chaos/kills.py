@@ -161,7 +161,7 @@ class ModelSwap:
         newest = scene.score.planned()
         with scene.publishing(before, seconds=_SWAP_S + 2):
             batch = next_batch(scene.score, scene.kafka.images_topic, newest)
-            done = run_command(scene.environ, "models", "promote", new, timeout_s=COMMAND_TIMEOUT_S)
+            done = run_command(scene.environ, "models", "promote", "--no-mirror", new, timeout_s=COMMAND_TIMEOUT_S)
             wait_s = rng.uniform(0, _SWAP_S)
             time.sleep(wait_s)
             scene.kill()
