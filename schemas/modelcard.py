@@ -2,13 +2,56 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import ModelLoadError
 
 CARD_FILE = "xray_model.json"
+
+NOVELTY_FILE = "novelty.npz"
+"""In a model's folder, where the card has `Novelty`; the folder's hash covers it."""
+
+_BINARY = 2
+
+
+class Flag(StrEnum):
+    """Why a prediction is not to be acted on: every value of a message's ``flags``."""
+
+    UNCERTAIN = "uncertain"
+    UNLIKE_TRAINING = "unlike_training"
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Probabilities of the positive label that are too close to the threshold: a person decides.
+
+    Parameters
+    ----------
+    low, high : float
+        ``low <= p < high`` is not decided on.
+    """
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Novelty:
+    """How images unlike the training images are told; what they are compared with is in `NOVELTY_FILE`.
+
+    Parameters
+    ----------
+    threshold : float
+        A distance above it is novel.
+    quantile : float
+        Share of training images that are not above it.
+    """
+
+    threshold: float
+    quantile: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +80,10 @@ class ModelCard:
         ISO 8601, UTC.
     metrics : dict
         Held-out figures from training, by name.
+    abstain : Band or None
+        What a two-class model does not decide on; None decides on everything.
+    novelty : Novelty or None
+        None takes every image for one of the kind that the model was trained on.
     """
 
     name: str
@@ -51,6 +98,33 @@ class ModelCard:
     sha256: str
     created_at: str
     metrics: dict[str, float]
+    abstain: Band | None = None
+    novelty: Novelty | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be decided with."""
+        if self.abstain is not None:
+            low, high = self.abstain.low, self.abstain.high
+            if len(self.labels) != _BINARY or not 0 <= low <= high <= 1:
+                msg = f"abstain is {low} to {high} of {len(self.labels)} classes, expected a part of 0 to 1, of 2"
+                raise ValueError(msg)
+        if self.novelty is not None and Flag.UNLIKE_TRAINING in self.labels:
+            msg = f"a label is {Flag.UNLIKE_TRAINING}, which is what is said of images that are not judged"
+            raise ValueError(msg)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Everything that the label of a prediction can be.
+
+        The classes and, of a model that tells images unlike its training images, `Flag.UNLIKE_TRAINING`.
+        """
+        return self.labels if self.novelty is None else (*self.labels, Flag.UNLIKE_TRAINING.value)
+
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        """What the model's predictions can be flagged with; empty where it checks nothing."""
+        checks = {Flag.UNCERTAIN: self.abstain, Flag.UNLIKE_TRAINING: self.novelty}
+        return tuple(flag for flag, check in checks.items() if check is not None)
 
     def to_json(self) -> str:
         """Render as indented JSON."""
@@ -101,14 +175,30 @@ def read_card(folder: Path) -> ModelCard:
             f"the model at {folder} was changed after training: its files hash to {found}, the card says {card.sha256}"
         )
         raise ModelLoadError(msg)
+    if (folder / NOVELTY_FILE).is_file() != (card.novelty is not None):
+        there = "has no" if card.novelty else "has a"
+        msg = f"the model at {folder} {there} file {NOVELTY_FILE}, its card says otherwise"
+        raise ModelLoadError(msg)
     return card
 
 
 def _parse_card(path: Path) -> ModelCard:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        wanted = {field.name for field in fields(ModelCard)}
-        return ModelCard(**{**{k: values[k] for k in wanted}, "labels": tuple(values["labels"])})
+        # Cards of earlier versions have no field that has a default.
+        known = {
+            field.name: values[field.name] for field in fields(ModelCard) if field.name in values or _needed(field)
+        }
+        band, novelty = known.pop("abstain", None), known.pop("novelty", None)
+        return ModelCard(
+            **{**known, "labels": tuple(values["labels"])},
+            abstain=None if band is None else Band(float(band["low"]), float(band["high"])),
+            novelty=None if novelty is None else Novelty(float(novelty["threshold"]), float(novelty["quantile"])),
+        )
     except (OSError, ValueError, KeyError, TypeError) as exc:
         msg = f"cannot read the model card {path}: {type(exc).__name__}: {exc}"
         raise ModelLoadError(msg) from exc
+
+
+def _needed(field: Field[Any]) -> bool:
+    return field.default is MISSING

@@ -18,15 +18,20 @@ from sparkdl.engine import Engine
 from sparkdl.imagerow import ImageRow, array_from_row
 from sparkdl.network import Network
 
-RESULT_DDL = "output array<float>, seconds double, reason string"
-"""What a network gives for every row: either ``output`` or ``reason`` is null."""
+RESULT_DDL = "output array<float>, seconds double, reason string, novel boolean"
+"""What a network gives for every row: either ``output`` or ``reason`` is null. ``novel`` is null where nobody asked."""
 
 NULL_INPUT = "null_input"
 
 ReadInput = Callable[[Any, Network], npt.NDArray[Any]]
 """Turns one row's value into the network's input; what it raises is the row's fault."""
 
-_RESULT_TYPE = pa.struct([("output", pa.list_(pa.float32())), ("seconds", pa.float64()), ("reason", pa.string())])
+TellNovel = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
+"""Tells from outputs, shape (n, n_features), which inputs are unlike what the network's user knows."""
+
+_RESULT_TYPE = pa.struct(
+    [("output", pa.list_(pa.float32())), ("seconds", pa.float64()), ("reason", pa.string()), ("novel", pa.bool_())]
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,9 @@ class _Result:
     reason: str | None = None
 
 
-def run_batches(batches: Iterator[pa.Array], engine: Engine, read: ReadInput) -> Iterator[pa.StructArray]:
+def run_batches(
+    batches: Iterator[pa.Array], engine: Engine, read: ReadInput, tell_novel: TellNovel | None = None
+) -> Iterator[pa.StructArray]:
     """Run a network over batches of rows.
 
     Parameters
@@ -47,15 +54,17 @@ def run_batches(batches: Iterator[pa.Array], engine: Engine, read: ReadInput) ->
         What to run.
     read : callable
         See `ReadInput`.
+    tell_novel : callable, optional
+        Asked of the outputs of each batch, see `TellNovel`.
 
     Yields
     ------
     pyarrow.StructArray
         `RESULT_DDL`, as many rows as came in: ``output`` (float32, shape (n_features,)), ``seconds`` that reading and
-        inference took, ``reason`` as ``"code: detail"`` where a row has no output.
+        inference took, ``reason`` as ``"code: detail"`` where a row has no output, ``novel``.
     """
     for batch in batches:
-        yield _to_arrow([_run(value, engine, read) for value in batch.to_pylist()])
+        yield _to_arrow([_run(value, engine, read) for value in batch.to_pylist()], tell_novel)
 
 
 def _run(value: Any, engine: Engine, read: ReadInput) -> _Result:
@@ -125,7 +134,7 @@ def fit_shape(loaded: npt.NDArray[Any], network: Network, origin: str) -> npt.ND
     return loaded.astype(np.float32).reshape(network.input_shape)
 
 
-def _to_arrow(results: list[_Result]) -> pa.StructArray:
+def _to_arrow(results: list[_Result], tell_novel: TellNovel | None) -> pa.StructArray:
     """Build the struct from whole buffers: a list of Python floats would cost more than some networks."""
     lengths = [0 if result.output is None else result.output.size for result in results]
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
@@ -135,4 +144,6 @@ def _to_arrow(results: list[_Result]) -> pa.StructArray:
     outputs = pa.ListArray.from_arrays(offsets, values, mask=missing)
     seconds = pa.array([result.seconds for result in results], pa.float64())
     reasons = pa.array([result.reason for result in results], pa.string())
-    return pa.StructArray.from_arrays([outputs, seconds, reasons], fields=list(_RESULT_TYPE))
+    answers = iter(tell_novel(np.stack(present)).tolist() if tell_novel and present else ())
+    novel = pa.array([None if result.output is None else next(answers, None) for result in results], pa.bool_())
+    return pa.StructArray.from_arrays([outputs, seconds, reasons, novel], fields=list(_RESULT_TYPE))

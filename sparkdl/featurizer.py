@@ -11,7 +11,7 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql.functions import col, when
-from pyspark.sql.types import DataType, DoubleType, StructField
+from pyspark.sql.types import BooleanType, DataType, DoubleType, StructField
 
 from schemas.errors import RecordError, SettingsError
 from sparkdl.batches import ReadInput, read_image
@@ -19,11 +19,15 @@ from sparkdl.imagerow import ImageRow, array_from_row
 from sparkdl.kerasmodels import convert_image_model
 from sparkdl.network import Network
 from sparkdl.networks import ENGINES, NETWORKS, POOLINGS, build_network
+from sparkdl.novelty import StoredGate
 from sparkdl.params import one_of
 from sparkdl.quantize import quantize_network
 from sparkdl.stage import NetworkStage, check_image_column
 
 CUSTOM = "custom"
+
+NOVEL_COLUMN = "novel"
+"""Boolean column that a featurizer with a gate adds: whether an image is unlike those that the gate knows."""
 _MODEL_NAMES = (*NETWORKS, CUSTOM)
 _PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -137,6 +141,25 @@ class DeepImageFeaturizer(NetworkStage):
         """Name the column for the seconds an image took; empty for none."""
         return self._set(timingCol=value)
 
+    @property
+    def noveltyGate(self) -> StoredGate | None:
+        """What tells images unlike the training images; None where nothing does."""
+        return self._gate
+
+    def setNoveltyGate(self, gate: StoredGate) -> "DeepImageFeaturizer":
+        """Add `NOVEL_COLUMN` from now on. The gate is no part of the saved stage.
+
+        Raises
+        ------
+        SettingsError
+            The gate is for features of another length.
+        """
+        if gate.references.shape[1] != self.network.n_features:
+            msg = f"the gate is for {gate.references.shape[1]} features, the network has {self.network.n_features}"
+            raise SettingsError(msg)
+        self._gate = gate
+        return self
+
     def calibrate(self, dataset: DataFrame, n_images: int = 300) -> "DeepImageFeaturizer":
         """Make an int8 copy of this stage, calibrated on images like those it will see.
 
@@ -193,12 +216,16 @@ class DeepImageFeaturizer(NetworkStage):
         fields = super()._added_fields()
         if self.getOrDefault("timingCol"):
             fields.append(StructField(self.getOrDefault("timingCol"), DoubleType(), nullable=True))
+        if self._gate is not None:
+            fields.append(StructField(NOVEL_COLUMN, BooleanType(), nullable=True))
         return fields
 
     def _added_columns(self, result: Callable[[str], Column]) -> dict[str, Column]:
         columns: dict[str, Any] = super()._added_columns(result)
         if self.getOrDefault("timingCol"):
             columns[self.getOrDefault("timingCol")] = result("seconds")
+        if self._gate is not None:
+            columns[NOVEL_COLUMN] = result("novel")
         return columns
 
 

@@ -17,6 +17,7 @@ from sparkdl.batches import RESULT_DDL, ReadInput, run_batches
 from sparkdl.engine import find_engine
 from sparkdl.hadoop import read_files, write_files
 from sparkdl.network import Network
+from sparkdl.novelty import StoredGate, find_gate
 from sparkdl.params import HasDevice, HasReasonCol
 from sparkdl.worker import settle_worker
 
@@ -38,6 +39,7 @@ class NetworkStage(Transformer, HasInputCol, HasOutputCol, HasDevice, HasReasonC
         super().__init__()
         self._network: Network | None = None
         self._broadcast: Any = None
+        self._gate: StoredGate | None = None
         self._setDefault(device="CPU", reasonCol="")
 
     @abstractmethod
@@ -139,7 +141,12 @@ class NetworkStage(Transformer, HasInputCol, HasOutputCol, HasDevice, HasReasonC
         if self._broadcast is None:
             self._broadcast = dataset.sparkSession.sparkContext.broadcast(self.network)
         function = network_udf(
-            dataset.sparkSession, self.network, self._read_input(), broadcast=self._broadcast, device=self.getDevice()
+            dataset.sparkSession,
+            self.network,
+            self._read_input(),
+            broadcast=self._broadcast,
+            device=self.getDevice(),
+            gate=self._gate,
         )
         return function(self._prepare_input(dataset))
 
@@ -197,6 +204,7 @@ def network_udf(
     broadcast: Any = None,
     device: str = "CPU",
     output_only: bool = False,
+    gate: StoredGate | None = None,
 ) -> Any:
     """Make a network a Spark function.
 
@@ -214,6 +222,8 @@ def network_udf(
         OpenVINO's device.
     output_only : bool
         Give the output alone, an array of floats, instead of `RESULT_DDL`.
+    gate : StoredGate, optional
+        What tells ``novel`` of each output.
 
     Returns
     -------
@@ -225,14 +235,21 @@ def network_udf(
     sha256, precision = network.sha256, network.precision
     # As many threads as Spark counts cores for a task: more would have workers fight over the cores.
     n_threads = int(spark.conf.get("spark.task.cpus", "1"))
+    find_sent = None if gate is None else _send_gate(spark, gate)
 
     def run_network(values: Iterator[pa.Array]) -> Iterator[pa.Array]:
         engine = find_engine(sha256, precision, lambda: sent.value, n_threads=n_threads, device=device)
+        tell_novel = None if find_sent is None else find_sent().flags
         settle_worker(sha256)
-        for result in run_batches(values, engine, read):
+        for result in run_batches(values, engine, read, tell_novel):
             yield result.field("output") if output_only else result
 
     return arrow_udf(run_network, returnType="array<float>" if output_only else RESULT_DDL)
+
+
+def _send_gate(spark: SparkSession, gate: StoredGate) -> Callable[[], StoredGate]:
+    sent, sha256 = spark.sparkContext.broadcast(gate), gate.sha256
+    return lambda: find_gate(sha256, lambda: sent.value)
 
 
 _IMAGE_FIELDS = frozenset({"origin", "height", "width", "nChannels", "mode", "data"})

@@ -56,7 +56,8 @@ _PREDICTION_DDL = """
     image struct<source: string, id: string, sha256: string, media_type: string, height: int, width: int,
                  payload_bytes: bigint>,
     model struct<name: string, version: string, sha256: string, rendering_version: int>,
-    label string, probabilities map<string, double>, positive_label string, threshold double, operating_point string
+    label string, probabilities map<string, double>, positive_label string, threshold double, operating_point string,
+    flags array<string>
 """
 _FEATURES_DDL = """
     event_id string, image struct<source: string, id: string, sha256: string>,
@@ -75,7 +76,7 @@ _MERGE_ATTEMPTS = 5
 
 
 def create_tables(spark: SparkSession, folder: str) -> None:
-    """Create the tables that are missing.
+    """Create the tables that are missing, and add to those of an earlier version the columns that they lack.
 
     Raises
     ------
@@ -90,10 +91,19 @@ def create_tables(spark: SparkSession, folder: str) -> None:
         )
         try:
             spark.sql(statement)
+            _add_columns(spark, table, folder)
         except Exception as exc:  # Spark wraps what the file system says in types of many packages
             first_line = str(exc).strip().splitlines()[0]
             msg = f"cannot create the table {folder}/{table.name}: {first_line}. See XRAY_ARCHIVE__FOLDER."
             raise JobError(msg) from exc
+
+
+def _add_columns(spark: SparkSession, table: Table, folder: str) -> None:
+    """Add columns that are new; rows that are there have null in them."""
+    there = spark.table(_identifier(folder, table)).columns
+    if new := [part for name, part in zip(table.columns, table.parts, strict=True) if name not in there]:
+        spark.sql(f"ALTER TABLE {_identifier(folder, table)} ADD COLUMNS ({', '.join(new)})")
+        log.info("table %s: added %s", table.name, ", ".join(new))
 
 
 def start_archive(
@@ -221,6 +231,7 @@ def select_predictions(events: DataFrame) -> DataFrame:
         *[col(f"{event}.model.{name}").alias(f"model_{name}") for name in ("name", "version", "sha256")],
         f"{event}.model.rendering_version",
         *[f"{event}.{name}" for name in ("label", "probabilities", "positive_label", "threshold", "operating_point")],
+        f"{event}.flags",
         col(f"{event}.probabilities")[col(f"{event}.positive_label")].alias("score"),
         # A device may send any text as its time; what is no time becomes null, the topic keeps the text.
         _time(envelope.CAPTURED_AT).alias("captured_at"),

@@ -17,7 +17,7 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from schemas.errors import Reason, SettingsError
-from schemas.modelcard import ModelCard
+from schemas.modelcard import Flag, ModelCard
 from streaming.settings import MetricsSettings
 
 # A _created series beside each counter doubles the page, and no dashboard here reads one.
@@ -116,6 +116,8 @@ class BatchTotals:
         Images and their bytes.
     predictions : dict
         Count by label.
+    flags : dict
+        Count of predictions by flag.
     dead_letters : dict
         Count by reason.
     histograms : dict
@@ -125,6 +127,7 @@ class BatchTotals:
     consumed: int = 0
     input_bytes: int = 0
     predictions: dict[str, int] = field(default_factory=dict)
+    flags: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, tuple[list[int], float]] = field(default_factory=dict)
 
@@ -152,8 +155,10 @@ class StreamMetrics:
         self._info.clear()
         self._info.labels(card.name, card.version, card.sha256).set(1)
         # Series that exist from the start let a rate see their first event.
-        for label in card.labels:
+        for label in card.answers:
             self.predictions.labels(card.name, label)
+        for flag in Flag:
+            self.flagged.labels(card.name, flag.value)
         for name in _BY_MODEL:
             self.histograms[name].show(card.name)
 
@@ -162,6 +167,12 @@ class StreamMetrics:
         self.images_consumed = Counter("xray_images_consumed", "Images read from the topic.", registry=registry)
         self.predictions = Counter(
             "xray_predictions", "Predictions, by model and label.", ["model", "label"], registry=registry
+        )
+        self.flagged = Counter(
+            "xray_flagged_predictions",
+            "Predictions that are not to be acted on, by model and flag.",
+            ["model", "flag"],
+            registry=registry,
         )
         self.dead_letters = Counter(
             "xray_dead_letters", "Images that could not be scored.", ["stage", "reason"], registry=registry
@@ -238,6 +249,8 @@ class StreamMetrics:
         self.input_bytes.inc(totals.input_bytes)
         for label, count in totals.predictions.items():
             self.predictions.labels(model, label).inc(count)
+        for flag, count in totals.flags.items():
+            self.flagged.labels(model, flag).inc(count)
         for reason, count in totals.dead_letters.items():
             self.dead_letters.labels(DEAD_LETTER_STAGE, reason).inc(count)
         for name, (counts, total) in totals.histograms.items():

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from pyspark.ml import PipelineModel
 
-from schemas.errors import ModelLoadError
-from schemas.modelcard import ModelCard, read_card
+from schemas.errors import ModelLoadError, SettingsError
+from schemas.modelcard import NOVELTY_FILE, ModelCard, read_card
 from schemas.modelstages import check_stages
 from schemas.registry import champion_folder
 from sparkdl.decode import RENDERING_VERSION
+from sparkdl.featurizer import DeepImageFeaturizer
+from sparkdl.novelty import read_gate
 from streaming.score import featurizer_of
 
 log = logging.getLogger(__name__)
@@ -66,17 +68,27 @@ def check_card(folder: Path) -> ModelCard:
             f"this installation decodes with version {RENDERING_VERSION}. Train it anew."
         )
         raise ModelLoadError(msg)
+    if card.novelty is not None:
+        _check_gate(folder / NOVELTY_FILE, card.novelty.threshold)
     return card
 
 
+def _check_gate(path: Path, threshold: float) -> None:
+    """Compare: the folder's hash covers the file and not the card."""
+    stored = read_gate(path).threshold
+    if stored != threshold:
+        msg = f"{path} has threshold {stored}, the model's card says {threshold}"
+        raise ModelLoadError(msg)
+
+
 def load_model(folder: Path) -> PipelineModel:
-    """Load a saved pipeline.
+    """Load a saved pipeline, its featurizer with the gate for images unlike its training images, where it has one.
 
     Raises
     ------
     ModelLoadError
-        The folder is no `PipelineModel`, names a class that is none of those a model is made of, or its first stage is
-        no `DeepImageFeaturizer` on OpenVINO.
+        The folder is no `PipelineModel`, names a class that is none of those a model is made of, its first stage is
+        no `DeepImageFeaturizer` on OpenVINO, or its gate cannot be read or is for another network.
     """
     check_stages(folder)  # loading imports and runs whatever class the files name
     try:
@@ -86,11 +98,22 @@ def load_model(folder: Path) -> PipelineModel:
             raise
         msg = f"cannot load the model at {folder}: {type(exc).__name__}: {str(exc).strip().splitlines()[0]}"
         raise ModelLoadError(msg) from exc
-    engine = featurizer_of(model).getOrDefault("engine")
+    featurizer = featurizer_of(model)
+    engine = featurizer.getOrDefault("engine")
     if engine != "openvino":
         msg = f"the model at {folder} runs on the reference engine {engine}; the stream serves with OpenVINO"
         raise ModelLoadError(msg)
+    if (folder / NOVELTY_FILE).is_file():
+        _attach_gate(featurizer, folder / NOVELTY_FILE)
     return model
+
+
+def _attach_gate(featurizer: DeepImageFeaturizer, path: Path) -> None:
+    try:
+        featurizer.setNoveltyGate(read_gate(path))
+    except SettingsError as exc:
+        msg = f"{path}: {exc}"
+        raise ModelLoadError(msg) from exc
 
 
 class ChampionWatch:

@@ -29,7 +29,8 @@ from pyspark.sql.functions import (
 )
 
 from schemas import envelope
-from schemas.modelcard import ModelCard
+from schemas.modelcard import Flag, ModelCard
+from sparkdl.featurizer import NOVEL_COLUMN
 from streaming.published import NOTHING, Places, Published
 from streaming.settings import KafkaSettings
 
@@ -64,15 +65,16 @@ def add_decision(frame: DataFrame, card: ModelCard) -> DataFrame:
     Parameters
     ----------
     frame : DataFrame
-        With ``probability`` and ``reason``.
+        With ``probability``, ``reason`` and, where the model tells images unlike its training images, `NOVEL_COLUMN`.
     card : ModelCard
-        Names the classes and holds the threshold.
+        Names the classes and holds the threshold and the abstain band.
 
     Returns
     -------
     DataFrame
         With ``probabilities`` (array of double in the order of ``card.labels``), ``score``, ``label_name`` (null where
-        the row failed) and ``scored_ms``, the wall clock in milliseconds once the row was scored.
+        the row failed), ``flags`` (array of `Flag`; null where the row failed or the model flags nothing) and
+        ``scored_ms``, the wall clock in milliseconds once the row was scored.
     """
     probabilities = vector_to_array(col("probability"))
     score = col("probabilities")[card.labels.index(card.positive_label)]
@@ -82,9 +84,28 @@ def add_decision(frame: DataFrame, card: ModelCard) -> DataFrame:
     framed = frame.withColumn("probabilities", when(col("reason").isNull(), probabilities)).withColumn(
         "scored_ms", clock
     )
-    return framed.withColumn("score", score).withColumn(
-        "label_name", when(col("reason").isNull(), _decide(names, card))
+    decided = {"label_name": _say(names, card), "flags": _flag(card)}
+    return framed.withColumn("score", score).withColumns(
+        {name: when(col("reason").isNull(), value) for name, value in decided.items()}
     )
+
+
+def _say(names: Column, card: ModelCard) -> Column:
+    """Decide, but not on an image unlike those that the model knows: whatever it says of that one means nothing."""
+    if card.novelty is None:
+        return _decide(names, card)
+    return when(col(NOVEL_COLUMN), lit(Flag.UNLIKE_TRAINING.value)).otherwise(_decide(names, card))
+
+
+def _flag(card: ModelCard) -> Column:
+    """Give the one flag that counts, if any: an image that is not judged cannot be uncertain as well."""
+    if not card.flags:
+        return lit(None).cast("array<string>")
+    unlike = lit(False) if card.novelty is None else col(NOVEL_COLUMN)
+    score = col("score")
+    near = lit(False) if card.abstain is None else (score >= card.abstain.low) & (score < card.abstain.high)
+    raised = when(unlike, array(lit(Flag.UNLIKE_TRAINING.value))).when(near, array(lit(Flag.UNCERTAIN.value)))
+    return raised.otherwise(array().cast("array<string>"))
 
 
 def _decide(names: Column, card: ModelCard) -> Column:
@@ -150,6 +171,8 @@ def _prediction(topic: str, card: ModelCard) -> Column:
             lit(card.positive_label).alias("positive_label"),
             lit(card.threshold).cast("double").alias("threshold"),
             lit(card.operating_point).alias("operating_point"),
+            # Null, and so left out, where the model checks nothing: its messages are what they were before flags.
+            col("flags"),
             lit(envelope.DISCLAIMER).alias("disclaimer"),
         )
     )

@@ -14,12 +14,12 @@ import pyarrow as pa
 from pyspark.ml import PipelineModel
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql.functions import array, array_repeat, coalesce, col, count_if, lit, when
+from pyspark.sql.functions import array, array_contains, array_repeat, coalesce, col, count_if, lit, when
 from pyspark.sql.functions import sum as sum_
 from pyspark.sql.streaming import StreamingQuery
 
 from schemas.errors import ModelLoadError, Reason
-from schemas.modelcard import ModelCard
+from schemas.modelcard import Flag, ModelCard
 from sparkdl.decode import DecodeLimits
 from sparkdl.featurizer import DeepImageFeaturizer
 from sparkdl.worker import settle_worker
@@ -79,7 +79,7 @@ def start_score(
     spark : SparkSession
         With the Kafka connector's jars.
     model : PipelineModel
-        A `DeepImageFeaturizer` first, a classifier last.
+        A `DeepImageFeaturizer` first, with a gate where the card names one; a classifier last.
     card : ModelCard
         The model's card.
     settings : StreamSettings
@@ -216,7 +216,8 @@ def _observations(card: ModelCard, kafka: KafkaSettings) -> list[Column]:
     return [
         count_if(real).alias("consumed"),
         coalesce(sum_(when(real, col("payload_bytes"))), lit(0)).alias("input_bytes"),
-        array(*[count_if(scored & (col("label_name") == label)) for label in card.labels]).alias("predictions"),
+        array(*[count_if(scored & (col("label_name") == answer)) for answer in card.answers]).alias("predictions"),
+        array(*[count_if(scored & array_contains("flags", flag.value)) for flag in Flag]).alias("flags"),
         array(*[count_if(real & (col("reason") == reason.value)) for reason in Reason]).alias("dead_letters"),
         *_histogram("decode", col("decode_seconds"), DECODE_BUCKETS_S, real),
         *_histogram("predict", col(_PREDICT_COLUMN), PREDICT_BUCKETS_S, scored),
@@ -252,7 +253,8 @@ def read_totals(observed: Any, card: ModelCard) -> BatchTotals:
     return BatchTotals(
         consumed=observed["consumed"],
         input_bytes=observed["input_bytes"],
-        predictions=dict(zip(card.labels, observed["predictions"], strict=True)),
+        predictions=dict(zip(card.answers, observed["predictions"], strict=True)),
+        flags=dict(zip([flag.value for flag in Flag], observed["flags"], strict=True)),
         dead_letters=dict(zip([reason.value for reason in Reason], observed["dead_letters"], strict=True)),
         histograms={name: (list(observed[f"{name}_counts"]), float(observed[f"{name}_sum"])) for name in names},
     )

@@ -1,0 +1,351 @@
+"""What a model does not decide on: its card, its file, and the same answer in training and serving."""
+
+import json
+import pickle
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from schemas.documents import load_schema
+from schemas.errors import DatasetError, ModelLoadError, SettingsError
+from schemas.modelcard import (
+    CARD_FILE,
+    NOVELTY_FILE,
+    Band,
+    Flag,
+    ModelCard,
+    Novelty,
+    hash_model_folder,
+    read_card,
+    write_card,
+)
+from sparkdl import novelty as serving
+from sparkdl.batches import run_batches
+from sparkdl.novelty import StoredGate, find_gate, read_gate, write_gate
+from training.calibration import AbstainBand, fit_gate
+from training.decision import Decision, check_decision, fit_decision, measure_decision, store_decision
+from training.statistics import Outcomes, gather_outcomes
+
+_N = 60
+_LENGTH = 24
+
+
+def make_features(seed: int, n: int = _N, centre: float = 5.0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    rng = np.random.default_rng(seed)
+    return (centre * np.eye(_LENGTH)[0] + rng.normal(0, 1, (n, _LENGTH))).astype(np.float32)
+
+
+def patients(n: int = _N) -> list[str]:
+    return [f"p{number // 2}" for number in range(n)]
+
+
+def known() -> Outcomes:
+    rng = np.random.default_rng(3)
+    labels = np.arange(_N) % 2
+    positive = np.clip(0.3 + 0.4 * labels + rng.normal(0, 0.2, _N), 0.01, 0.99)
+    return gather_outcomes(labels.tolist(), np.stack([1 - positive, positive], axis=1), patients(), threshold=0.5)
+
+
+@pytest.fixture
+def decision() -> Decision:
+    return fit_decision(
+        known(), make_features(0), patients(), threshold=0.5, abstain_share=0.2, gate_quantile=0.95, seed=1
+    )
+
+
+@pytest.fixture
+def card() -> ModelCard:
+    return ModelCard(
+        name="cxr", version="1", labels=("normal", "opacities"), positive_label="opacities", threshold=0.5,
+        operating_point="", network="EfficientNetLite0", precision="fp32", rendering_version=1, sha256="0" * 64,
+        created_at="2026-01-01T00:00:00Z", metrics={"accuracy": 0.9},
+    )  # fmt: skip
+
+
+def save(folder: Path, card: ModelCard, decision: Decision) -> ModelCard:
+    """Save as training does: files, hash, card."""
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"w")
+    store_decision(folder, decision)
+    card = replace(card, abstain=decision.abstain, novelty=decision.novelty, sha256=hash_model_folder(folder))
+    write_card(folder, card)
+    return card
+
+
+# --- the card ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_card_of_an_earlier_version_still_loads(card: ModelCard, tmp_path: Path) -> None:
+    saved = save(tmp_path / "model", card, Decision())
+    values = json.loads((tmp_path / "model" / CARD_FILE).read_text())
+    del values["abstain"], values["novelty"]
+    (tmp_path / "model" / CARD_FILE).write_text(json.dumps(values))
+    assert read_card(tmp_path / "model") == saved
+    assert saved.flags == ()
+    assert saved.answers == saved.labels
+
+
+def test_a_needed_field_is_still_missed(card: ModelCard, tmp_path: Path) -> None:
+    save(tmp_path / "model", card, Decision())
+    values = json.loads((tmp_path / "model" / CARD_FILE).read_text())
+    del values["threshold"]
+    (tmp_path / "model" / CARD_FILE).write_text(json.dumps(values))
+    with pytest.raises(ModelLoadError, match="threshold"):
+        read_card(tmp_path / "model")
+
+
+def test_band_and_gate_come_back_as_they_were_chosen(card: ModelCard, decision: Decision, tmp_path: Path) -> None:
+    saved = save(tmp_path / "model", card, decision)
+    found = read_card(tmp_path / "model")
+    assert found == saved
+    assert decision.band is not None
+    assert decision.gate is not None
+    assert found.abstain == Band(decision.band.low, decision.band.high)
+    assert found.novelty == Novelty(decision.gate.threshold, 0.95)
+    assert found.flags == (Flag.UNCERTAIN, Flag.UNLIKE_TRAINING)
+    assert found.answers == ("normal", "opacities", "unlike_training")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"abstain": {"low": 0.6, "high": 0.4}},
+        {"abstain": {"low": 0.4}},
+        {"abstain": {"low": 0.4, "high": 1.4}},
+        {"abstain": {"low": float("nan"), "high": 0.5}},
+        {"abstain": {"low": 0.4, "high": 0.6}, "labels": ["a", "b", "opacities"]},
+        {"novelty": {"threshold": 0.1, "quantile": 0.9}, "labels": ["unlike_training", "opacities"]},
+    ],
+)
+def test_a_card_that_cannot_be_decided_with_is_refused(change: dict[str, Any], card: ModelCard, tmp_path: Path) -> None:
+    save(tmp_path / "model", card, Decision())
+    (tmp_path / "model" / CARD_FILE).write_text(json.dumps(asdict(card) | change))
+    with pytest.raises(ModelLoadError, match="cannot read the model card"):
+        read_card(tmp_path / "model")
+
+
+def test_the_gate_cannot_be_taken_away_or_changed(card: ModelCard, decision: Decision, tmp_path: Path) -> None:
+    saved = save(tmp_path / "model", card, decision)
+    for name in ("lost", "changed", "unsaid"):
+        shutil.copytree(tmp_path / "model", tmp_path / name)
+    (tmp_path / "lost" / NOVELTY_FILE).unlink()
+    with pytest.raises(ModelLoadError, match="was changed after training"):
+        read_card(tmp_path / "lost")
+    content = bytearray((tmp_path / "changed" / NOVELTY_FILE).read_bytes())
+    content[500] ^= 1
+    (tmp_path / "changed" / NOVELTY_FILE).write_bytes(content)
+    with pytest.raises(ModelLoadError, match="was changed after training"):
+        read_card(tmp_path / "changed")
+    # The card is not part of the hash.
+    write_card(tmp_path / "unsaid", replace(saved, novelty=None))
+    with pytest.raises(ModelLoadError, match="has a file"):
+        read_card(tmp_path / "unsaid")
+
+
+def test_a_gate_that_was_not_stored_is_missed(card: ModelCard, decision: Decision, tmp_path: Path) -> None:
+    saved = save(tmp_path / "model", card, Decision())
+    write_card(tmp_path / "model", replace(saved, novelty=decision.novelty))
+    with pytest.raises(ModelLoadError, match="has no file"):
+        read_card(tmp_path / "model")
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_stored_gate_says_what_the_fitted_one_says(decision: Decision, tmp_path: Path) -> None:
+    store_decision(tmp_path, decision)
+    stored, fitted = read_gate(tmp_path / NOVELTY_FILE), decision.gate
+    assert fitted is not None
+    assert stored.threshold == fitted.threshold
+    seen = np.concatenate([make_features(7), make_features(8, centre=-5.0)])
+    assert stored.measure_distances(seen) == pytest.approx(fitted.measure_distances(seen), abs=2e-6)
+    flags = stored.flags(seen).tolist()
+    assert flags == fitted.flags(seen).tolist()
+    assert all(flags[_N:])
+    assert sum(flags[:_N]) < _N / 4
+    assert stored.flags(np.full((1, _LENGTH), np.nan, np.float32)).all()
+
+
+def test_the_same_gate_is_the_same_file(decision: Decision, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        store_decision(tmp_path / name, decision)
+    first, second = (read_gate(tmp_path / name / NOVELTY_FILE) for name in ("a", "b"))
+    assert first.sha256 == second.sha256
+    store_decision(tmp_path, Decision())
+    assert not (tmp_path / NOVELTY_FILE).exists()
+
+
+def _whole(**change: Any) -> dict[str, Any]:
+    references = np.ones((3, 4), np.float32)
+    return {"references": references, "threshold": np.array(0.1), "quantile": np.array(0.9)} | change
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        _whole(references=np.ones(4, np.float32)),
+        _whole(references=np.ones((3, 4))),
+        _whole(references=np.ones((0, 4), np.float32)),
+        _whole(references=np.full((3, 4), np.nan, np.float32)),
+        _whole(threshold=np.array(np.inf)),
+        _whole(threshold=np.ones(2)),
+        {"references": np.ones((3, 4), np.float32)},
+    ],
+)
+def test_a_file_that_is_no_gate_is_refused(arrays: dict[str, Any], tmp_path: Path) -> None:
+    write_gate(tmp_path / NOVELTY_FILE, arrays)
+    with pytest.raises(ModelLoadError, match=NOVELTY_FILE):
+        read_gate(tmp_path / NOVELTY_FILE)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut off"])
+def test_junk_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / NOVELTY_FILE).write_bytes(content)
+    with pytest.raises(ModelLoadError, match="cannot read"):
+        read_gate(tmp_path / NOVELTY_FILE)
+
+
+class _Executed:
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("a gate's file was executed",)
+
+
+def test_nothing_in_the_file_is_executed(tmp_path: Path) -> None:
+    np.savez(tmp_path / NOVELTY_FILE, **_whole(threshold=np.array([_Executed()], dtype=object)))
+    with pytest.raises(ModelLoadError, match="cannot read"):
+        read_gate(tmp_path / NOVELTY_FILE)
+    (tmp_path / NOVELTY_FILE).write_bytes(pickle.dumps(_Executed()))
+    with pytest.raises(ModelLoadError, match="cannot read"):
+        read_gate(tmp_path / NOVELTY_FILE)
+
+
+def test_a_worker_keeps_two_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_gates", {})
+    loaded: list[str] = []
+
+    def ask(sha256: str) -> StoredGate:
+        def load() -> StoredGate:
+            loaded.append(sha256)
+            return StoredGate(np.ones((1, 2), np.float32), 0.1, sha256)
+
+        return find_gate(sha256, load)
+
+    assert ask("a") is ask("a")
+    ask("b")
+    ask("a")
+    ask("c")
+    ask("a")
+    ask("b")
+    assert loaded == ["a", "b", "c", "b"]
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_chosen_unless_asked() -> None:
+    found = fit_decision(None, make_features(0), patients(), threshold=0.5)
+    assert (found.band, found.gate, found.abstain, found.novelty, found.describe()) == (None, None, None, None, "")
+    assert measure_decision(found, known(), make_features(0)) == (None, None)
+
+
+def test_a_decision_is_measured_on_other_images(decision: Decision) -> None:
+    abstention, novelty = measure_decision(decision, known(), make_features(9))
+    assert abstention is not None
+    assert novelty is not None
+    assert abstention.share.value == pytest.approx(0.2, abs=0.02)
+    assert novelty.threshold == decision.gate.threshold  # type: ignore[union-attr]
+    assert 0 <= novelty.flagged.value < 0.4
+
+
+def test_a_decision_is_said_in_words() -> None:
+    gate = fit_gate(make_features(0), patients(), quantile=0.99)
+    words = Decision(AbstainBand(0.41234, 0.6), gate).describe()
+    assert words == "; undecided from 0.4123 to 0.6; not judged where less like the training images than 0.99 of them"
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "wish"),
+    [
+        (2, {"abstain_share": 0.0}),
+        (2, {"abstain_share": 0.6}),
+        (3, {"abstain_share": 0.1}),
+        (2, {"gate_quantile": 1.0}),
+        (2, {"gate_quantile": 0.0}),
+    ],
+)
+def test_wishes_out_of_range_are_refused(n_classes: int, wish: dict[str, float]) -> None:
+    with pytest.raises(SettingsError):
+        check_decision(n_classes, **{"abstain_share": None, "gate_quantile": None, **wish})
+
+
+def test_a_band_needs_a_threshold_and_a_gate_images() -> None:
+    with pytest.raises(SettingsError, match="two classes and their threshold"):
+        fit_decision(None, make_features(0), patients(), threshold=0.5, abstain_share=0.1)
+    with pytest.raises(DatasetError, match="cannot be chosen: 10 images of 5 patients"):
+        fit_decision(None, make_features(0, 10), patients(10), threshold=0.5, gate_quantile=0.99)
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+class _Engine:
+    """Gives its input back."""
+
+    network: Any = None
+
+    def infer(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return values
+
+
+@pytest.mark.parametrize("size", [1, 3, _N])
+def test_an_answer_does_not_depend_on_its_neighbours(size: int, decision: Decision, tmp_path: Path) -> None:
+    store_decision(tmp_path, decision)
+    gate = read_gate(tmp_path / NOVELTY_FILE)
+    features = np.concatenate([make_features(7), make_features(8, centre=-5.0)])
+    seen = [*features.tolist(), None]
+    batches = [pa.array(seen[start : start + size]) for start in range(0, len(seen), size)]
+    read = lambda value, _network: np.array(value, np.float32)  # noqa: E731
+    found = [row for batch in run_batches(iter(batches), _Engine(), read, gate.flags) for row in batch.to_pylist()]
+    alone = [bool(gate.flags(row[None])[0]) for row in features]
+    assert [row["novel"] for row in found] == [*alone, None]
+    assert len(set(alone)) > 1
+    without = [row for batch in run_batches(iter(batches), _Engine(), read) for row in batch.to_pylist()]
+    assert {row["novel"] for row in without} == {None}
+    assert [row["output"] for row in without] == [row["output"] for row in found]
+
+
+def test_an_image_at_the_threshold_does_not_depend_on_its_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    references = np.abs(rng.normal(0, 1, (300, 1280))).astype(np.float32)
+    references /= np.linalg.norm(references, axis=1, keepdims=True)
+    seen = np.abs(rng.normal(0, 1, (64, 1280))).astype(np.float32)
+    gate = StoredGate(references, 0.0, "")
+    together = gate.measure_distances(seen)
+    alone = np.array([gate.measure_distances(row[None])[0] for row in seen])
+    assert (together != alone).any(), "rounding differs, or there is nothing to test"
+    # At each image's own distance, the last digit decides.
+    for place, distance in enumerate(alone):
+        assert not StoredGate(references, float(distance), "").flags(seen)[place]
+        assert StoredGate(references, float(np.nextafter(distance, 0)), "").flags(seen)[place]
+
+
+# --- the message ------------------------------------------------------------------------------------------------------
+
+
+def test_flags_of_the_schema_are_the_codes() -> None:
+    schema = load_schema("prediction")
+    assert schema["properties"]["flags"]["items"]["enum"] == [flag.value for flag in Flag]
+    assert "flags" not in schema["required"]
+
+
+@pytest.mark.parametrize("flags", [None, "uncertain", ["odd"], ["uncertain", "uncertain"]])
+def test_other_flags_break_the_schema(flags: Any) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(flags, load_schema("prediction")["properties"]["flags"])
