@@ -14,12 +14,13 @@ from deltalake import write_deltalake
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from schemas.registry import promote
 from sparkdl.decode import RENDERING_VERSION
+from training.decision import Decision, store_decision
 
 LABELS = ("normal", "ill")
 FIRST_DAY = date(2026, 1, 5)
 
 _MODEL = Path(__file__).parent / "fixtures" / "model-first-release"
-_NO_CARD = ModelCard(
+NO_CARD = ModelCard(
     name="cxr",
     version="",
     labels=LABELS,
@@ -52,11 +53,19 @@ class Scored:
         return path
 
 
-def add_champion(home: Path, version: str = "20260101T000000Z") -> ModelCard:
+def add_champion(home: Path, version: str = "20260101T000000Z", *, decision: Decision | None = None) -> ModelCard:
     """Put the fixture's model into XRAY_HOME and promote it."""
     folder = home / "models" / version
     shutil.copytree(_MODEL, folder)
-    card = replace(_NO_CARD, version=version, sha256=hash_model_folder(folder))
+    decision = decision or Decision()
+    store_decision(folder, decision)
+    card = replace(
+        NO_CARD,
+        version=version,
+        sha256=hash_model_folder(folder),
+        abstain=decision.abstain,
+        novelty=decision.novelty,
+    )
     write_card(folder, card)
     promote(home / "models", version)
     return card

@@ -196,8 +196,8 @@ def retrain_model(
     threshold, or does not judge images unlike its training images, the new one does so for the same share of images.
     """
     started = time.perf_counter()
+    check_labels(stored, card, min_labels=min_labels)
     held_out = choose_held_out(stored.patients)
-    _check(stored, card, held_out, min_labels)
     featurizer, served = _load(champion)
     work = _Work(stored, card, held_out, seed, read_report(reports_folder / card.version), report)
     fitted = work.fit(served)
@@ -231,7 +231,8 @@ def retrain_model(
         evaluation, provenance=replace(evaluation.provenance, seconds=round(time.perf_counter() - started, 3))
     )
     own = reports_folder / new_card.version
-    save_reference(own, make_reference(stored.features, outcomes.probabilities[:, -1], seed=seed))
+    scores = outcomes.probabilities[:, card.labels.index(card.positive_label)]
+    save_reference(own, make_reference(stored.features, scores, seed=seed))
     (own / IMAGES_FILE).write_text("\n".join(stored.digests[~held_out].tolist()) + "\n", encoding="utf-8")
     report("judging", 3, 3)
     _log.info(
@@ -253,7 +254,15 @@ def retrain_model(
     )
 
 
-def _check(stored: StoredSet, card: ModelCard, held_out: _Mask, min_labels: int) -> None:
+def check_labels(stored: StoredSet, card: ModelCard, *, min_labels: int = MIN_LABELS) -> None:
+    """Refuse what nothing can be learned from; to be called before Spark is started.
+
+    Raises
+    ------
+    DatasetError, SettingsError
+        See `retrain_model`.
+    """
+    held_out = choose_held_out(stored.patients)
     if card.rendering_version != RENDERING_VERSION:
         msg = (
             f"{card.version} was made with decoding rules {card.rendering_version}, these are {RENDERING_VERSION}: "
@@ -271,8 +280,8 @@ def _check(stored: StoredSet, card: ModelCard, held_out: _Mask, min_labels: int)
         counts = np.bincount(stored.labels[mask], minlength=len(card.labels))
         if missing := [label for label, count in zip(card.labels, counts, strict=True) if not count]:
             msg = (
-                f"no labelled image of {', '.join(missing)} is among the {mask.sum()} of {side} patients: record "
-                "more with 'xray label FILE.csv'"
+                f"no labelled image of {', '.join(missing)} is among the {mask.sum()} images of {side} patients: "
+                "record more with 'xray label FILE.csv'"
             )
             raise DatasetError(msg)
 
@@ -529,6 +538,11 @@ class _Work:
         ]
         if self.served_report and PAPER.describe() != (used := self.served_report["provenance"]["classifier"]):
             notes.append(f"the model in service was fitted as {used}, this one as {PAPER.describe()}")
+        if self.served_report is None and self.card.threshold not in (None, _EVEN):
+            notes.append(
+                f"the model in service decides at {self.card.threshold:g}, and no report says how that was chosen; "
+                f"this one decides at {_EVEN:g}"
+            )
         if self.n_resamples < _N_RESAMPLES:
             notes.append(
                 f"intervals are from {self.n_resamples} resamples, those of calibration from {_FEW_CALIBRATIONS}, as "

@@ -5,13 +5,14 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from schemas.errors import JobError
+from schemas.errors import DependencyError, JobError
 from schemas.modelcard import read_card
 from schemas.registry import CHAMPION_FILE, champion_folder, promote, read_aliases, set_challenger
 from streaming.settings import StreamSettings, load_settings
@@ -28,6 +29,7 @@ COMPARISON_NAME = "comparison.json"
 
 _JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")  # as for training: a JVM that lives for seconds
 _COMMAND = "xray retrain"
+_NEEDED = ("sklearn", "jinja2", "threadpoolctl")
 _FIGURES = ("auroc", "sensitivity", "specificity", "accuracy")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for a program.")]
@@ -78,6 +80,9 @@ def retrain(
     AUROC (accuracy, of more than two classes) is worse by more than --margin, or surely worse: then it is refused, with
     exit code 1. [bold]xray models rollback[/] goes back.
     """
+    if force and not promote_:
+        msg = "--force goes with --promote"
+        raise typer.BadParameter(msg)
     settings = load_settings()
     outcome = retrain_on(settings, min_labels=min_labels, margin=margin, seed=seed, verbose=verbose)
     decision, version = outcome.decision, outcome.retrained.card.version
@@ -127,13 +132,18 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
 
     Raises
     ------
+    DependencyError
+        A package of the extra ``train`` is missing.
     JobError
         Nothing to learn from, a damaged model, or the champion was changed meanwhile.
     """
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        msg = f"retraining needs {', '.join(missing)}: pip install 'xray-stream[train]'"
+        raise DependencyError(msg)
     from sparkdl.session import start_session  # noqa: PLC0415  heavy
     from training.drift import load_reference, measure_drift, write_drift  # noqa: PLC0415
     from training.report import write_report  # noqa: PLC0415
-    from training.retrain import retrain_model  # noqa: PLC0415
+    from training.retrain import check_labels, retrain_model  # noqa: PLC0415
     from training.stored import describe_featurizer, find_models_with, read_stored  # noqa: PLC0415
 
     started = time.perf_counter()
@@ -150,6 +160,7 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
 
         # Before Spark starts: what is missing is told at once.
         stored = read_stored(settings.tables_folder, settings.models_folder, card.version, report=tell)
+        check_labels(stored, card, min_labels=min_labels)
         tell("starting Spark", 0, 1)
         spark = start_session(
             app_name="xray-retrain",

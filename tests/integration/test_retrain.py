@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,17 @@ from pyspark.sql import SparkSession
 from schemas.modelcard import hash_model_folder, read_card
 from schemas.registry import read_aliases
 from streaming.models import load_model
+from tests.shelf import evaluate
 from tests.stored import add_champion, score_images
+from training.calibration import AbstainBand, Abstention, fit_gate
 from training.classifier import ClassifierSettings, Head, fit_classifier
+from training.decision import Decision
+from training.labels import Confirmation, record_labels
 from training.regression import fit_regression
+from training.report import write_report
+from training.retrain import retrain_model
+from training.statistics import Estimate, OperatingPoint
+from training.stored import read_stored
 
 pytestmark = [pytest.mark.spark, pytest.mark.delta, pytest.mark.train]
 
@@ -89,7 +98,7 @@ def test_labels_make_a_challenger_that_serves(spark: SparkSession, tmp_path: Pat
     old = PipelineModel.load(f"file://{tmp_path / 'models' / card.version}")
     assert model.stages[0].network.sha256 == old.stages[0].network.sha256
 
-    # Promoted, it is compared with the next one on patients that it has not learned from. The same rows, the same model.
+    # Promoted, it is compared with the next one on patients that it has not learned from. Same rows, same model.
     answer(xray(tmp_path, "models", "promote", first["version"], "--json"))
     second = answer(xray(tmp_path, "retrain", "--json"))
     again = PipelineModel.load(f"file://{tmp_path / 'models' / second['version']}")
@@ -97,6 +106,48 @@ def test_labels_make_a_challenger_that_serves(spark: SparkSession, tmp_path: Pat
     assert second["comparison"]["all"]["auroc"]["difference"] == 0
     assert Head.of(again.stages[1]).coefficients.tobytes() == Head.of(model.stages[1]).coefficients.tobytes()
     assert second["n_held_out"] == first["n_held_out"]
+
+
+def test_the_new_model_decides_as_the_old_one_does(spark: SparkSession, tmp_path: Path) -> None:
+    some = np.random.default_rng(5).standard_normal((60, 3)).astype(np.float32)
+    gate = fit_gate(some, [f"p{number}" for number in range(60)], quantile=0.9)
+    card = add_champion(tmp_path, decision=Decision(AbstainBand(0.4, 0.6), gate))
+    reports = tmp_path / "reports"
+    evaluation = evaluate(card)
+    nothing = evaluation.internal.figures["accuracy"]
+    evaluation = replace(
+        evaluation,
+        provenance=replace(evaluation.provenance, procedure="calibrated, operating point at sensitivity 0.9"),
+        operating_point=OperatingPoint(0.3, 0.9, nothing, nothing),
+        abstention=Abstention(Estimate(0.1, 0.05, 0.15), evaluation.internal.figures, evaluation.internal.figures),
+    )
+    (reports / card.version).mkdir(parents=True)
+    write_report(evaluation, reports / card.version)
+    scored = score_images(tmp_path, card, _N_IMAGES)
+    labels = {
+        digest: Confirmation(2, (), label, patient)
+        for digest, label, patient in zip(scored.digests, scored.labels, scored.patients, strict=True)
+    }
+    record_labels(str(tmp_path / "tables"), labels)
+    stored = read_stored(str(tmp_path / "tables"), tmp_path / "models", card.version)
+    champion = tmp_path / "models" / card.version
+
+    found = retrain_model(spark, stored, champion, card, reports_folder=reports)
+
+    assert read_card(found.folder) == found.card
+    assert [one.name for one in found.evaluation.variants] == ["as fitted", "calibrated", "at sensitivity 0.9"]
+    assert found.evaluation.provenance.procedure.endswith("calibrated, operating point at sensitivity 0.9")
+    assert found.card.threshold != 0.5
+    assert found.card.abstain is not None
+    assert found.card.abstain.low < found.card.threshold < found.card.abstain.high
+    assert found.card.novelty is not None
+    assert found.card.novelty.quantile == 0.9
+    assert found.evaluation.abstention is not None
+    assert found.evaluation.abstention.share.value == pytest.approx(0.1, abs=0.08)
+    assert found.evaluation.novelty is not None
+    # The coefficients that are saved are the calibrated ones.
+    saved = Head.of(load_model(found.folder).stages[1]).predict(scored.features)
+    assert saved[:, 1].mean() == pytest.approx(np.mean([label == "ill" for label in scored.labels]), abs=0.1)
 
 
 def test_a_worse_challenger_is_refused(spark: SparkSession, tmp_path: Path) -> None:

@@ -1,15 +1,21 @@
 """Retraining without Spark: which patients are held out, the fit, and what the command shows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tests.stored import add_champion, score_images
+from schemas.errors import DatasetError, SettingsError
+from tests.stored import NO_CARD, add_champion, score_images
 from training.classifier import PAPER, ClassifierSettings, Head
+from training.drift import ENERGY_LIMIT, MIN_IMAGES, P_LIMIT, PSI_LIMIT, WINDOW_DAYS
+from training.gate import MARGIN
+from training.labels import Confirmation, record_labels
 from training.regression import fit_regression
-from training.retrain import choose_held_out, predict_rows
+from training.retrain import HELD_OUT_SHARE, MIN_LABELS, check_labels, choose_held_out, predict_rows
+from training.stored import StoredSet
 from xray.__main__ import run
 
 _CONVERGED = ClassifierSettings(reg_param=0.02, elastic_net_param=0.5, max_iter=1000)
@@ -100,6 +106,20 @@ def test_rows_are_predicted_in_parts() -> None:
     assert np.array_equal(predict_rows(head, features, rows), head.predict(features[rows]))
 
 
+def test_the_page_has_the_real_limits() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "retraining.md").read_text(encoding="utf-8")
+    for said in (
+        PAPER.describe(),
+        f"about {HELD_OUT_SHARE:.0%}".replace("%", " %"),
+        f"in service, {MARGIN:g} by default",
+        f"{MIN_LABELS} by default",
+        f"PSI is {PSI_LIMIT:g} or more and the Kolmogorov-Smirnov p below {P_LIMIT:g}",
+        f"is {ENERGY_LIMIT:g} or more and its p {P_LIMIT:g} or less. Nothing is said of fewer than {MIN_IMAGES} images",
+        f"archive's last {WINDOW_DAYS} days",
+    ):
+        assert said in " ".join(page.split())
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -107,7 +127,8 @@ def test_rows_are_predicted_in_parts() -> None:
     ("prepare", "said"),
     [
         ("nothing", "no model was promoted"),
-        ("model", "no labels yet"),
+        ("model", "no labels yet: record confirmed findings with 'xray label FILE.csv'"),
+        ("labels", "10 labelled images have a vector, wanted 100"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(
@@ -115,8 +136,30 @@ def test_what_is_missing_is_said_in_one_line(
 ) -> None:
     monkeypatch.setenv("XRAY_HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "400")
-    if prepare == "model":
-        score_images(tmp_path, add_champion(tmp_path), 10)
+    if prepare != "nothing":
+        scored = score_images(tmp_path, add_champion(tmp_path), 10)
+    if prepare == "labels":
+        record_labels(str(tmp_path / "tables"), {digest: Confirmation(2, (), "ill", None) for digest in scored.digests})
     monkeypatch.setattr("sys.argv", ["xray", "retrain"])
     assert run() == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_class_that_is_missing_on_one_side_is_named() -> None:
+    patients = np.array([f"p{number}" for number in range(200)])
+    held_out = choose_held_out(patients)
+    stored = StoredSet(np.zeros((200, 1), np.float32), held_out.astype(np.int64), patients, patients, patients, 0)
+    with pytest.raises(DatasetError, match=r"no labelled image of normal is among the \d+ images of held-out patients"):
+        check_labels(stored, NO_CARD, min_labels=10)
+
+
+def test_a_model_of_other_decoding_rules_is_refused() -> None:
+    nobody = np.array([], dtype=str)
+    stored = StoredSet(np.zeros((0, 1), np.float32), np.zeros(0, np.int64), nobody, nobody, nobody, 0)
+    with pytest.raises(SettingsError, match="train anew"):
+        check_labels(stored, replace(NO_CARD, rendering_version=0))
+
+
+def test_force_without_promote_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["xray", "retrain", "--force"])
+    assert run() == 2
