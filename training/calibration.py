@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sparkdl.novelty import N_NEIGHBOURS
 from training.statistics import Estimate, Outcomes, estimate_share, interval_of, measure, resample_patients
 
 Floats = npt.NDArray[np.float64]
@@ -28,7 +29,6 @@ _TINY = 1e-7  # keeps a probability of exactly 0 or 1, which no classifier shoul
 _BINARY = 2
 _NAN = float("nan")
 
-_N_NEIGHBOURS = 5
 _MAX_REFERENCES = 2000  # 10 MB of 1,280 float32; 0.3 ms an image
 _GATE_QUANTILE = 0.99
 _MIN_TRAINING = 20
@@ -527,7 +527,7 @@ def _unit(features: npt.NDArray[np.floating]) -> Features:
 def _distances(units: Features, references: Features, own: tuple[Ints, Ints] | None = None) -> Floats:
     """Shape (n,); ``own`` is each image's and each reference's patient: a patient's own references do not count."""
     found = np.zeros(len(units))
-    k = min(_N_NEIGHBOURS, len(references))
+    k = min(N_NEIGHBOURS, len(references))
     for start in range(0, len(units), _GATE_BLOCK):
         rows = slice(start, start + _GATE_BLOCK)
         cosines = units[rows] @ references.T
@@ -571,10 +571,8 @@ def fit_gate(
         There are too few images or patients, a feature is not a number, or the quantile is out of range.
     """
     names, codes = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    if len(features) != codes.size or len(features) < _MIN_TRAINING or names.size <= _N_NEIGHBOURS:
-        msg = (
-            f"{len(features)} images of {names.size} patients, expected {_MIN_TRAINING} of {_N_NEIGHBOURS + 1} or more"
-        )
+    if len(features) != codes.size or len(features) < _MIN_TRAINING or names.size <= N_NEIGHBOURS:
+        msg = f"{len(features)} images of {names.size} patients, expected {_MIN_TRAINING} of {N_NEIGHBOURS + 1} or more"
         raise ValueError(msg)
     if not 0 < quantile < 1 or not np.isfinite(features).all():
         msg = f"quantile is {quantile}, expected between 0 and 1, and features that are numbers"

@@ -38,6 +38,7 @@ from training.classifier import (
     predict_out_of_fold,
 )
 from training.dataset import Dataset, Sample, count_by_class
+from training.decision import Decision, check_decision, fit_decision, store_decision
 from training.duplicates import DuplicatePair, find_duplicates
 from training.evaluation import Candidate
 from training.featurecache import FeatureCache
@@ -71,12 +72,23 @@ class Procedure:
         Calibrate the probabilities on training patients, out of fold.
     sensitivity : float, optional
         Choose the threshold that reaches it on training patients, out of fold; for two classes.
+    abstain : float, optional
+        Share of images to abstain on, chosen on training patients, out of fold; for two classes.
+    gate : float, optional
+        Share of training images that are to count as of their own kind; images less like them are not judged.
     """
 
     tune: bool = False
     class_weights: bool = False
     calibrate: bool = False
     sensitivity: float | None = None
+    abstain: float | None = None
+    gate: float | None = None
+
+    @property
+    def needs_out_of_fold(self) -> bool:
+        """Whether something is chosen from what is said of training patients."""
+        return self.calibrate or self.sensitivity is not None or self.abstain is not None
 
     def describe(self) -> str:
         """Say it in words; ``"paper"`` where nothing is added."""
@@ -84,6 +96,10 @@ class Procedure:
         words = [name for name, asked in parts if asked]
         if self.sensitivity is not None:
             words.append(f"operating point at sensitivity {self.sensitivity:g}")
+        if self.abstain is not None:
+            words.append(f"abstains on {self.abstain:g}")
+        if self.gate is not None:
+            words.append(f"gate at {self.gate:g}")
         return ", ".join(words) or "paper"
 
 
@@ -215,6 +231,8 @@ class Fitted:
         Where one was asked for.
     candidates : tuple of Candidate
         What tuning tried.
+    decision : Decision
+        What is not decided on.
     """
 
     featurizer: DeepImageFeaturizer
@@ -224,6 +242,7 @@ class Fitted:
     calibrator: Calibrator | None = None
     operating_point: OperatingPoint | None = None
     candidates: tuple[Candidate, ...] = ()
+    decision: Decision = field(default_factory=Decision)
 
     @property
     def network(self) -> Network:
@@ -366,7 +385,12 @@ def train_model(  # noqa: PLR0913
     confusion = _confusion(held_out, len(dataset.labels))
     metrics = _measure(confusion, split)
     model = PipelineModel(stages=[featurizer, classifier])
-    folder, card = _save(model, out, lambda version, sha256: _write_up(name, version, sha256, dataset, fitted, metrics))
+    folder, card = _save(
+        model,
+        out,
+        fitted.decision,
+        lambda version, sha256: _write_up(name, version, sha256, dataset, fitted, metrics),
+    )
     result = TrainingResult(
         folder=folder,
         card=card,
@@ -394,6 +418,7 @@ def _check_procedure(procedure: Procedure, networks: Sequence[str], dataset: Dat
     if len(networks) > 1 and not procedure.tune:
         msg = f"{len(networks)} networks to choose from ({', '.join(networks)}), which only tuning does: add --tune"
         raise SettingsError(msg)
+    check_decision(len(dataset.labels), abstain_share=procedure.abstain, gate_quantile=procedure.gate)
     if procedure.sensitivity is None:
         return
     if len(dataset.labels) != _TWO_CLASSES:
@@ -556,8 +581,8 @@ class _Fitter:
         if settings != PAPER:
             steps.append(Step("as the paper fits it", Head.of(self._fit(PAPER)), threshold))
         steps.append(Step("as fitted" if not steps else settings.describe(), head, threshold))
-        calibrator, point = None, None
-        if procedure.calibrate or procedure.sensitivity is not None:
+        calibrator, point, known = None, None, None
+        if procedure.needs_out_of_fold:
             known = self.gather(out_of_fold or self.predict_out_of_fold(settings))
             if procedure.calibrate:
                 calibrator = fit_calibrator(known)
@@ -572,7 +597,16 @@ class _Fitter:
                 steps.append(Step(f"at sensitivity {procedure.sensitivity:g}", head, threshold, note))
         changed = procedure.calibrate or procedure.sensitivity is not None
         served = head.to_spark(self.spark, model, threshold) if changed else model
-        fitted = Fitted(featurizer, self.features, settings, tuple(steps), calibrator, point, candidates)
+        decision = fit_decision(
+            known,
+            self.features[~self.material.held_out],
+            self.material.training_groups,
+            threshold=threshold,
+            abstain_share=procedure.abstain,
+            gate_quantile=procedure.gate,
+            seed=self.seed,
+        )
+        fitted = Fitted(featurizer, self.features, settings, tuple(steps), calibrator, point, candidates, decision)
         return fitted, served
 
     def _fit(self, settings: ClassifierSettings) -> LogisticRegressionModel:
@@ -623,11 +657,14 @@ def _measure(confusion: Matrix, split: Split) -> dict[str, float]:
 # --- saved model ------------------------------------------------------------------------------------------------------
 
 
-def _save(model: PipelineModel, out: Path, write_up: Callable[[str, str], ModelCard]) -> tuple[Path, ModelCard]:
+def _save(
+    model: PipelineModel, out: Path, decision: Decision, write_up: Callable[[str, str], ModelCard]
+) -> tuple[Path, ModelCard]:
     """Save beside the final place and rename, so that a killed run leaves no half model."""
     with _reserved_version(out.absolute()) as (version, scratch):
         # A path as Hadoop reads it: with a scheme, whatever the default file system is, and not percent-encoded.
         model.write().save(f"file://{scratch / version}")
+        store_decision(scratch / version, decision)
         card = write_up(version, hash_model_folder(scratch / version))
         write_card(scratch / version, card)
         folder = (scratch / version).rename(out.absolute() / version)
@@ -674,13 +711,15 @@ def _write_up(
         labels=dataset.labels,
         positive_label=dataset.labels[-1],
         threshold=fitted.final.threshold,
-        operating_point=_describe_decision(fitted, dataset.labels[-1]),
+        operating_point=_describe_decision(fitted, dataset.labels[-1]) + fitted.decision.describe(),
         network=fitted.network.name,
         precision=fitted.network.precision,
         rendering_version=RENDERING_VERSION,
         sha256=sha256,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         metrics=metrics,
+        abstain=fitted.decision.abstain,
+        novelty=fitted.decision.novelty,
     )
 
 

@@ -25,6 +25,7 @@ from sparkdl.featurizer import DeepImageFeaturizer
 from training.calibration import measure_calibration
 from training.classifier import Head, fit_classifier
 from training.dataset import MANIFEST_FILE, Dataset, Sample, count_by_class, read_dataset
+from training.decision import measure_decision
 from training.duplicates import find_duplicates, union_groups
 from training.evaluation import (
     DataSummary,
@@ -159,6 +160,8 @@ def judge_model(
     verdict = judge_probes(figures["auroc"].value, probes)
     in_service, name, more = judge.compare_with_service(outcomes, models_folder, reports_folder)
     two = outcomes.n_classes == _BINARY
+    held_out = result.fitted.features[result.material.held_out]
+    abstention, novelty = measure_decision(result.fitted.decision, outcomes, held_out, seed=seed)
     evaluation = Evaluation(
         verdict=replace(verdict, notes=(*verdict.notes, *notes, *more)),
         provenance=judge.provenance(),
@@ -174,6 +177,8 @@ def judge_model(
         probes=probes,
         variants=judge.variants(),
         operating_point=result.fitted.operating_point,
+        abstention=abstention,
+        novelty=novelty,
         candidates=result.fitted.candidates,
         mistakes=judge.mistakes(),
         in_service=in_service,

@@ -296,6 +296,12 @@ def train(
     sensitivity: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Choose the threshold that reaches it, e.g. 0.95.")
     ] = None,
+    abstain: Annotated[
+        float | None, typer.Option(min=0.01, max=0.5, help="Share of images too close to the threshold to decide on.")
+    ] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Flag images unlike the training images instead of judging them.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the split and of random weights.")] = 0,
     promote: Annotated[
         bool, typer.Option(help="Let the stream serve the new model, unless it is worse than the one in service.")
@@ -308,6 +314,7 @@ def train(
 
     Features are kept in XRAY_HOME/cache: a stopped run goes on where it was, and another fit takes seconds.
     """
+    from training.decision import GATE_QUANTILE
     from training.fit import Procedure
     from xray.train import promote_trained, train_on
     from xray.views import show_training
@@ -318,7 +325,7 @@ def train(
         data,
         classes=classes.split(",") if classes else None,
         external=external or (),
-        procedure=Procedure(tune, class_weights, calibrate, sensitivity),
+        procedure=Procedure(tune, class_weights, calibrate, sensitivity, abstain, GATE_QUANTILE if gate else None),
         verbose=verbose,
         network=network or ["EfficientNetLite0"],
         weights=weights,

@@ -182,7 +182,7 @@ def prediction_table(seen: deque[SeenPrediction], total: int) -> Table:
     for prediction in seen:
         event, image = prediction.event, prediction.event["image"]
         place = "@".join(prediction.headers[f"xray_input_{name}"] for name in ("partition", "offset"))
-        positive = event["label"] == event["positive_label"]
+        positive = not event.get("flags") and event["label"] == event["positive_label"]
         label = f"[bold yellow]{event['label']}[/]" if positive else event["label"]
         score = event["probabilities"][event["positive_label"]]
         name = (image.get("id") or place)[:48]
