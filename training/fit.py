@@ -661,7 +661,7 @@ def _save(
     model: PipelineModel, out: Path, decision: Decision, write_up: Callable[[str, str], ModelCard]
 ) -> tuple[Path, ModelCard]:
     """Save beside the final place and rename, so that a killed run leaves no half model."""
-    with _reserved_version(out.absolute()) as (version, scratch):
+    with reserve_version(out.absolute()) as (version, scratch):
         # A path as Hadoop reads it: with a scheme, whatever the default file system is, and not percent-encoded.
         model.write().save(f"file://{scratch / version}")
         store_decision(scratch / version, decision)
@@ -672,8 +672,19 @@ def _save(
 
 
 @contextmanager
-def _reserved_version(out: Path) -> Iterator[tuple[str, Path]]:
-    """Give a free version and a hidden folder to work in; making that folder is what reserves the version."""
+def reserve_version(out: Path) -> Iterator[tuple[str, Path]]:
+    """Give a free version and a hidden folder to work in; making that folder is what reserves the version.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of models.
+
+    Yields
+    ------
+    tuple of str and Path
+        The version, named by the time, and the folder, which is removed afterwards with what is left in it.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for version in _versions(datetime.now(UTC)):
         scratch = out / f".{version}"

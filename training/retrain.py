@@ -34,7 +34,7 @@ from training.decision import Decision, fit_decision, store_decision
 from training.drift import make_reference, save_reference
 from training.evaluation import DataSummary, Evaluation, Mistake, Novelty, Provenance, SetFigures, Side, Variant
 from training.features import Features, Report, ignore
-from training.fit import _reserved_version as reserve_version
+from training.fit import reserve_version
 from training.gate import read_report
 from training.judge import IMAGES_FILE
 from training.metrics import weighted_metrics

@@ -11,6 +11,7 @@ from schemas.registry import CHAMPION_FILE, promote, read_aliases
 from sparkdl.session import start_session
 from streaming.settings import StreamSettings
 from training.dataset import read_dataset
+from training.drift import make_reference, save_reference
 from training.evaluation import Evaluation
 from training.featurecache import FeatureCache
 from training.fit import Procedure, TrainingResult, train_model
@@ -114,6 +115,9 @@ def train_on(
         spark.stop()
     folder = reports / result.card.version
     write_images(folder, result.material)
+    positive = result.card.labels.index(result.card.positive_label)
+    scores = [item.probabilities[positive] for item in result.held_out]
+    save_reference(folder, make_reference(result.fitted.features, scores, seed=seed))
     return Trained(result, evaluation, write_report(evaluation, folder))
 
 
