@@ -35,7 +35,7 @@ from xray.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ("publishing", "results", "operating", "security", "training", "retraining", "metrics")
+PAGES = ("publishing", "results", "operating", "security", "training", "models", "retraining", "metrics")
 COMMANDS: Any = typer.main.get_command(app)
 
 pages = pytest.mark.parametrize("name", PAGES)
