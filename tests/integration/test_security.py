@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import trustme
-from confluent_kafka import KafkaException
 from deltalake import DeltaTable
 from PIL import Image, PngImagePlugin
 from pydicom.dataset import Dataset
@@ -420,11 +419,10 @@ def test_writing_to_a_neighbours_topic_is_refused(secure: SecureBroker, role: st
     publisher.publish(b"forged", [], key=b"k", token=None)
     try:
         publisher.flush()
-    except KafkaException as exc:  # who may write to no topic at all does not even get a producer's id
-        answers.append(exc.args[0].str())
-    [answer] = answers
-    assert answer is not None
-    assert "authorization failed" in answer
+    except BrokerError as exc:  # who may write to no topic at all does not even get a producer's id
+        answers.append(str(exc))
+    assert answers
+    assert all(answer is not None and "authorization failed" in answer for answer in answers)
     assert b"forged" not in [value for _, value, _ in _read(secure.by_password(SUPER_USER), topic)]
 
 
