@@ -26,7 +26,7 @@ test: lint ## Every test: static checks, unit tests, then real Kafka, Spark and 
 	@$(BIN)/pytest -q
 
 check: lint ## Lint, types, import contracts and unit tests, in under two minutes
-	@$(BIN)/pytest -q tests/unit
+	@$(BIN)/pytest -q -n 2 tests/unit
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check --quiet .

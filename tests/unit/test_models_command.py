@@ -16,6 +16,7 @@ from schemas.registry import champion_folder, promote, read_aliases, read_histor
 from streaming.settings import load_settings
 from tests.shelf import add_model, add_report, evaluate
 from training import gate, tracking
+from xray import console
 from xray.__main__ import run
 
 needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the tracking extra (MLflow)")
@@ -40,7 +41,8 @@ Models = Callable[..., Done]
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XRAY_HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console.out, "width", 200)  # rich reads COLUMNS once, when the console is made
+    monkeypatch.setattr(console.err, "width", 200)
     for name, value in tracking._ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     return tmp_path

@@ -16,6 +16,7 @@ from training.labels import Confirmation, record_labels
 from training.regression import fit_regression
 from training.retrain import HELD_OUT_SHARE, MIN_LABELS, check_labels, choose_held_out, predict_rows
 from training.stored import StoredSet
+from xray import console
 from xray.__main__ import run
 
 _CONVERGED = ClassifierSettings(reg_param=0.02, elastic_net_param=0.5, max_iter=1000)
@@ -135,7 +136,7 @@ def test_what_is_missing_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepare: str, said: str
 ) -> None:
     monkeypatch.setenv("XRAY_HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(console.err, "width", 400)
     if prepare != "nothing":
         scored = score_images(tmp_path, add_champion(tmp_path), 10)
     if prepare == "labels":
