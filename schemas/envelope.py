@@ -28,6 +28,7 @@ SPECVERSION = "1.0"
 IMAGE_TYPE = "xray.image.v1"
 PREDICTION_TYPE = "xray.prediction.v1"
 FEATURES_TYPE = "xray.features.v1"
+LABEL_TYPE = "xray.label.v1"
 SCORE_SOURCE = "/xray-stream/score"
 
 # What is true of one delivery travels in headers, so that the value stays the same whenever the record is replayed.

@@ -1,4 +1,9 @@
-"""The labels table: findings that a person has confirmed, for retraining. `xray label` writes it, not the stream."""
+"""Findings that a person has confirmed, for retraining: their table, and why an event about one is left out.
+
+`xray label` writes the table, not the stream.
+"""
+
+from enum import StrEnum
 
 LABELS_TABLE = "labels"
 """Folder name below the tables' folder."""
@@ -16,3 +21,16 @@ LABELS_COLUMNS: dict[str, tuple[str, str]] = {
     "recorded_at": ("timestamp", "when this row was written, UTC"),
 }
 """Type and meaning by name, in order; columns may be added."""
+
+
+class LabelReason(StrEnum):
+    """Why an event of the labels topic became a dead letter: one closed set for headers, counts and tests."""
+
+    TOMBSTONE = "tombstone"
+    NOT_JSON = "not_json"
+    STRUCTURED_MODE = "structured_mode"
+    INVALID_FIELD = "invalid_field"
+    UNKNOWN_LABEL = "unknown_label"
+    INVALID_TIME = "invalid_time"
+    AMBIGUOUS_IMAGE = "ambiguous_image"
+    UNKNOWN_IMAGE = "unknown_image"

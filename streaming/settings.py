@@ -55,6 +55,10 @@ class KafkaSettings(_Section):
     """Feature vectors, for retraining."""
     deadletters_topic: str = "xray.deadletters"
     """Records that cannot be scored, with their original bytes."""
+    labels_topic: str = "xray.labels"
+    """Confirmed findings, from whoever reports on images; `xray label --follow` reads them."""
+    labels_deadletters_topic: str = "xray.labels.deadletters"
+    """Events about findings that could not be recorded, as they came."""
     canary_topic: str = "xray.canary"
     """The stream's own test image goes in here, so that no count of real images includes it."""
     canary_results_topic: str = "xray.canary.results"
@@ -189,6 +193,13 @@ class AuditSettings(_Section):
     """Each is about the images that the broker received in so many seconds before it."""
 
 
+class MonitorSettings(_Section):
+    """What a running stream finds out about the model in service and its challenger, from the tables."""
+
+    interval_s: float = Field(default=3600.0, ge=0)
+    """Seconds between two looks for drift, and at the challenger in shadow; 0 never looks."""
+
+
 class MetricsSettings(_Section):
     """The Prometheus page."""
 
@@ -231,6 +242,7 @@ class StreamSettings(BaseSettings):
     archive: ArchiveSettings = ArchiveSettings()
     retry: RetrySettings = RetrySettings()
     audit: AuditSettings = AuditSettings()
+    monitor: MonitorSettings = MonitorSettings()
     metrics: MetricsSettings = MetricsSettings()
     tracking: TrackingSettings = TrackingSettings()
 

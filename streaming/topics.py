@@ -1,8 +1,8 @@
-"""Creates the stream's topics, and checks the ones that are there."""
+"""Creates the topics of the stream and of the labels, and checks the ones that are there."""
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -12,7 +12,9 @@ from schemas.errors import BrokerError, SettingsError
 from streaming.settings import KafkaSettings
 
 HEADROOM_BYTES = 1024 * 1024
-"""How much larger a dead letter may be than the image message it was."""
+"""How much larger a dead letter may be than the message it was."""
+LABEL_BYTES = 1024 * 1024
+"""Largest event about a finding; one has some hundred bytes."""
 
 _TIMEOUT_S = 20
 _TRY_S = 2.0
@@ -49,8 +51,37 @@ def wanted_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
     }
 
 
-def create_topics(kafka: KafkaSettings) -> list[str]:
+def label_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
+    """Topics of the confirmed findings, with their configuration.
+
+    The stream does not use them, and needs no right to see them.
+
+    Returns
+    -------
+    dict
+        Topic name to topic properties. Events carry the broker's time: what they are held back by and what counts as
+        the time of those that give none must not hang on a sender's clock.
+    """
+    month = {"retention.ms": str(30 * _DAY_MS)}
+    return {
+        kafka.labels_topic: {
+            **month,
+            "max.message.bytes": str(LABEL_BYTES),
+            "message.timestamp.type": "LogAppendTime",
+        },
+        kafka.labels_deadletters_topic: {**month, "max.message.bytes": str(LABEL_BYTES + HEADROOM_BYTES)},
+    }
+
+
+def create_topics(kafka: KafkaSettings, topics: Mapping[str, Mapping[str, str]] | None = None) -> list[str]:
     """Create the topics that are missing.
+
+    Parameters
+    ----------
+    kafka : KafkaSettings
+        Broker, partitions and replicas.
+    topics : mapping of str to mapping, optional
+        Names and properties; by default `wanted_topics`.
 
     Returns
     -------
@@ -64,7 +95,8 @@ def create_topics(kafka: KafkaSettings) -> list[str]:
     """
     admin = connect_admin(kafka)
     present = set(describe_cluster(kafka).topics)
-    missing = {name: config for name, config in wanted_topics(kafka).items() if name not in present}
+    wanted = wanted_topics(kafka) if topics is None else topics
+    missing = {name: dict(config) for name, config in wanted.items() if name not in present}
     new = [
         NewTopic(name, num_partitions=kafka.partitions, replication_factor=kafka.replication_factor, config=config)
         for name, config in missing.items()
@@ -111,6 +143,25 @@ def check_topics(kafka: KafkaSettings) -> None:
                 "max.message.bytes or lower XRAY_KAFKA__MAX_MESSAGE_BYTES."
             )
             raise BrokerError(msg)
+
+
+def check_label_topics(kafka: KafkaSettings) -> None:
+    """Check that every event of the labels topic can become a dead letter.
+
+    Raises
+    ------
+    BrokerError
+        A topic is missing, its configuration may not be read, or the dead letters' topic takes too little.
+    """
+    events, letters = kafka.labels_topic, kafka.labels_deadletters_topic
+    found = _max_message_bytes(kafka, (events, letters))
+    wanted = found[events] + HEADROOM_BYTES
+    if found[letters] < wanted:
+        msg = (
+            f"topic {letters} takes messages up to {found[letters]} bytes, wanted {wanted}: what {events} takes, and "
+            f"{HEADROOM_BYTES} more. Raise its max.message.bytes or lower that of {events}."
+        )
+        raise BrokerError(msg)
 
 
 def _max_message_bytes(kafka: KafkaSettings, names: Iterable[str]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from confluent_kafka import Consumer, TopicPartition
 from schemas.errors import BrokerError, ModelLoadError
 from schemas.registry import champion_folder
 from streaming.settings import StreamSettings
-from streaming.topics import describe_cluster, wanted_topics
+from streaming.topics import describe_cluster, label_topics, wanted_topics
 
 _TIMEOUT_S = 10.0
 
@@ -37,7 +37,8 @@ def describe_status(settings: StreamSettings) -> dict[str, Any]:
 
 def _describe_topics(settings: StreamSettings) -> dict[str, dict[str, int]]:
     topics = describe_cluster(settings.kafka).topics
-    present = {name: sorted(topics[name].partitions) for name in wanted_topics(settings.kafka) if name in topics}
+    names = [*wanted_topics(settings.kafka), *label_topics(settings.kafka)]
+    present = {name: sorted(topics[name].partitions) for name in names if name in topics}
     consumer = Consumer(settings.kafka.to_librdkafka() | {"group.id": "xray-status", "log_level": 0})
     try:
         return {

@@ -6,9 +6,11 @@ import logging
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +28,27 @@ from schemas.errors import BrokerError, ModelLoadError, Reason, SettingsError, X
 from schemas.modelcard import hash_model_folder, read_card, write_card
 from schemas.modelstages import check_stages
 from streaming.audit import audit_stream
+from streaming.confirmations import open_confirmations
 from streaming.deadletters import Selection, list_dead_letters, plan_redrive, redrive, show_dead_letter
 from streaming.messages import open_reader, read_spans, scan_offsets
 from streaming.publish import ImagePublisher, publish_files
 from streaming.service import run_stream
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
-from streaming.topics import check_topics, create_topics, describe_cluster, wanted_topics
+from streaming.topics import check_topics, create_topics, describe_cluster, label_topics, wanted_topics
 from streaming.watch import watch_predictions
 from tests.conftest import free_ports
 from tests.integration.conftest import Trained
 from tests.integration.securebroker import SUPER_USER, SecureBroker
 from tests.integration.streams import running, wait_for_count
 from tests.specimens import dicom_dataset, encapsulated_dicom, gray_pixels, jpeg, write_dicom
+from tests.stored import add_champion, score_images
 from tests.unit.test_docs import names_in, rows_of, section
 from xray.cli import app
+from xray.label import Settled, follow_labels
 
 pytestmark = [pytest.mark.kafka]
 
-ROLES = ("device", "stream", "consumer", "operator", "admin")
+ROLES = ("device", "stream", "consumer", "operator", "reporter", "labeller", "admin")
 _ANSWER_S = 20.0
 
 
@@ -72,8 +77,9 @@ def secure(
             broker.allow(role, kind, name, operations, prefix=prefix)
         broker.await_rights(sum(len(operations) for *_, operations in rights))
         admin = broker.by_password("admin", partitions=2)
-        assert create_topics(admin) == sorted(wanted_topics(admin))
-        for topic in wanted_topics(admin):
+        topics = wanted_topics(admin) | label_topics(admin)
+        assert create_topics(admin, topics) == sorted(topics)
+        for topic in topics:
             broker.await_leaders(topic)
         yield broker
     finally:
@@ -381,6 +387,49 @@ def test_each_role_does_its_work_with_the_rights_of_the_docs(secure: SecureBroke
     assert create_topics(secure.by_password("admin")) == []
 
 
+@pytest.mark.delta
+def test_findings_go_from_reporter_to_labeller_with_the_rights_of_the_docs(
+    secure: SecureBroker, base_settings: StreamSettings, tmp_path: Path
+) -> None:
+    [digest] = score_images(tmp_path, add_champion(tmp_path), 1).digests
+    answers: list[str | None] = []
+    reporter = secure.by_password("reporter", images_topic="xray.labels")
+    publisher = ImagePublisher(reporter, lambda token, error: answers.append(error))
+    for value in (json.dumps({"label": "ill", "sha256": digest}).encode(), MARKERS[0].encode()):
+        publisher.publish(value, [], key=None, token=None)
+    publisher.flush()
+    assert answers == [None, None]
+    settings = base_settings.model_copy(update={"home": tmp_path, "kafka": secure.by_password("labeller")})
+    done: list[Settled] = []
+    follow_labels(
+        settings,
+        wait=timedelta(),
+        to_end=True,
+        ended=threading.Event(),
+        on_ready=lambda: None,
+        on_batch=done.append,
+    )
+    assert sum(batch.added for batch in done) == 1
+    [(_, value, headers)] = _read(secure.by_password(SUPER_USER), "xray.labels.deadletters")
+    assert value == MARKERS[0].encode()
+    assert headers["xray_reason"] == b"not_json"
+
+
+def test_a_labeller_without_a_right_says_which(secure: SecureBroker) -> None:
+    for kafka, said in (
+        (secure.by_password("labeller", labels_topic="xray.other"), r"xray\.other.*docs/security\.md"),
+        (secure.by_password("admin"), r"DescribeConfigs.*docs/security\.md"),
+    ):
+        with pytest.raises(BrokerError, match=said), open_confirmations(kafka, threading.Event()):
+            pass
+
+
+@pytest.mark.parametrize("role", ["reporter", "stream", "operator", "admin"])
+def test_reading_findings_is_refused(secure: SecureBroker, role: str) -> None:
+    with pytest.raises(BrokerError, match="authorization failed"):
+        _read(secure.by_password(role), "xray.labels")
+
+
 _NEIGHBOURS: dict[str, tuple[str, str]] = {
     "device reads predictions": ("device", "xray.predictions"),
     "device reads images": ("device", "xray.images"),
@@ -410,6 +459,9 @@ def test_reading_a_neighbours_topic_is_refused(secure: SecureBroker, day: Day, c
         ("operator", "xray.predictions"),
         ("operator", "xray.deadletters"),
         ("admin", "xray.images"),
+        ("labeller", "xray.labels"),
+        ("reporter", "xray.labels.deadletters"),
+        ("stream", "xray.labels"),
     ],
 )
 def test_writing_to_a_neighbours_topic_is_refused(secure: SecureBroker, role: str, topic: str) -> None:

@@ -1,18 +1,32 @@
 """Confirmed findings: the file, the images that it names, and the table."""
 
+import json
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 from deltalake import DeltaTable
 from typer.testing import CliRunner
 
+from schemas.documents import load_schema
 from schemas.errors import DatasetError
-from schemas.labels import LABELS_COLUMNS
+from schemas.labels import LABELS_COLUMNS, LabelReason
 from tests.stored import LABELS, Scored, add_champion, score_images
-from training.labels import Confirmation, match_images, read_label_file, read_labels, record_labels
+from tests.unit.test_docs import code_blocks, names_in, section
+from tests.unit.test_docs import rows_of as rows_of_docs
+from training.labels import (
+    Confirmation,
+    join_label_files,
+    match_images,
+    read_events,
+    read_label_file,
+    read_labels,
+    record_labels,
+)
 from xray.cli import app
 
 _NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -91,6 +105,142 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         read_label_file(tmp_path / "none.csv", LABELS)
 
 
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+_RECEIVED = datetime(2026, 2, 1, 8, tzinfo=UTC)
+_EVENT_ID = "0123456789abcdef" * 2
+_MARKERS = {"patient_id": "MUSTERMANN", "confirmed_by": "FERNARZT", "source": "KLINIKUM", "id": "ERIKA-4711"}
+
+
+def marked(**changes: object) -> bytes:
+    """An event about a patient."""
+    event = {"label": "ill", "confirmed_at": "2026-01-31", **_MARKERS} | changes
+    return json.dumps({name: value for name, value in event.items() if value != ""}).encode()
+
+
+def test_events_name_images_in_every_way() -> None:
+    values = [
+        {"label": "ill", "sha256": "AB" * 32, "patient_id": " p1 ", "confirmed_at": "2026-01-31T12:00+01:00"},
+        {"label": "normal", "source": "/ris", "id": "Q7", "sha256": None, "remark": {"not": "read"}},
+        {"label": "ill", "event_id": _EVENT_ID, "confirmed_by": "r", "confirmed_at": "2026-01-31"},
+        {"label": "ill", "sha256": "cd" * 32, "patient_id": "", "confirmed_at": None},
+    ]
+    for value in values:
+        jsonschema.validate(value, load_schema("label"))
+    found = read_events([(json.dumps(value).encode(), _RECEIVED) for value in values], LABELS, now=_NOW)
+    assert found.wrong == ()
+    assert {file.key_names: file.confirmations for file in found.files} == {
+        ("sha256",): (
+            Confirmation(0, ("ab" * 32,), "ill", "p1", None, datetime(2026, 1, 31, 11, tzinfo=UTC)),
+            Confirmation(3, ("cd" * 32,), "ill", confirmed_at=_RECEIVED),
+        ),
+        ("source", "id"): (Confirmation(1, ("/ris", "Q7"), "normal", confirmed_at=_RECEIVED),),
+        ("event_id",): (Confirmation(2, (_EVENT_ID,), "ill", None, "r", datetime(2026, 1, 31, tzinfo=UTC)),),
+    }
+
+
+_WRONG: dict[str, tuple[bytes | None, LabelReason, str]] = {
+    "no value": (None, LabelReason.TOMBSTONE, "wanted a JSON object"),
+    "no bytes": (b"", LabelReason.NOT_JSON, "wanted a JSON object"),
+    "other text": (b"ERIKA-4711;ill", LabelReason.NOT_JSON, "no JSON in UTF-8"),
+    "other characters": ('{"label": "krank", "id": "M\u00fcller"}'.encode("latin-1"), LabelReason.NOT_JSON, "UTF-8"),
+    "a list": (b'["MUSTERMANN"]', LabelReason.NOT_JSON, "other JSON, wanted a JSON object"),
+    "deep": (b"[" * 200_000, LabelReason.NOT_JSON, "no JSON"),
+    "a long number": (b'{"id": ' + b"4" * 9000 + b"}", LabelReason.NOT_JSON, "no JSON"),
+    "an envelope": (
+        marked(specversion="1.0", data={"label": "ill"}),
+        LabelReason.STRUCTURED_MODE,
+        "wanted the finding itself, with the envelope in the headers",
+    ),
+    "no image": (
+        marked(source="", id=""),
+        LabelReason.INVALID_FIELD,
+        "named by nothing, wanted exactly one of sha256, event_id, or source and id",
+    ),
+    "half a name": (marked(id=""), LabelReason.INVALID_FIELD, "named by source, wanted exactly one of"),
+    "two names": (
+        marked(sha256="a" * 64),
+        LabelReason.INVALID_FIELD,
+        "named by sha256 and source and id, wanted exactly one of",
+    ),
+    "an empty name": (marked(id=" "), LabelReason.INVALID_FIELD, "id is empty"),
+    "another digest": (
+        marked(source="", id="", sha256="ERIKA"),
+        LabelReason.INVALID_FIELD,
+        "sha256 is something else, wanted 64 hexadecimal digits",
+    ),
+    "another event id": (
+        marked(source="", id="", event_id="a" * 33),
+        LabelReason.INVALID_FIELD,
+        "event_id is something else, wanted 32 hexadecimal digits",
+    ),
+    "no label": (marked(label=""), LabelReason.INVALID_FIELD, "label is empty"),
+    "another label": (
+        marked(label="MUSTERMANN"),
+        LabelReason.UNKNOWN_LABEL,
+        "label is another one, wanted one of normal, ill",
+    ),
+    "a number": (marked(patient_id=4711), LabelReason.INVALID_FIELD, "patient_id is no text"),
+    "half a character": (marked(patient_id="\ud800"), LabelReason.INVALID_FIELD, "patient_id is no text"),
+    "no time": (marked(confirmed_at="FERNARZT"), LabelReason.INVALID_TIME, "confirmed_at is no time, wanted"),
+    "before all time": (marked(confirmed_at="0001-01-01T00:00+14:00"), LabelReason.INVALID_TIME, "is no time"),
+    "the future": (marked(confirmed_at="2026-03-03"), LabelReason.INVALID_TIME, "confirmed_at is in the future"),
+}
+
+
+@pytest.mark.parametrize("case", _WRONG)
+def test_a_wrong_event_is_told_without_its_words_and_stops_no_other(case: str) -> None:
+    value, reason, said = _WRONG[case]
+    found = read_events([(marked(), _RECEIVED), (value, _RECEIVED), (marked(), _RECEIVED)], LABELS, now=_NOW)
+    [wrong] = found.wrong
+    assert (wrong.row, wrong.reason) == (1, reason)
+    assert said in wrong.detail
+    words = [*_MARKERS.values(), "4711", "2026-03-03", "0001"]
+    assert [word for word in words if word.lower() in wrong.detail.lower()] == []
+    assert [one.row for file in found.files for one in file.confirmations] == [0, 2]
+
+
+def test_no_reason_goes_without_a_case() -> None:
+    of_images = {LabelReason.UNKNOWN_IMAGE, LabelReason.AMBIGUOUS_IMAGE}  # test_labels_topic.py has these
+    assert {reason for _, reason, _ in _WRONG.values()} | of_images == set(LabelReason)
+
+
+def test_events_of_several_kinds_about_one_image_are_one_confirmation(tables: str, scored: Scored) -> None:
+    digest = scored.digests[0]
+    values: list[dict[str, Any]] = [
+        {"label": "ill", "sha256": digest, "patient_id": "p", "confirmed_at": "2026-01-02"},
+        {"label": "normal", "event_id": digest[:32], "confirmed_at": "2026-01-03"},
+        {"label": "ill", "source": "ward 1", "id": "image 0 0", "patient_id": "q", "confirmed_at": "2026-01-01"},
+        {"label": "ill", "sha256": "0" * 64},
+    ]
+    read = read_events([(json.dumps(value).encode(), _RECEIVED) for value in values], LABELS)
+    found = match_images(tables, *read.files)
+    assert [(one.row, one.label, one.patient_id) for one in found.by_sha256.values()] == [(1, "normal", "p")]
+    assert [one.row for one in found.unknown] == [3]
+
+
+def test_an_event_without_a_time_that_is_read_again_changes_nothing(tmp_path: Path, tables: str) -> None:
+    first, second = (
+        (json.dumps({"label": label, "source": "ward 1", "id": "image 0 0"}).encode(), _RECEIVED + timedelta(hours=i))
+        for i, label in enumerate(("ill", "normal"))
+    )
+    for batch in ([first], [second], [first]):
+        recorded = record_labels(tables, match_images(tables, *read_events(batch, LABELS).files).by_sha256)
+    assert (recorded.older, recorded.changed) == (1, 0)
+    [row] = rows_of(tables).values()
+    assert (row["label"], row["confirmed_at"]) == ("normal", _RECEIVED + timedelta(hours=1))
+
+
+def test_the_docs_say_what_an_event_is_and_why_one_is_left_out() -> None:
+    for block in code_blocks("retraining", "json"):
+        jsonschema.validate(json.loads(block), load_schema("label"))
+    assert code_blocks("retraining", "json")
+    rows = rows_of_docs(section("retraining", "Labels as events"), "reason")
+    assert [names_in(row[0]) for row in rows] == [[reason.value] for reason in LabelReason]
+    assert all(all(row) for row in rows), "a cell is empty"
+
+
 # --- the images -------------------------------------------------------------------------------------------------------
 
 
@@ -161,10 +311,23 @@ def test_the_newest_confirmation_wins(tmp_path: Path) -> None:
     assert (older.older, older.changed, older.by_label) == (1, 0, {"ill": 1})
     newer = record_labels(tables, confirm("normal", confirmed_at=_NOW + timedelta(days=1)), now=_NOW)
     assert (newer.changed, newer.by_label) == (1, {"normal": 1})
-    [row] = rows_of(tables).values()
+    others = record_labels(tables, {"b" * 64: Confirmation(2, ("",), "ill")}, now=_NOW)
+    assert (others.added, others.total, others.by_label) == (1, 2, {"ill": 1, "normal": 1})
+    row = rows_of(tables)["a" * 64]
     assert row["patient_id"] == "p", "what is known stays where the file says nothing"
     before = DeltaTable(f"{tables}/labels", version=1).to_pyarrow_table().to_pylist()
     assert [row["label"] for row in before] == ["ill"], "history stays in the versions"
+
+
+def test_many_small_files_become_few_and_no_version_goes(tmp_path: Path) -> None:
+    tables = str(tmp_path)
+    for number in range(70):
+        record_labels(tables, {f"{number:064d}": Confirmation(0, ("",), "ill")}, now=_NOW)
+        join_label_files(tables)
+    table = DeltaTable(f"{tables}/labels")
+    assert len(table.file_uris()) < 10
+    assert read_labels(tables).num_rows == 70
+    assert DeltaTable(f"{tables}/labels", version=5).to_pyarrow_table().num_rows == 5
 
 
 def test_two_that_record_at_once_both_count(tmp_path: Path) -> None:
@@ -203,3 +366,19 @@ def test_the_command_tells_what_it_left_out(tmp_path: Path, scored: Scored, monk
     assert allowed.exit_code == 0
     assert '"unchanged": 1' in allowed.stdout
     assert '"left_out": [{"row": 3, "sha256": "' in allowed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "FILE.csv or --follow"),
+        (["a.csv", "--follow"], "FILE.csv or --follow"),
+        (["a.csv", "--wait", "5"], "go with --follow"),
+        (["a.csv", "--available-now"], "go with --follow"),
+        (["--follow", "--allow-unknown"], "--allow-unknown is about a file"),
+    ],
+)
+def test_a_file_and_events_exclude_each_other(arguments: list[str], said: str) -> None:
+    refused = CliRunner().invoke(app, ["label", *arguments])
+    assert refused.exit_code == 2
+    assert said in " ".join(refused.stderr.replace("│", " ").split())

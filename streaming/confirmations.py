@@ -1,0 +1,432 @@
+"""Reads confirmed findings from their topic, and puts those that cannot be recorded on a topic of their own. No Spark.
+
+What an event says is nobody's business here: whoever reads gets bytes, records what they say, and then says what is
+done (`Confirmations.finish`). Offsets are committed by that alone, so an event is read at least once; recording the
+same one again changes nothing.
+
+Held back
+    An event may have to wait for its image. It stays in memory, and its partition's committed offset stays before it:
+    after a restart it is read again, and with it those behind it that were done already. Dead letters among these are
+    written again, with the same ``xray_event_id``. Nobody waits behind an event that is held back.
+
+Bounds
+    At most `MAX_OPEN` events or `MAX_OPEN_BYTES` are in memory. Where so many are held back, reading rests until some
+    of them are done.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from schemas import envelope
+from schemas.errors import BrokerError, ContractError
+from schemas.labels import LabelReason
+from streaming.messages import list_partitions
+from streaming.settings import KafkaSettings
+from streaming.topics import HEADROOM_BYTES, check_label_topics, create_topics, describe_cluster, label_topics
+
+log = logging.getLogger(__name__)
+
+GROUP = "xray-label"
+"""The consumer group; several readers share the partitions."""
+MAX_OPEN = 20_000
+MAX_OPEN_BYTES = 128 * 1024 * 1024
+
+Headers = list[tuple[str, bytes | None]]
+
+_GATHER_S = 3.0
+"""Each batch is one commit of the table, and what the sender waits for is a nightly training: a file in three seconds
+is often enough."""
+_BATCH = 5000
+_BATCH_BYTES = 32 * 1024 * 1024
+_FETCH = 500
+_POLL_S = 0.2
+_TIMEOUT_S = 20.0
+_DELIVERY_TIMEOUT_MS = 60_000
+_OPTIONS = {
+    "group.id": GROUP,
+    "partition.assignment.strategy": "range",  # gives all partitions back before it takes some
+    "enable.auto.commit": False,
+    "enable.partition.eof": True,
+    "auto.offset.reset": "earliest",
+    # After a kill the partitions are free again in ten seconds, where the default keeps them for 45.
+    "session.timeout.ms": 10_000,
+    "fetch.wait.max.ms": 100,
+    "queued.max.messages.kbytes": 16 * 1024,
+    "log_level": 0,
+}
+_MOVED_ON = frozenset(
+    (
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError._ASSIGNMENT_LOST,
+    )
+)
+"""The group gave the partitions to somebody, who reads from the last commit on: nothing is wrong."""
+
+_COORDINATOR_COMES = frozenset(
+    (
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    )
+)
+"""A broker that has just started, or sees its first group ever, says this for a moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One record of the labels topic.
+
+    Parameters
+    ----------
+    partition, offset : int
+        Where it is.
+    received_at : datetime
+        Its Kafka timestamp, UTC; never after the moment of reading.
+    key, value : bytes or None
+        As they came.
+    headers : list of (str, bytes or None)
+        As they came.
+    """
+
+    partition: int
+    offset: int
+    received_at: datetime
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    @property
+    def place(self) -> str:
+        """``partition@offset``."""
+        return f"{self.partition}@{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """An event that cannot be recorded.
+
+    Parameters
+    ----------
+    event : Event
+        It.
+    reason : LabelReason
+        Why, as a code.
+    detail : str
+        What was found and what was wanted. Never a word of the event's own.
+    """
+
+    event: Event
+    reason: LabelReason
+    detail: str
+
+
+class Confirmations:
+    """A reader of the labels topic, of the group `GROUP`; `open_confirmations` makes one.
+
+    Parameters
+    ----------
+    kafka : KafkaSettings
+        Broker and topics.
+    to_end : bool
+        Read what is there, and no further.
+    """
+
+    def __init__(self, kafka: KafkaSettings, *, to_end: bool = False) -> None:
+        self._kafka = kafka
+        self._to_end = to_end
+        self._reports: list[KafkaError] = []
+        self._open: list[Event] = []
+        self._assigned: set[int] | None = None
+        self._at_end: set[int] = set()
+        self._next: dict[int, int] = {}
+        self._committed: dict[int, int] = {}
+        self._resting = False
+        options = {"error_cb": self._reports.append}
+        self._consumer = Consumer(kafka.to_librdkafka() | _OPTIONS | options)
+        self._producer = Producer(kafka.to_librdkafka() | _producer_options(kafka), logger=None)
+
+    def join(self, ended: threading.Event) -> None:
+        """Join the group and wait for a share of the partitions; tell of events that retention removed unread.
+
+        Parameters
+        ----------
+        ended : threading.Event
+            Ends the waiting early.
+
+        Raises
+        ------
+        BrokerError
+            Nobody answers, there is no such topic, or the user may not read it or belong to the group.
+        """
+        topic = self._kafka.labels_topic
+        places = [TopicPartition(topic, partition) for partition in list_partitions(self._consumer, topic)]
+        try:
+            for place in self._read_committed(places):
+                low, _ = self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+                if 0 <= place.offset < low:
+                    span = f"{topic}-{place.partition}@{place.offset} to {low - 1}"
+                    log.warning("the topic's retention removed %s before they were read", span)
+        except KafkaException as exc:
+            raise _broker_error(topic, exc.args[0]) from exc
+        self._consumer.subscribe([topic], on_assign=self._take, on_revoke=self._give, on_lost=self._give)
+        while self._assigned is None and not ended.is_set():
+            self._poll()
+
+    def _read_committed(self, places: list[TopicPartition]) -> list[TopicPartition]:
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            try:
+                found: list[TopicPartition] = self._consumer.committed(places, timeout=_TIMEOUT_S)
+                failed = next((place.error for place in found if place.error is not None), None)
+                if failed is None:
+                    return found
+                raise KafkaException(failed)
+            except KafkaException as exc:
+                if exc.args[0].code() not in _COORDINATOR_COMES or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_S)
+
+    def read(self, ended: threading.Event) -> list[Event]:
+        """Gather events for some seconds.
+
+        Parameters
+        ----------
+        ended : threading.Event
+            Ends the gathering early.
+
+        Returns
+        -------
+        list of Event
+            All that are not done: those held back in the last `finish`, and behind them new ones.
+
+        Raises
+        ------
+        BrokerError
+            Nobody answers, or reading fails. Nothing is lost: what was not committed is read again.
+        """
+        deadline = time.monotonic() + _GATHER_S
+        count = size = 0
+        self._rest()
+        while count < _BATCH and size < _BATCH_BYTES and time.monotonic() < deadline:
+            if ended.is_set() or self.drained:
+                break
+            came = self._poll()
+            count, size = count + len(came), size + _size(came)
+        return list(self._open)
+
+    def _poll(self) -> list[Event]:
+        messages = self._consumer.consume(num_messages=_FETCH, timeout=_POLL_S)
+        came = [_event_of(message) for message in messages if self._is_event(message)]
+        if self._assigned is None:
+            came = []  # they came just before the partitions went
+        self._open += came
+        self._next |= {event.partition: event.offset + 1 for event in came}
+        if self._reports:
+            self._reports.clear()
+            describe_cluster(self._kafka)  # a broker that is away is told by its name and the settings to look at
+        return came
+
+    @property
+    def drained(self) -> bool:
+        """Whether a reader that goes to the end has come there, or as near as what it holds back lets it."""
+        if not self._to_end or self._assigned is None:
+            return False
+        return self._assigned <= self._at_end or self._is_full()
+
+    def reject(self, rejections: Sequence[Rejection]) -> None:
+        """Write events to the dead letters' topic as they came, with headers that say why; wait until they are there.
+
+        Raises
+        ------
+        BrokerError
+            One was not confirmed.
+        """
+        failed: list[str] = []
+        topic = self._kafka.labels_deadletters_topic
+        for one in rejections:
+            headers = add_error_headers(one, self._kafka.labels_topic)
+            try:
+                self._produce(topic, one.event, headers, failed)
+            except KafkaException as exc:
+                failed.append(exc.args[0].str())
+        while self._producer.flush(_POLL_S):
+            pass  # the client gives up on each message after a minute
+        if failed:
+            msg = f"topic {topic}: {len(failed)} of {len(rejections)} dead letters were not confirmed: {failed[0]}"
+            raise BrokerError(msg)
+
+    def _produce(self, topic: str, event: Event, headers: Headers, failed: list[str]) -> None:
+        def report(error: KafkaError | None, _message: Message) -> None:
+            if error is not None:
+                failed.append(error.str())
+
+        while True:
+            try:
+                self._producer.produce(topic, event.value, key=event.key, headers=headers, on_delivery=report)
+                self._producer.poll(0)
+                return
+            except BufferError:
+                self._producer.poll(_POLL_S)  # the queue is full: wait for the broker to take some
+
+    def finish(self, held: Iterable[Event]) -> None:
+        """Say that all events of the last `read` are done, but for those that are held back; commit the offsets.
+
+        Raises
+        ------
+        BrokerError
+            The commit was refused.
+        """
+        self._open = list(held)
+        wanted = dict(self._next)
+        for event in self._open:
+            wanted[event.partition] = min(wanted[event.partition], event.offset)
+        topic = self._kafka.labels_topic
+        places = [TopicPartition(topic, p, offset) for p, offset in wanted.items() if self._committed.get(p) != offset]
+        if not places:
+            return
+        try:
+            for place in self._consumer.commit(offsets=places, asynchronous=False):
+                if place.error is not None:
+                    raise KafkaException(place.error)
+                self._committed[place.partition] = place.offset
+        except KafkaException as exc:
+            if exc.args[0].code() not in _MOVED_ON:
+                raise _broker_error(topic, exc.args[0]) from exc
+
+    def close(self) -> None:
+        """Leave the group, so that others can go on at once."""
+        self._consumer.close()
+
+    def _is_event(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return True
+        if error.code() == KafkaError._PARTITION_EOF:
+            self._at_end.add(message.partition())
+        elif error.code() != KafkaError._MAX_POLL_EXCEEDED:  # the group moved on; the next call joins it again
+            raise _broker_error(self._kafka.labels_topic, error)
+        return False
+
+    def _is_full(self) -> bool:
+        return len(self._open) >= MAX_OPEN or _size(self._open) >= MAX_OPEN_BYTES
+
+    def _rest(self) -> None:
+        """Let no more events come while too many are held back; the group is still heard of."""
+        full = self._is_full()
+        if full != self._resting:
+            (self._consumer.pause if full else self._consumer.resume)(self._consumer.assignment())
+            self._resting = full
+
+    def _take(self, _consumer: Consumer, places: Sequence[TopicPartition]) -> None:
+        self._assigned = {place.partition for place in places}
+        self._at_end -= self._assigned
+        self._resting = False
+
+    def _give(self, _consumer: Consumer, _places: Sequence[TopicPartition]) -> None:
+        """Forget what is not committed: whoever gets the partitions now, this reader or another, reads it again."""
+        self._assigned = None
+        self._open, self._next, self._committed = [], {}, {}
+
+
+@contextmanager
+def open_confirmations(
+    kafka: KafkaSettings, ended: threading.Event, *, to_end: bool = False
+) -> Iterator[Confirmations]:
+    """Open a reader of the labels topic; the topics are created where they are missing, and checked.
+
+    Parameters
+    ----------
+    kafka : KafkaSettings
+        Broker and topics.
+    ended : threading.Event
+        Ends the waiting for partitions early.
+    to_end : bool
+        Read what is there, and no further.
+
+    Raises
+    ------
+    BrokerError
+        Nobody answers, a topic is missing and cannot be created, or a right is missing; the message says which.
+    SettingsError
+        No client can be made of the settings.
+    """
+    create_topics(kafka, label_topics(kafka))
+    check_label_topics(kafka)
+    reader = Confirmations(kafka, to_end=to_end)
+    try:
+        reader.join(ended)
+        yield reader
+    finally:
+        reader.close()
+
+
+def add_error_headers(rejection: Rejection, topic: str) -> Headers:
+    """Give an event's headers, and behind them Kafka Connect's, as the stream's own dead letters have them.
+
+    A ``__connect.errors`` header that the event had already is kept and not added again.
+    """
+    event = rejection.event
+    place = (topic, str(event.partition), str(event.offset))
+    added = {
+        envelope.INPUT_TOPIC: topic,
+        envelope.INPUT_PARTITION: place[1],
+        envelope.INPUT_OFFSET: place[2],
+        envelope.INPUT_TIMESTAMP: event.received_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        envelope.EVENT_ID: envelope.derive_event_id(*place, "dead-letter"),
+        envelope.REASON: rejection.reason.value,
+        envelope.ERROR_TOPIC: topic,
+        envelope.ERROR_PARTITION: place[1],
+        envelope.ERROR_OFFSET: place[2],
+        envelope.ERROR_CONNECTOR: GROUP,
+        envelope.ERROR_TASK: place[1],
+        envelope.ERROR_STAGE: "VALUE_CONVERTER",
+        envelope.ERROR_CLASS: "training.labels.read_events",
+        envelope.ERROR_EXCEPTION_CLASS: f"{ContractError.__module__}.{ContractError.__name__}",
+        envelope.ERROR_EXCEPTION_MESSAGE: rejection.detail,
+        # A stack would be this program's, and the same for all.
+        envelope.ERROR_EXCEPTION_STACKTRACE: "",
+    }
+    taken = {name for name, _ in event.headers if name.startswith(envelope.ERROR_PREFIX)}
+    return event.headers + [(name, text.encode()) for name, text in added.items() if name not in taken]
+
+
+def _size(events: Iterable[Event]) -> int:
+    return sum(len(event.value or b"") for event in events)
+
+
+def _event_of(message: Message) -> Event:
+    now = time.time()
+    seconds = min(max(message.timestamp()[1] / 1000, 0), now)  # a topic made by hand may have the senders' clocks
+    received_at = datetime.fromtimestamp(seconds, UTC)
+    headers = list(message.headers() or [])
+    return Event(message.partition(), message.offset(), received_at, message.key(), message.value(), headers)
+
+
+def _broker_error(topic: str, error: KafkaError) -> BrokerError:
+    denied = (
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+    )
+    hint = f". The group is {GROUP}; see the roles in docs/security.md" if error.code() in denied else ""
+    return BrokerError(f"topic {topic}: {error.str()}{hint}")
+
+
+def _producer_options(kafka: KafkaSettings) -> dict[str, Any]:
+    return {
+        "log_level": 0,
+        "acks": "all",
+        "enable.idempotence": True,
+        "message.max.bytes": kafka.max_message_bytes + HEADROOM_BYTES,
+        "delivery.timeout.ms": _DELIVERY_TIMEOUT_MS,
+        "linger.ms": 5,
+    }
