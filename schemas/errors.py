@@ -10,6 +10,7 @@
     └── JobError                         the job is at fault: it stops with a non-zero exit code
         ├── SettingsError                a setting is missing or wrong; the message names it
         ├── ModelLoadError               a model folder is missing, damaged or not what its hash says
+        ├── ChampionChangedError         another model came into service than the one that was decided against
         ├── DependencyError              Java, a jar or an optional package is missing; says what to install
         ├── BrokerError                  Kafka cannot be started, reached or used
         ├── DataLossError                records are gone that were not read yet; says which offsets
@@ -98,12 +99,20 @@ class ModelLoadError(JobError):
     """A model folder is missing, damaged or not what its hash says."""
 
 
+class ChampionChangedError(JobError):
+    """Another model came into service than the one that a promotion was decided against; nothing was changed."""
+
+
 class DependencyError(JobError):
     """Java, a jar or an optional package is missing; the message says what to install."""
 
 
 class BrokerError(JobError):
     """Kafka cannot be started, reached or used."""
+
+
+class TableError(JobError):
+    """The Delta tables cannot be made or brought up to date."""
 
 
 class DataLossError(JobError):

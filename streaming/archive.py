@@ -36,7 +36,7 @@ from pyspark.sql.streaming import StreamingQuery
 
 from schemas import envelope
 from schemas.documents import Table, load_tables
-from schemas.errors import JobError
+from schemas.errors import TableError
 from streaming.settings import KafkaSettings, StreamSettings
 from streaming.topics import HEADROOM_BYTES
 
@@ -73,6 +73,8 @@ _CONFLICTS = frozenset(
 )
 """Another writer added files to what a MERGE had read, or replaced some of it: compaction does."""
 _MERGE_ATTEMPTS = 5
+_PY4J_SAYS = "An error occurred while calling"
+"""The first line of what it wraps; the cause is in the second."""
 
 
 def create_tables(spark: SparkSession, folder: str) -> None:
@@ -80,7 +82,7 @@ def create_tables(spark: SparkSession, folder: str) -> None:
 
     Raises
     ------
-    JobError
+    TableError
         The folder cannot be written.
     """
     for table in load_tables().values():
@@ -93,9 +95,9 @@ def create_tables(spark: SparkSession, folder: str) -> None:
             spark.sql(statement)
             _add_columns(spark, table, folder)
         except Exception as exc:  # Spark wraps what the file system says in types of many packages
-            first_line = str(exc).strip().splitlines()[0]
-            msg = f"cannot create the table {folder}/{table.name}: {first_line}. See XRAY_ARCHIVE__FOLDER."
-            raise JobError(msg) from exc
+            said = [line.lstrip(": ") for line in str(exc).strip().splitlines() if not line.startswith(_PY4J_SAYS)]
+            msg = f"cannot create the table {folder}/{table.name}: {said[0]}. See XRAY_ARCHIVE__FOLDER."
+            raise TableError(msg) from exc
 
 
 def _add_columns(spark: SparkSession, table: Table, folder: str) -> None:

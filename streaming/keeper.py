@@ -16,7 +16,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
-from schemas.errors import BrokerError, JobError
+from schemas.errors import BrokerError, JobError, TableError
 from streaming.settings import RetrySettings
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Keeper:
         """Start the query; a failure to do so is answered as one of the query's own."""
         try:
             self._query, self._started = self._start(), time.monotonic()
-        except (BrokerError, PySparkException) as exc:
+        except (BrokerError, TableError, PySparkException) as exc:
             self._fail(QueryFailure(self.name, FailureKind.OTHER, summarize(type(exc).__name__, str(exc))))
 
     def tend(self) -> bool:

@@ -34,6 +34,7 @@ from streaming.topics import check_topics, create_topics
 log = logging.getLogger(__name__)
 
 _READY_TIMEOUT_S = 120.0
+_ARCHIVE_TIMEOUT_S = 30.0
 _POLL_S = 0.2
 
 
@@ -53,7 +54,7 @@ class StreamState:
     card: ModelCard
 
 
-def run_stream(
+def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every call
     settings: StreamSettings,
     *,
     model_folder: Path | None = None,
@@ -62,6 +63,7 @@ def run_stream(
     accept_loss: bool = False,
     ended: threading.Event | None = None,
     on_ready: Callable[[StreamState], None] = lambda state: None,
+    registry: CollectorRegistry | None = None,
     verbose: bool = False,
 ) -> None:
     """Run the stream until it is told to end.
@@ -83,6 +85,8 @@ def run_stream(
         Set it to end the stream: the running micro-batches are finished and committed first.
     on_ready : callable
         Called once images are answered.
+    registry : CollectorRegistry, optional
+        What the metrics page shows; series that the caller has put there are shown as well.
     verbose : bool
         Leave Spark's own words on the terminal.
 
@@ -99,7 +103,7 @@ def run_stream(
     with ExitStack() as stack:
         stack.enter_context(_only_stream(settings.checkpoints_folder))
         losses = _check_kafka(settings, accept_loss=accept_loss)
-        registry = CollectorRegistry()
+        registry = CollectorRegistry() if registry is None else registry
         metrics = StreamMetrics(registry, card)
         metrics_url, stop_metrics = serve_metrics(registry, settings.metrics)
         stack.callback(stop_metrics)
@@ -123,13 +127,12 @@ def run_stream(
         archiver = _keep_archive(spark, settings, losses, available_now=available_now)
         state = StreamState(metrics_url, card)
         if available_now:
-            create_tables(spark, settings.tables_folder)
             on_ready(state)
             # SCORE first: ARCHIVE reads what it writes.
             _drain(scorer, ended)
             _drain(archiver, ended)
         else:
-            _serve(spark, scorer, archiver, settings, metrics, ended, lambda: on_ready(state))
+            _serve(scorer, archiver, settings, metrics, ended, lambda: on_ready(state))
 
 
 def _check_kafka(settings: StreamSettings, *, accept_loss: bool) -> list[Loss]:
@@ -146,6 +149,7 @@ def _keep_archive(spark: SparkSession, settings: StreamSettings, losses: list[Lo
     skip_lost = any(loss.query == "archive" for loss in losses)
 
     def start() -> StreamingQuery:
+        create_tables(spark, settings.tables_folder)
         # A scheduler pool of its own: no archive write queues ahead of images.
         spark.sparkContext.setLocalProperty("spark.scheduler.pool", "archive")
         return start_archive(spark, settings, available_now=available_now, skip_lost=skip_lost)
@@ -167,7 +171,6 @@ def _drain(query: Scorer | Keeper, ended: threading.Event) -> None:
 
 
 def _serve(
-    spark: SparkSession,
     scorer: Scorer,
     archiver: Keeper,
     settings: StreamSettings,
@@ -182,16 +185,21 @@ def _serve(
         canary = _start_canary(settings, metrics)
         if canary is not None:
             stack.callback(canary.stop)
-        create_tables(spark, settings.tables_folder)
+        readiness = _Readiness(canary, on_ready)
+        # Alerts wait for the first predictions, tables do not: Delta's first seconds would take the cores from SCORE.
+        archive_at = time.monotonic() + _ARCHIVE_TIMEOUT_S
+        while not (readiness.look() or time.monotonic() > archive_at):
+            scorer.tend()
+            if ended.wait(_POLL_S):
+                return
         archiver.begin()
         auditor = Auditor(settings, metrics)
         stack.callback(auditor.stop)
         auditor.start()
-        answered = _Readiness(canary, on_ready)
         while not ended.wait(_POLL_S):
             scorer.tend()
             archiver.tend()
-            answered.look()
+            readiness.look()
 
 
 def _start_canary(settings: StreamSettings, metrics: StreamMetrics) -> Canary | None:
@@ -216,9 +224,10 @@ class _Readiness:
         self._deadline = time.monotonic() + _READY_TIMEOUT_S
         self._told = False
 
-    def look(self) -> None:
+    def look(self) -> bool:
+        """Tell where it is time to; return whether it was told."""
         if self._told:
-            return
+            return True
         answered = self._canary is None or self._canary.wait_answered(0)
         late = time.monotonic() > self._deadline
         if late and not answered:
@@ -226,6 +235,7 @@ class _Readiness:
         if answered or late:
             self._told = True
             self._on_ready()
+        return self._told
 
 
 def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSession:

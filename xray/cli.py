@@ -117,7 +117,7 @@ def up(json_: Json = False) -> None:
 
     With XRAY_KAFKA__BOOTSTRAP_SERVERS naming a Kafka elsewhere, only the topics are created there.
     """
-    from streaming.topics import create_topics
+    from streaming.topics import create_topics, label_topics, wanted_topics
     from xray.broker import LOCAL_HOSTS, LocalBroker
 
     settings = load_settings()
@@ -125,7 +125,7 @@ def up(json_: Json = False) -> None:
     if settings.kafka.bootstrap_servers.rpartition(":")[0] in LOCAL_HOSTS:
         with step("starting the broker (the first time fetches its jars, 45 MB)"):
             started = LocalBroker.of(settings).start()
-    created = create_topics(settings.kafka)
+    created = create_topics(settings.kafka, wanted_topics(settings.kafka) | label_topics(settings.kafka))
     answer = {"bootstrap_servers": settings.kafka.bootstrap_servers, "started": started, "created_topics": created}
     if json_:
         print_json(answer)
@@ -226,12 +226,18 @@ def stream(
     Ctrl-C and SIGTERM finish the running batch and commit it; what comes later is read at the next start. A model that
     is promoted meanwhile (xray models promote) serves from the next batch on.
     """
+    from prometheus_client import CollectorRegistry
+
     from streaming.service import StreamState, run_stream
+    from xray.monitor import Monitor
 
     settings = load_settings()
-    ended = threading.Event()
+    ended, registry = threading.Event(), CollectorRegistry()
+    monitor = None if available_now else Monitor(settings, registry, model_folder=model)
 
     def on_ready(state: StreamState) -> None:
+        if monitor is not None:
+            monitor.start()
         if json_:
             print_json({"event": "ready", "metrics": state.metrics_url, "model": state.card.version})
         else:
@@ -246,15 +252,20 @@ def stream(
         signal.signal(name, lambda *_: ended.set())
     if not json_:
         err.print("starting (Spark takes some seconds) ...")
-    run_stream(
-        settings,
-        model_folder=model,
-        available_now=available_now,
-        accept_loss=accept_loss,
-        ended=ended,
-        on_ready=on_ready,
-        verbose=verbose,
-    )
+    try:
+        run_stream(
+            settings,
+            model_folder=model,
+            available_now=available_now,
+            accept_loss=accept_loss,
+            ended=ended,
+            on_ready=on_ready,
+            registry=registry,
+            verbose=verbose,
+        )
+    finally:
+        if monitor is not None:
+            monitor.stop()
     if json_:
         print_json({"event": "ended"})
     else:
