@@ -64,7 +64,7 @@ class Stage:
     def train(self, network: str, weights: str, precision: str) -> tuple[PipelineModel, ModelCard, Path]:
         """Fit a model on a few phantoms; its speed does not depend on how good it is."""
         result = train_model(
-            self.spark,
+            lambda: self.spark,
             read_dataset(self.training),
             out=self.settings.home / "models",
             network=network,

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -86,6 +86,31 @@ def start_session(
         builder = builder.config(name, value)
     with _console_to(None if verbose else log_folder / "spark-console.log"), _same_interrupt_handler():
         return builder.getOrCreate()
+
+
+class LateSession:
+    """A session that is started when it is first called for: what is known already needs none.
+
+    Parameters
+    ----------
+    start : callable
+        Starts it.
+    """
+
+    def __init__(self, start: Callable[[], SparkSession]) -> None:
+        self._start = start
+        self._session: SparkSession | None = None
+
+    def __call__(self) -> SparkSession:
+        """Return the session."""
+        if self._session is None:
+            self._session = self._start()
+        return self._session
+
+    def stop(self) -> None:
+        """End it, where it was started."""
+        if self._session is not None:
+            self._session.stop()
 
 
 def _jvm_conf(log_folder: Path, java_options: Sequence[str], *, verbose: bool) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyspark.ml import PipelineModel
+from pyspark.sql import SparkSession
 
 from schemas.errors import ModelLoadError, SettingsError
 from schemas.modelcard import NOVELTY_FILE, ModelCard, read_card
@@ -14,6 +15,7 @@ from schemas.registry import champion_folder
 from sparkdl.decode import RENDERING_VERSION
 from sparkdl.featurizer import DeepImageFeaturizer
 from sparkdl.novelty import read_gate
+from sparkdl.pipelinefiles import is_featurizer_and_regression, load_pipeline
 from streaming.score import featurizer_of
 
 log = logging.getLogger(__name__)
@@ -92,7 +94,8 @@ def load_model(folder: Path) -> PipelineModel:
     """
     check_stages(folder)  # loading imports and runs whatever class the files name
     try:
-        model = PipelineModel.load(str(folder))
+        quick = is_featurizer_and_regression(folder)  # what Spark would read with eight jobs of its own
+        model = load_pipeline(SparkSession.active(), folder) if quick else PipelineModel.load(str(folder))
     except Exception as exc:  # pyspark raises Java's errors, ours, and plain Python ones here
         if isinstance(exc, ModelLoadError):
             raise

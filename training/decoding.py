@@ -3,6 +3,7 @@
 Files are decoded as serving decodes them. It imports no Spark, so that a worker starts fast and the tests need no JVM.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,23 +17,27 @@ from sparkdl.imagerow import IMAGE_ARROW_TYPE, IMAGE_DDL, array_from_row
 from training.duplicates import HASH_BITS, hash_image
 from training.probes import summarize_image
 
-DECODED_DDL = f"path string, image struct<{IMAGE_DDL}>, error string"
-"""What decoding gives for every file: either ``image`` or ``error`` is null."""
+DECODED_DDL = f"path string, digest string, image struct<{IMAGE_DDL}>, error string"
+"""What decoding gives for every file: either ``image`` or ``error`` is null; ``digest`` is the SHA-256 of the bytes
+that were read, null where they were not."""
 
 FACTS_DDL = (
-    "path string, picture binary, height int, width int, n_bytes long, thumbnail array<double>, borders array<double>, "
-    "corners array<double>, metadata array<double>, error string"
+    "path string, digest string, picture binary, height int, width int, n_bytes long, thumbnail array<double>, "
+    "borders array<double>, corners array<double>, metadata array<double>, error string"
 )
 """What examining gives for every file: see `training.features.ImageFacts`. Either ``picture`` or ``error`` is null."""
 
 EXAMINED_PX = 256
 """Side of the image that facts come from, whatever network follows; a JPEG is then shrunk inside its decoder."""
 
-_DECODED = pa.schema([("path", pa.string()), ("image", IMAGE_ARROW_TYPE), ("error", pa.string())])
+_DECODED = pa.schema(
+    [("path", pa.string()), ("digest", pa.string()), ("image", IMAGE_ARROW_TYPE), ("error", pa.string())]
+)
 _VALUES = pa.list_(pa.float64())
 _FACTS = pa.schema(
     [
         ("path", pa.string()),
+        ("digest", pa.string()),
         ("picture", pa.binary()),
         ("height", pa.int32()),
         ("width", pa.int32()),
@@ -83,17 +88,19 @@ def examine_files(paths: Sequence[str]) -> pa.RecordBatch:
 
 
 def _row(path: str, size: tuple[int, int], make: Callable[[DecodedImage, bytes], dict[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"path": path}
     try:
         payload = Path(path).read_bytes()
-        return {"path": path, **make(decode_image(payload, origin=path, size=size), payload)}
+        row["digest"] = hashlib.sha256(payload).hexdigest()
+        return row | make(decode_image(payload, origin=path, size=size), payload)
     except MemoryError:
         raise  # the machine's fault, not the file's
     except RecordError as exc:
-        return {"path": path, "error": f"{exc.reason}: {exc.detail}"}
+        return row | {"error": f"{exc.reason}: {exc.detail}"}
     except OSError as exc:
-        return {"path": path, "error": f"cannot be read: {exc.strerror}"}
+        return row | {"error": f"cannot be read: {exc.strerror}"}
     except Exception as exc:  # the one catch-all: what is a dead letter in the stream is left out here
-        return {"path": path, "error": f"unexpected: {type(exc).__name__}: {exc}"}
+        return row | {"error": f"unexpected: {type(exc).__name__}: {exc}"}
 
 
 def _examine(decoded: DecodedImage, payload: bytes) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Computes features and facts of image files in Spark, each image once: what is in the cache is read from it.
 
 Files are known by the SHA-256 of their bytes. What is missing is computed in blocks of a few hundred images, each a
-Spark job whose rows come to the driver and into the cache, so that a stopped run goes on where it was.
+Spark job whose rows come to the driver and into the cache, so that a stopped run goes on where it was. Only what was
+computed goes there: a file that cannot be read or decoded today may be tomorrow, and one that changed while it was read
+is not the one that is asked for.
 """
 
 import hashlib
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.accumulators import Accumulator
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame, SparkSession
@@ -36,6 +39,9 @@ from training.featurecache import DIGEST, FeatureCache, make_key
 from training.probes import ImageSummary
 
 Features = npt.NDArray[np.float32]
+
+Session = Callable[[], SparkSession]
+"""Gives the Spark session; called only where something is to be computed."""
 
 Report = Callable[[str, int, int], None]
 """Called as ``report(what, done, total)`` with counts of images, also from another thread."""
@@ -94,14 +100,14 @@ def ignore(what: str, done: int, total: int) -> None:
 
 
 def examine(
-    spark: SparkSession, paths: Sequence[Path], cache: FeatureCache | None = None, report: Report = ignore
+    spark: Session, paths: Sequence[Path], cache: FeatureCache | None = None, report: Report = ignore
 ) -> list[ImageFacts]:
     """Find out what training must know of files.
 
     Parameters
     ----------
-    spark : SparkSession
-        Its workers must be able to read the files.
+    spark : callable
+        See `Session`; its workers must be able to read the files.
     paths : sequence of Path
         Image files.
     cache : FeatureCache, optional
@@ -116,8 +122,8 @@ def examine(
     """
     digests = digest_files(paths)
 
-    def compute(chosen: Sequence[str], done: Accumulator[int]) -> DataFrame:
-        return _map_files(spark, chosen, done, examine_files, FACTS_DDL)
+    def compute(session: SparkSession, chosen: Sequence[str], done: Accumulator[int]) -> DataFrame:
+        return _map_files(session, chosen, done, examine_files, FACTS_DDL)
 
     job = _Job(spark, f"images-r{RENDERING_VERSION}-{_FACTS_VERSION}", _FACTS, compute, "examining images")
     known = {row[DIGEST]: row for row in job.run(paths, digests, cache, report).to_pylist()}
@@ -147,7 +153,7 @@ def _to_facts(row: Mapping[str, Any]) -> ImageFacts:
 
 
 def compute_features(
-    spark: SparkSession,
+    spark: Session,
     paths: Sequence[Path],
     digests: Sequence[str],
     featurizer: DeepImageFeaturizer,
@@ -172,10 +178,10 @@ def compute_features(
     """
     network = featurizer.network
 
-    def compute(chosen: Sequence[str], done: Accumulator[int]) -> DataFrame:
-        decoded = _map_files(spark, chosen, done, lambda some: decode_files(some, network.input_size), DECODED_DDL)
+    def compute(session: SparkSession, chosen: Sequence[str], done: Accumulator[int]) -> DataFrame:
+        decoded = _map_files(session, chosen, done, lambda some: decode_files(some, network.input_size), DECODED_DDL)
         features = vector_to_array(col("features"), dtype="float32").alias("features")
-        return featurizer.transform(decoded).select("path", features, "error")
+        return featurizer.transform(decoded).select("path", DIGEST, features, "error")
 
     job = _Job(spark, f"features-{features_key(network)}", _FEATURES, compute, "computing features")
     rows = job.run(paths, digests, cache, report)
@@ -205,10 +211,10 @@ def _to_matrix(rows: pa.Table, digests: Sequence[str], n_features: int) -> tuple
 class _Job:
     """One kind of rows, and how Spark computes them from paths."""
 
-    spark: SparkSession
+    spark: Session
     kind: str
     schema: pa.Schema
-    compute: Callable[[Sequence[str], Accumulator[int]], DataFrame]
+    compute: Callable[[SparkSession, Sequence[str], Accumulator[int]], DataFrame]
     what: str
 
     def run(
@@ -217,22 +223,52 @@ class _Job:
         """Give a row for each digest that is not empty."""
         path_of = {digest: str(path) for path, digest in zip(paths, digests, strict=True) if digest}
         known = cache.read_rows(self.kind, path_of.keys(), self.schema) if cache else self.schema.empty_table()
+        known = keep_computed(known)  # earlier versions kept errors, too
         missing = sorted(path_of.keys() - set(known[DIGEST].to_pylist()), key=path_of.__getitem__)
-        done = self.spark.sparkContext.accumulator(0)
+        if not missing:
+            report(self.what, len(path_of), len(path_of))
+            return known
+        session = self.spark()
+        done = session.sparkContext.accumulator(0)
         blocks = [known]
         with _reporting(report, self.what, done, len(path_of), len(path_of) - len(missing)):
             for start in range(0, len(missing), _IMAGES_PER_BLOCK):
                 digest_of = {path_of[digest]: digest for digest in missing[start : start + _IMAGES_PER_BLOCK]}
-                blocks.append(self._compute_block(digest_of, done))
-                if cache:
-                    cache.add_rows(self.kind, blocks[-1])
+                found = self.compute(session, list(digest_of), done).toArrow()
+                blocks.append(accept_rows(found, digest_of, self.schema))
+                if cache and (computed := keep_computed(blocks[-1])).num_rows:
+                    cache.add_rows(self.kind, computed)
         return pa.concat_tables(blocks)
 
-    def _compute_block(self, digest_of: Mapping[str, str], done: Accumulator[int]) -> pa.Table:
-        found = self.compute(list(digest_of), done).toArrow()
-        digests = pa.array([digest_of[path] for path in found["path"].to_pylist()], _TEXT)
-        columns = [digests, *[found[name] for name in self.schema.names[1:]]]
-        return pa.table(columns, names=self.schema.names).cast(self.schema)
+
+def accept_rows(found: pa.Table, digest_of: Mapping[str, str], schema: pa.Schema) -> pa.Table:
+    """Make rows of what workers computed, with an error for each file that is not any more what was asked for.
+
+    Parameters
+    ----------
+    found : pyarrow.Table
+        A column ``path``, that of `DIGEST` with the SHA-256 of the bytes that were read, null where they were not, and
+        those of the schema.
+    digest_of : mapping of str to str
+        The SHA-256 that each path had when it was asked for.
+    schema : pyarrow.Schema
+        Of the rows: `DIGEST` first, ``error`` last.
+
+    Returns
+    -------
+    pyarrow.Table
+        A row for each path.
+    """
+    wanted = pa.array([digest_of[path] for path in found["path"].to_pylist()], _TEXT)
+    changed = pc.fill_null(pc.not_equal(found[DIGEST].cast(_TEXT), wanted), False)
+    values = [pc.if_else(changed, pa.scalar(None, found[name].type), found[name]) for name in schema.names[1:-1]]
+    errors = pc.if_else(changed, "changed while it was read", found["error"])
+    return pa.table([wanted, *values, errors], names=schema.names).cast(schema)
+
+
+def keep_computed(rows: pa.Table) -> pa.Table:
+    """Leave out the rows that have an error: it may be the moment's, e.g. a folder that is away or a missing codec."""
+    return rows.filter(pc.is_null(rows["error"]))
 
 
 def _map_files(

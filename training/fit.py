@@ -15,16 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pyspark.ml import PipelineModel
-from pyspark.ml.classification import LogisticRegressionModel
-from pyspark.sql import SparkSession
 
 from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from sparkdl.decode import RENDERING_VERSION
 from sparkdl.featurizer import DeepImageFeaturizer
 from sparkdl.network import Network
-from training.calibration import Calibrator, fit_calibrator
+from training.calibration import Calibrator, calibrate, fit_calibrator
 from training.classifier import (
     PAPER,
     TUNED,
@@ -32,18 +29,16 @@ from training.classifier import (
     Floats,
     Head,
     Ints,
-    OutOfFold,
-    deal_folds,
-    fit_classifier,
-    predict_out_of_fold,
 )
 from training.dataset import Dataset, Sample, count_by_class
 from training.decision import Decision, check_decision, fit_decision, store_decision
 from training.duplicates import DuplicatePair, find_duplicates
 from training.evaluation import Candidate
 from training.featurecache import FeatureCache
-from training.features import Features, ImageFacts, Report, compute_features, examine, ignore, make_featurizer
+from training.features import Features, ImageFacts, Report, Session, compute_features, examine, ignore, make_featurizer
+from training.folds import OutOfFold, deal_folds, predict_out_of_fold
 from training.metrics import Matrix, confusion_matrix, weighted_metrics, wilson_interval
+from training.regression import fit_regression
 from training.split import Split, group_samples, split_dataset
 from training.statistics import OperatingPoint, Outcomes, choose_threshold, gather_outcomes, measure
 
@@ -308,7 +303,7 @@ class TrainingResult:
 
 
 def train_model(  # noqa: PLR0913
-    spark: SparkSession,
+    spark: Session,
     dataset: Dataset,
     *,
     out: Path,
@@ -327,8 +322,8 @@ def train_model(  # noqa: PLR0913
 
     Parameters
     ----------
-    spark : SparkSession
-        Its workers must be able to read the files of ``dataset``.
+    spark : callable
+        See `Session`; its workers must be able to read the files of ``dataset``. What is in the cache needs none.
     dataset : Dataset
         Labelled files. Those that do not decode are left out and reported.
     out : Path
@@ -378,17 +373,15 @@ def train_model(  # noqa: PLR0913
     )
     build = _Builder(spark, material, weights, precision, seed, cache, _told(report, progress, len(failed)))
     featurizer, features, settings, candidates, out_of_fold = _choose(build, networks, procedure, report)
-    fitter = _Fitter(spark, material, features, seed)
-    fitted, classifier = fitter.fit(featurizer, settings, procedure, candidates, out_of_fold)
+    fitter = _Fitter(material, features, seed)
+    fitted = fitter.fit(featurizer, settings, procedure, candidates, out_of_fold)
     final = fitted.final
     held_out = _predict(material, features, final)
     confusion = _confusion(held_out, len(dataset.labels))
     metrics = _measure(confusion, split)
-    model = PipelineModel(stages=[featurizer, classifier])
     folder, card = _save(
-        model,
+        fitted,
         out,
-        fitted.decision,
         lambda version, sha256: _write_up(name, version, sha256, dataset, fitted, metrics),
     )
     result = TrainingResult(
@@ -445,7 +438,7 @@ def _told(report: Report, progress: Progress | None, n_failed: int) -> Report:
 
 
 def prepare(
-    spark: SparkSession,
+    spark: Session,
     dataset: Dataset,
     *,
     test_fraction: float = 0.3,
@@ -497,7 +490,7 @@ def _without(dataset: Dataset, failed: Sequence[FailedFile]) -> Dataset:
 class _Builder:
     """Makes featurizers and features of one data set."""
 
-    spark: SparkSession
+    spark: Session
     material: Material
     weights: str
     precision: str
@@ -540,7 +533,7 @@ def _choose(
     report("tuning", 0, total)
     for network in networks:
         featurizer, features = builder.build(network)
-        fitter = _Fitter(builder.spark, builder.material, features, builder.seed)
+        fitter = _Fitter(builder.material, features, builder.seed)
         for settings in tried:
             predicted = fitter.predict_out_of_fold(settings)
             auroc = measure(fitter.gather(predicted))["auroc"]
@@ -561,7 +554,6 @@ def _choose(
 class _Fitter:
     """Fits on the training side of one data set."""
 
-    spark: SparkSession
     material: Material
     features: Features
     seed: int
@@ -573,13 +565,15 @@ class _Fitter:
         procedure: Procedure,
         candidates: tuple[Candidate, ...],
         out_of_fold: OutOfFold | None,
-    ) -> tuple[Fitted, LogisticRegressionModel]:
-        """Follow a procedure; give what came of it, and Spark's model of it."""
+    ) -> Fitted:
+        """Follow a procedure."""
         threshold = _EVEN if len(self.material.dataset.labels) == _TWO_CLASSES else None
-        model = self._fit(settings)
-        head, steps = Head.of(model), []
+        head, steps = self._fit(settings), []
         if settings != PAPER:
-            steps.append(Step("as the paper fits it", Head.of(self._fit(PAPER)), threshold))
+            steps.append(Step("as the paper fits it", self._fit(PAPER), threshold))
+        weighted = replace(PAPER, class_weights=True)
+        if procedure.tune and procedure.class_weights and settings != weighted:
+            steps.append(Step("with class weights", self._fit(weighted), threshold))
         steps.append(Step("as fitted" if not steps else settings.describe(), head, threshold))
         calibrator, point, known = None, None, None
         if procedure.needs_out_of_fold:
@@ -589,14 +583,12 @@ class _Fitter:
                 head = head.calibrate(calibrator)
                 note = f"fitted on {known.labels.size} training images, out of fold"
                 steps.append(Step("calibrated", head, threshold, note))
-                known = _decided(known, calibrator.apply(known.probabilities))
+                known = calibrate(known, calibrator)
             if procedure.sensitivity is not None:
                 point = choose_threshold(known, sensitivity=procedure.sensitivity)
                 threshold = point.threshold
                 note = f"chosen on {known.labels.size} training images, out of fold"
                 steps.append(Step(f"at sensitivity {procedure.sensitivity:g}", head, threshold, note))
-        changed = procedure.calibrate or procedure.sensitivity is not None
-        served = head.to_spark(self.spark, model, threshold) if changed else model
         decision = fit_decision(
             known,
             self.features[~self.material.held_out],
@@ -606,13 +598,12 @@ class _Fitter:
             gate_quantile=procedure.gate,
             seed=self.seed,
         )
-        fitted = Fitted(featurizer, self.features, settings, tuple(steps), calibrator, point, candidates, decision)
-        return fitted, served
+        return Fitted(featurizer, self.features, settings, tuple(steps), calibrator, point, candidates, decision)
 
-    def _fit(self, settings: ClassifierSettings) -> LogisticRegressionModel:
-        train = ~self.material.held_out
+    def _fit(self, settings: ClassifierSettings) -> Head:
+        rows = np.flatnonzero(~self.material.held_out)
         n_classes = len(self.material.dataset.labels)
-        return fit_classifier(self.spark, self.features[train], self.material.labels[train], settings, n_classes)
+        return fit_regression(self.features, rows, self.material.labels[rows], settings, n_classes)
 
     def predict_out_of_fold(self, settings: ClassifierSettings) -> OutOfFold:
         """Predict the training side by cross-validation."""
@@ -623,16 +614,12 @@ class _Fitter:
             msg = "cross-validation needs at least two patients of each class among the training patients"
             raise DatasetError(msg)
         n_classes = len(self.material.dataset.labels)
-        return predict_out_of_fold(self.spark, self.features[train], labels, folds, settings, n_classes)
+        return predict_out_of_fold(self.features[train], labels, folds, settings, n_classes)
 
     def gather(self, predicted: OutOfFold) -> Outcomes:
         """Put out-of-fold predictions beside what is true."""
         outcomes = self.material.gather(predicted.probabilities, held_out=False, threshold=None)
         return outcomes.take(predicted.known)
-
-
-def _decided(outcomes: Outcomes, probabilities: Floats) -> Outcomes:
-    return replace(outcomes, probabilities=probabilities, predictions=probabilities.argmax(axis=1).astype(np.int64))
 
 
 def _predict(material: Material, features: Features, step: Step) -> tuple[HeldOut, ...]:
@@ -657,14 +644,12 @@ def _measure(confusion: Matrix, split: Split) -> dict[str, float]:
 # --- saved model ------------------------------------------------------------------------------------------------------
 
 
-def _save(
-    model: PipelineModel, out: Path, decision: Decision, write_up: Callable[[str, str], ModelCard]
-) -> tuple[Path, ModelCard]:
+def _save(fitted: Fitted, out: Path, write_up: Callable[[str, str], ModelCard]) -> tuple[Path, ModelCard]:
     """Save beside the final place and rename, so that a killed run leaves no half model."""
     with reserve_version(out.absolute()) as (version, scratch):
-        # A path as Hadoop reads it: with a scheme, whatever the default file system is, and not percent-encoded.
-        model.write().save(f"file://{scratch / version}")
-        store_decision(scratch / version, decision)
+        final = fitted.final
+        final.head.save(scratch / version, fitted.featurizer, fitted.settings, final.threshold)
+        store_decision(scratch / version, fitted.decision)
         card = write_up(version, hash_model_folder(scratch / version))
         write_card(scratch / version, card)
         folder = (scratch / version).rename(out.absolute() / version)

@@ -1,29 +1,27 @@
 """Finds out what a trained model is worth: figures with intervals, other sources and sets, shortcuts, calibration.
 
 Everything is computed from features that are there already and one prediction of each held-out image; only external
-sets and the model in service ask Spark for features, and leave-one-source-out for fits.
+sets and the model in service ask Spark for features.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pyspark.ml import PipelineModel
-from pyspark.ml.classification import LogisticRegressionModel
-from pyspark.sql import SparkSession
 
 from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import ModelCard, read_card
 from schemas.registry import CHAMPION_FILE, champion_folder
 from sparkdl.decode import RENDERING_VERSION
 from sparkdl.featurizer import DeepImageFeaturizer
+from sparkdl.pipelinefiles import read_pipeline
 from training.calibration import measure_calibration
-from training.classifier import Head, fit_classifier
+from training.classifier import Head
 from training.dataset import MANIFEST_FILE, Dataset, Sample, count_by_class, read_dataset
 from training.decision import measure_decision
 from training.duplicates import find_duplicates, union_groups
@@ -37,10 +35,11 @@ from training.evaluation import (
     Variant,
 )
 from training.featurecache import FeatureCache
-from training.features import Report, compute_features, examine, ignore
+from training.features import Report, Session, compute_features, examine, ignore
 from training.fit import Material, Step, TrainingResult
 from training.probes import Probe, run_probes
 from training.probes import judge as judge_probes
+from training.regression import fit_regression
 from training.statistics import (
     Comparison,
     Estimate,
@@ -106,7 +105,7 @@ def read_external(source: Path, labels: Sequence[str]) -> External:
 
 
 def judge_model(
-    spark: SparkSession,
+    spark: Session,
     result: TrainingResult,
     *,
     seed: int = 0,
@@ -120,8 +119,8 @@ def judge_model(
 
     Parameters
     ----------
-    spark : SparkSession
-        For features of other sets, and for fits.
+    spark : callable
+        See `Session`; for features of other sets.
     result : TrainingResult
         What training made.
     seed : int
@@ -195,11 +194,48 @@ def write_images(folder: Path, material: Material) -> None:
     (folder / IMAGES_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
 
 
+def load_served(folder: Path) -> tuple[DeepImageFeaturizer, Head]:
+    """Read a model's featurizer, and its classifier's numbers.
+
+    Parameters
+    ----------
+    folder : Path
+        A saved ``PipelineModel``.
+
+    Raises
+    ------
+    ModelLoadError
+        It names a class that is none of those a model is made of, cannot be read, or is another kind of pipeline.
+    """
+    featurizer, regression = read_pipeline(folder)
+    return featurizer, Head(regression.coefficients, regression.intercepts)
+
+
+def name_served(version: str, digests: Collection[str], reports_folder: Path | None) -> str:
+    """Name the model in service, and say how many of the images that it is asked about it was trained on.
+
+    Parameters
+    ----------
+    version : str
+        Of the model; the name begins with it.
+    digests : collection of str
+        SHA-256 of the images.
+    reports_folder : Path, optional
+        Where the lists of images are that models were trained on. They name no patients, so other images of the same
+        patients are not found.
+    """
+    path = (reports_folder or Path()) / version / IMAGES_FILE
+    if reports_folder is None or not path.is_file():
+        return f"{version} (it is not known whether it was trained on some of these images)"
+    seen = len(set(path.read_text(encoding="utf-8").split()) & set(digests))
+    return f"{version} (trained on {seen or 'none'} of these {len(digests)} images; patients were not compared)"
+
+
 @dataclass(frozen=True)
 class _Judge:
     """One training run, and what is needed to find out more about it."""
 
-    spark: SparkSession
+    spark: Session
     result: TrainingResult
     seed: int
     cache: FeatureCache | None
@@ -290,6 +326,7 @@ class _Judge:
             for name in names
         ]
         exact = sum(pair.kind == "exact" for pair in material.pairs)
+        label_of = {str(sample.path): sample.label for sample in samples}
         given = material.dataset.sides_given
         return DataSummary(
             labels=self.labels,
@@ -306,6 +343,7 @@ class _Judge:
             split="as the manifest gives it" if given else "drawn by patient, copies kept together",
             train=self.side(~material.held_out),
             test=self.side(material.held_out),
+            unlike_copies=sum(label_of[pair.first] != label_of[pair.second] for pair in material.pairs),
         )
 
     def side(self, mask: _Mask) -> Side:
@@ -362,10 +400,21 @@ class _Judge:
 
     def measure_without(self, name: str, train: _Mask, test: _Mask) -> SetFigures:
         fitted, labels = self.result.fitted, self.material.labels
-        model = fit_classifier(self.spark, fitted.features[train], labels[train], fitted.settings, len(self.labels))
+        rows = np.flatnonzero(train)
+        head = fit_regression(fitted.features, rows, labels[rows], fitted.settings, len(self.labels))
+        if fitted.calibrator is not None:
+            head = head.calibrate(fitted.calibrator)
         groups = [group for group, inside in zip(self.material.groups, test, strict=True) if inside]
-        outcomes = gather_outcomes(labels[test], Head.of(model).predict(fitted.features[test]), groups)
+        probabilities = head.predict(fitted.features[test])
+        outcomes = gather_outcomes(labels[test], probabilities, groups, threshold=fitted.final.threshold)
         note = f"a model fitted on the {int(train.sum())} images of other sources, measured on this one"
+        parts = {
+            "settings": self.result.procedure.tune,
+            "calibration": fitted.calibrator is not None,
+            "threshold": fitted.operating_point is not None,
+        }
+        if taken := [name for name, chosen in parts.items() if chosen]:
+            note += f"; {', '.join(taken)} as the model's, chosen on all sources"
         shown = f"without source {name or '(unknown)'}"
         figures = measure(outcomes, seed=self.seed)
         return self.describe_set(shown, "leave-one-source-out", self.taken(test), figures, note)
@@ -429,33 +478,23 @@ class _Judge:
         try:
             folder = champion_folder(models_folder)
             card = read_card(folder)
-            model = PipelineModel.load(f"file://{folder}")
+            if why := self.why_incomparable(card):
+                return None, "", (f"comparison with the model in service: {card.version} {why}",)
+            featurizer, head = load_served(folder)
         except ModelLoadError as exc:
             return None, "", (f"comparison with the model in service: {exc}",)
-        if why := self.why_incomparable(card, model):
-            return None, "", (f"comparison with the model in service: {card.version} {why}",)
         mask = self.material.held_out
         paths = [sample.path for sample in self.taken(mask)]
         digests = [digest for digest, out in zip(self.material.digests, mask, strict=True) if out]
-        features, errors = compute_features(self.spark, paths, digests, model.stages[0], self.cache, self.report)
+        features, errors = compute_features(self.spark, paths, digests, featurizer, self.cache, self.report)
         if any(errors):
             return None, "", (f"comparison with the model in service: {card.version} has no features of some images",)
-        probabilities = Head.of(model.stages[-1]).predict(features)
-        served = self.material.gather(probabilities, held_out=True, threshold=card.threshold)
-        return compare(served, outcomes, seed=self.seed), self.name_service(card, digests, reports_folder), ()
+        served = self.material.gather(head.predict(features), held_out=True, threshold=card.threshold)
+        return compare(served, outcomes, seed=self.seed), name_served(card.version, digests, reports_folder), ()
 
-    def why_incomparable(self, card: ModelCard, model: PipelineModel) -> str:
+    def why_incomparable(self, card: ModelCard) -> str:
         if card.labels != self.labels:
             return f"is for {', '.join(card.labels)}"
         if card.rendering_version != RENDERING_VERSION:
             return f"has rendering version {card.rendering_version}, this one {RENDERING_VERSION}"
-        stages = [type(stage) for stage in model.stages]
-        return "" if stages == [DeepImageFeaturizer, LogisticRegressionModel] else "is another kind of pipeline"
-
-    def name_service(self, card: ModelCard, digests: Sequence[str], reports_folder: Path | None) -> str:
-        """Name the model, and say how many of the images it was trained on."""
-        path = (reports_folder or Path()) / card.version / IMAGES_FILE
-        if reports_folder is None or not path.is_file():
-            return f"{card.version} (it is not known whether it was trained on some of these images)"
-        seen = len(set(path.read_text(encoding="utf-8").split()) & set(digests))
-        return f"{card.version} (trained on {seen} of these {len(digests)} images)" if seen else card.version
+        return ""

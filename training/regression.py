@@ -52,7 +52,7 @@ def fit_regression(features: Features, rows: Ints, labels: Ints, settings: Class
     labels : numpy.ndarray
         int64, shape (n_rows,): the rows' classes; every class occurs.
     settings : ClassifierSettings
-        How; without class weights, and with some L1 penalty, for without one Spark searches in another way.
+        How; with some L1 penalty, for without one Spark searches in another way.
     n_classes : int
         Number of classes.
 
@@ -64,7 +64,7 @@ def fit_regression(features: Features, rows: Ints, labels: Ints, settings: Class
     Raises
     ------
     ValueError
-        A class does not occur, or the settings are others than these (a mistake of the program).
+        A class does not occur, or there is no L1 penalty (a mistake of the program).
     """
     from threadpoolctl import threadpool_limits  # noqa: PLC0415  comes with scikit-learn, in the train extra
 
@@ -72,8 +72,8 @@ def fit_regression(features: Features, rows: Ints, labels: Ints, settings: Class
     if len(counts) != n_classes or not counts.all():
         msg = f"images of each class are {counts.tolist()}, expected some of each of {n_classes}"
         raise ValueError(msg)
-    if settings.class_weights or not settings.reg_param * settings.elastic_net_param > 0:
-        msg = f"{settings.describe()}, expected an L1 penalty and no class weights"
+    if not settings.reg_param * settings.elastic_net_param > 0:
+        msg = f"{settings.describe()}, expected an L1 penalty"
         raise ValueError(msg)
     with threadpool_limits(1):  # more threads share a sum out differently, and memory is what the products wait for
         objective = _Objective.over(features, rows, labels, counts, settings)
@@ -88,7 +88,8 @@ class _Objective:
     features: Features
     rows: Ints
     labels: Ints
-    counts: Ints
+    weights: Floats  # of an image of each class
+    totals: Floats  # weights of all images of each class
     mean: Floats
     scale: Floats  # 1 / standard deviation; 0 where a feature never changes, which keeps its coefficient at 0
     l1: Floats
@@ -98,24 +99,28 @@ class _Objective:
     def over(
         cls, features: Features, rows: Ints, labels: Ints, counts: Ints, settings: ClassifierSettings
     ) -> "_Objective":
-        mean, deviation = _moments(features, rows)
+        weights = counts.sum() / (counts.size * counts) if settings.class_weights else np.ones(counts.size)
+        mean, deviation = _moments(features, rows, weights[labels])
         scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
         n_sets = 1 if counts.size == _BINARY else counts.size
         l1 = np.full(n_sets * (mean.size + 1), settings.reg_param * settings.elastic_net_param)
         l1[n_sets * mean.size :] = 0
         l2 = settings.reg_param * (1 - settings.elastic_net_param)
-        return cls(features, rows, labels, counts, mean, scale, l1, l2)
+        # Summed one by one, as Spark does: with classes weighted alike the start is what rounding leaves of 0, and its
+        # sign decides on which side of 0 the first step may go.
+        totals = np.array([np.add.accumulate(np.full(n, w))[-1] for n, w in zip(counts, weights, strict=True)])
+        return cls(features, rows, labels, weights, totals, mean, scale, l1, l2)
 
     @property
     def n_sets(self) -> int:
         """Sets of coefficients: one of two classes, else one for each class."""
-        return 1 if self.counts.size == _BINARY else int(self.counts.size)
+        return 1 if self.totals.size == _BINARY else int(self.totals.size)
 
     def start(self) -> Floats:
         """Begin without coefficients, at the classes' log odds."""
-        weights, counts = np.zeros(self.l1.size), self.counts.astype(np.float64)
+        weights = np.zeros(self.l1.size)
         # Of more than two classes Spark counts one more image of each.
-        logs = np.log(counts) if self.n_sets == 1 else np.log1p(counts)
+        logs = np.log(self.totals) if self.n_sets == 1 else np.log1p(self.totals)
         weights[-self.n_sets :] = logs[1] - logs[0] if self.n_sets == 1 else logs - logs.mean()
         return weights
 
@@ -136,11 +141,13 @@ class _Objective:
         loss, product, rest = 0.0, np.zeros_like(coefficients), np.zeros(self.n_sets)
         for values, labels in self._blocks():
             margins = values @ coefficients.T + intercepts
-            part, error = (_binary if self.n_sets == 1 else _multinomial)(margins, labels)
-            loss += part
+            losses, error = (_binary if self.n_sets == 1 else _multinomial)(margins, labels)
+            own = self.weights[labels]
+            loss += float(own @ losses)
+            error *= own[:, None]
             product += error.T @ values
             rest += error.sum(axis=0)
-        n, scaled = len(self.rows), weights[: -self.n_sets]
+        n, scaled = self.totals.sum(), weights[: -self.n_sets]
         gradient = ((product - rest[:, None] * self.mean) * self.scale / n).ravel() + self.l2 * scaled
         return loss / n + self.l2 / 2 * float(scaled @ scaled), np.concatenate([gradient, rest / n])
 
@@ -150,36 +157,38 @@ class _Objective:
             yield self.features[self.rows[part]].astype(np.float64), self.labels[part]
 
 
-def _moments(features: Features, rows: Ints) -> tuple[Floats, Floats]:
-    """Give mean and standard deviation (with n - 1) of each feature, in one pass over blocks (Chan's formula)."""
-    count, mean, squares = 0, np.zeros(features.shape[1]), np.zeros(features.shape[1])
+def _moments(features: Features, rows: Ints, weights: Floats) -> tuple[Floats, Floats]:
+    """Give mean and standard deviation (unbiased) of each feature, in one pass over blocks (Chan's formula)."""
+    first = features[rows[0]].astype(np.float64)  # taken off, so that what never changes deviates by 0, not by rounding
+    total, mean, squares = 0.0, np.zeros(features.shape[1]), np.zeros(features.shape[1])
     for start in range(0, len(rows), _BLOCK_ROWS):
-        block = features[rows[start : start + _BLOCK_ROWS]].astype(np.float64)
-        own = block.mean(axis=0)
-        difference = own - mean
-        total = count + len(block)
-        mean = mean + difference * (len(block) / total)
-        squares += ((block - own) ** 2).sum(axis=0) + difference**2 * (count * len(block) / total)
-        count = total
-    return mean, np.sqrt(squares / max(count - 1, 1))
+        part = slice(start, start + _BLOCK_ROWS)
+        block, own = features[rows[part]].astype(np.float64) - first, weights[part]
+        weight = float(own.sum())
+        block_mean = own @ block / weight
+        difference = block_mean - mean
+        before, total = total, total + weight
+        mean = mean + difference * (weight / total)
+        squares += own @ (block - block_mean) ** 2 + difference**2 * (before * weight / total)
+    freedom = total - float(weights @ weights) / total
+    return first + mean, np.sqrt(squares / freedom) if freedom > 0 else np.zeros_like(mean)
 
 
-def _binary(margins: Floats, labels: Ints) -> tuple[float, Floats]:
-    """Give the summed log loss and its derivative by the margin, shape (n, 1)."""
+def _binary(margins: Floats, labels: Ints) -> tuple[Floats, Floats]:
+    """Give each image's log loss, and its derivative by the margin, shape (n, 1)."""
     signed = np.where(labels == 1, -margins[:, 0], margins[:, 0])
-    loss = np.logaddexp(0.0, signed).sum()
-    return float(loss), (1 / (1 + np.exp(-margins[:, 0])) - labels)[:, None]
+    return np.logaddexp(0.0, signed), (1 / (1 + np.exp(-margins[:, 0])) - labels)[:, None]
 
 
-def _multinomial(margins: Floats, labels: Ints) -> tuple[float, Floats]:
+def _multinomial(margins: Floats, labels: Ints) -> tuple[Floats, Floats]:
     margins = margins - margins.max(axis=1, keepdims=True)
     powers = np.exp(margins)
     total = powers.sum(axis=1)
     own = np.arange(len(labels)), labels
-    loss = (np.log(total) - margins[own]).sum()
+    losses = np.log(total) - margins[own]
     error = powers / total[:, None]
     error[own] -= 1
-    return float(loss), error
+    return losses, error
 
 
 # --- OWL-QN -----------------------------------------------------------------------------------------------------------

@@ -18,17 +18,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pyspark.ml import PipelineModel
-from pyspark.ml.classification import LogisticRegression, LogisticRegressionModel
-from pyspark.sql import SparkSession
 
-from schemas.errors import DatasetError, ModelLoadError, SettingsError
+from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
-from schemas.modelstages import check_stages
 from sparkdl.decode import RENDERING_VERSION
 from sparkdl.featurizer import DeepImageFeaturizer
 from sparkdl.network import Network
-from training.calibration import Calibration, fit_calibrator, measure_abstention, measure_calibration
+from training.calibration import Calibration, calibrate, fit_calibrator, measure_abstention, measure_calibration
 from training.classifier import PAPER, Floats, Head, Ints
 from training.decision import Decision, fit_decision, store_decision
 from training.drift import make_reference, save_reference
@@ -36,19 +32,20 @@ from training.evaluation import DataSummary, Evaluation, Mistake, Novelty, Prove
 from training.features import Features, Report, ignore
 from training.fit import reserve_version
 from training.gate import read_report
-from training.judge import IMAGES_FILE
+from training.judge import IMAGES_FILE, load_served, name_served
 from training.metrics import weighted_metrics
 from training.probes import Probe, Verdict, judge
 from training.probes import predict_out_of_fold as predict_probe
 from training.regression import fit_regression
 from training.statistics import (
     Comparison,
+    Estimate,
     OperatingPoint,
     Outcomes,
     choose_threshold,
     compare,
     count_confusion,
-    estimate_share,
+    estimate_image_share,
     gather_outcomes,
     measure,
     measure_groups,
@@ -80,6 +77,7 @@ _MIN_PROBED_PATIENTS = 4
 _MAX_MISTAKES = 12
 _MAX_GATED = 20_000  # vectors to choose the gate's limit by: each is compared with 2,000 others
 _LEAST_SHARE, _MOST_SHARE = 0.01, 0.5
+_INHERITED = "model in service was confounded: "
 
 _Mask = npt.NDArray[np.bool_]
 
@@ -142,7 +140,6 @@ def _hash(patients: npt.NDArray[np.str_], key: bytes) -> Floats:
 
 
 def retrain_model(
-    spark: SparkSession,
     stored: StoredSet,
     champion: Path,
     card: ModelCard,
@@ -156,8 +153,6 @@ def retrain_model(
 
     Parameters
     ----------
-    spark : SparkSession
-        Reads the champion and writes the new model.
     stored : StoredSet
         What to learn from.
     champion : Path
@@ -198,7 +193,7 @@ def retrain_model(
     started = time.perf_counter()
     check_labels(stored, card, min_labels=min_labels)
     held_out = choose_held_out(stored.patients)
-    featurizer, served = _load(champion)
+    featurizer, served = load_served(champion)
     work = _Work(stored, card, held_out, seed, read_report(reports_folder / card.version), report)
     fitted = work.fit(served)
     threshold = fitted.threshold
@@ -216,13 +211,9 @@ def retrain_model(
         novelty=fitted.decision.novelty,
     )
     report("saving", 0, 1)
-    regression = LogisticRegression(
-        maxIter=PAPER.max_iter, regParam=PAPER.reg_param, elasticNetParam=PAPER.elastic_net_param
-    )
-    model = PipelineModel(stages=[featurizer, fitted.head.to_spark(spark, regression, threshold)])
-    folder, new_card = _save(model, champion.parent, new_card, fitted.decision)
+    folder, new_card = _save(featurizer, fitted, champion.parent, new_card)
     report("saving", 1, 1)
-    name = work.name_served(reports_folder)
+    name = name_served(card.version, stored.digests[held_out].tolist(), reports_folder)
     compared = compare(before, outcomes, n_resamples=work.n_resamples, seed=seed)
     by_source = work.compare_sources(before, outcomes)
     report("judging", 2, 3)
@@ -286,23 +277,12 @@ def check_labels(stored: StoredSet, card: ModelCard, *, min_labels: int = MIN_LA
             raise DatasetError(msg)
 
 
-def _load(champion: Path) -> tuple[DeepImageFeaturizer, Head]:
-    """Load the champion's featurizer, and its classifier's numbers."""
-    check_stages(champion)
-    stages = PipelineModel.load(f"file://{champion}").stages
-    if [type(stage) for stage in stages] != [DeepImageFeaturizer, LogisticRegressionModel]:
-        names = ", ".join(type(stage).__name__ for stage in stages)
-        msg = f"the model at {champion} is a pipeline of {names}; retraining is for a featurizer and a regression"
-        raise ModelLoadError(msg)
-    return stages[0], Head.of(stages[1])
-
-
-def _save(model: PipelineModel, out: Path, card: ModelCard, decision: Decision) -> tuple[Path, ModelCard]:
+def _save(featurizer: DeepImageFeaturizer, fitted: "_Fitted", out: Path, card: ModelCard) -> tuple[Path, ModelCard]:
     """Save beside the final place and rename, as training does."""
     with reserve_version(out) as (version, scratch):
         place = scratch / version
-        model.write().save(f"file://{place}")
-        store_decision(place, decision)
+        fitted.head.save(place, featurizer, PAPER, fitted.threshold)
+        store_decision(place, fitted.decision)
         card = replace(card, version=version, sha256=hash_model_folder(place))
         write_card(place, card)
         folder = place.rename(out / version)
@@ -368,9 +348,9 @@ class _Work:
         rows = np.flatnonzero(~self.held_out)
         made = self.served_report["provenance"]["procedure"] if self.served_report else ""
         point = self.served_report["operating_point"] if self.served_report else None
-        calibrate, two = "calibrated" in made, self.n_classes == _BINARY
+        calibrated, two = "calibrated" in made, self.n_classes == _BINARY
         share = self.abstained_share(served)
-        out_of_fold = calibrate or point or share
+        out_of_fold = calibrated or point or share
         total = 1 + (_N_FOLDS if out_of_fold else 0)
         self.report("fitting", 0, total)
         head = fit_regression(self.stored.features, rows, self.stored.labels[rows], PAPER, self.n_classes)
@@ -380,11 +360,11 @@ class _Work:
         chosen, known = None, self.predict_out_of_fold(rows, total) if out_of_fold else None
         if known is not None:
             note = f"chosen on {known.labels.size} training images, out of fold"
-            if calibrate:
+            if calibrated:
                 calibrator = fit_calibrator(known)
                 head = head.calibrate(calibrator)
                 variants.append(("calibrated", head, threshold, note))
-                known = replace(known, probabilities=calibrator.apply(known.probabilities))
+                known = calibrate(known, calibrator)
             if point and two:
                 chosen = choose_threshold(
                     known, sensitivity=point["wanted_sensitivity"], n_resamples=self.n_resamples, seed=self.seed
@@ -392,7 +372,7 @@ class _Work:
                 threshold = _EVEN if chosen.threshold is None else chosen.threshold
                 variants.append((f"at sensitivity {chosen.wanted_sensitivity:g}", head, threshold, note))
         decision = self.decide(known, rows, threshold, share)
-        return _Fitted(head, threshold, calibrate, chosen, decision, tuple(variants))
+        return _Fitted(head, threshold, calibrated, chosen, decision, tuple(variants))
 
     def abstained_share(self, served: Head) -> float | None:
         """Give the share of images that the champion abstains on, in whole percents; None where on none."""
@@ -504,7 +484,7 @@ class _Work:
             abstention=None
             if fitted.decision.band is None
             else measure_abstention(outcomes, fitted.decision.band, n_resamples=self.n_resamples, seed=self.seed),
-            novelty=self.measure_novelty(fitted.decision),
+            novelty=self.measure_novelty(fitted.decision, outcomes, figures),
             mistakes=self.mistakes(outcomes),
             in_service=compared,
             in_service_name=name,
@@ -521,13 +501,21 @@ class _Work:
         few = self.n_resamples < _N_RESAMPLES
         return measure_calibration(outcomes, n_resamples=_FEW_CALIBRATIONS if few else _N_RESAMPLES, seed=self.seed)
 
-    def measure_novelty(self, decision: Decision) -> Novelty | None:
-        """Count the held-out images that are taken for unlike the training images."""
+    def measure_novelty(
+        self, decision: Decision, outcomes: Outcomes, figures: Mapping[str, Estimate]
+    ) -> Novelty | None:
+        """Count the held-out images that are taken for unlike the training images, and measure with and without."""
         if decision.gate is None:
             return None
         rows = np.flatnonzero(self.held_out)[:_MAX_GATED]
         flagged = decision.gate.flags(self.stored.features[rows])
-        return Novelty(decision.gate.threshold, estimate_share(int(flagged.sum()), flagged.size))
+        share = estimate_image_share(flagged, self.stored.patients[rows], n_resamples=self.n_resamples, seed=self.seed)
+        looked_at = outcomes.take(np.arange(outcomes.labels.size) < rows.size)
+        judged = measure(looked_at.take(~flagged), n_resamples=self.n_resamples, seed=self.seed)
+        every = figures
+        if rows.size < outcomes.labels.size:
+            every = measure(looked_at, n_resamples=self.n_resamples, seed=self.seed)
+        return Novelty(decision.gate.threshold, share, judged, every)
 
     def look_for_shortcuts(self, auroc: float) -> tuple[tuple[Probe, ...], Verdict]:
         """Ask the one probe that needs no image; it can speak against the model, not for it."""
@@ -549,14 +537,24 @@ class _Work:
                 "there are many images"
             )
         notes += [f"left out: {count} labelled images {why}" for why, count in self.stored.left_out.items()]
+        inherited = self.inherit_reasons()
         probe = self.probe_source()
         if probe is None:
-            return (), Verdict("ok", (), tuple(notes))
+            return (), Verdict("unknown", inherited, tuple(notes))
         verdict = judge(auroc, [probe])
         if verdict.verdict == "confounded":
-            return (probe,), replace(verdict, notes=(*verdict.notes, *notes))
+            return (probe,), replace(verdict, reasons=(*verdict.reasons, *inherited), notes=(*verdict.notes, *notes))
         notes.append(f"source: its name alone tells the label with an AUROC of {probe.auroc.value:.3f}")
-        return (), Verdict("ok", (), tuple(notes))
+        return (), Verdict("unknown", inherited, tuple(notes))
+
+    def inherit_reasons(self) -> tuple[str, ...]:
+        """Say what was found against the model in service: the new one sees the same features of the same places."""
+        if self.served_report is None:
+            return ()
+        reasons = self.served_report["verdict"]["reasons"]
+        if own := [reason for reason in reasons if _INHERITED not in reason]:
+            return (f"the {_INHERITED}{'; '.join(own)}",)
+        return tuple(f"an earlier {reason[reason.index(_INHERITED) :]}" for reason in reasons)
 
     def probe_source(self) -> Probe | None:
         """Predict the label from the source's name, by cross-validation; None where that says nothing."""
@@ -622,10 +620,12 @@ class _Work:
             exact_copies=0,
             near_copies=0,
             copies=(),
-            copies_across=0,
+            copies_across=None,
             split="by a keyed hash of the patient's id: the same patients are held out in every retraining",
             train=self.side(~self.held_out),
             test=self.side(self.held_out),
+            unknown_patients=self.describe_patients(),
+            left_out=stored.left_out,
         )
 
     def side(self, mask: _Mask) -> Side:
@@ -659,15 +659,6 @@ class _Work:
             created_at=card.created_at,
             seconds=0.0,
         )
-
-    def name_served(self, reports_folder: Path) -> str:
-        """Name the champion, and say how many of the held-out images it was trained on."""
-        path = reports_folder / self.card.version / IMAGES_FILE
-        if not path.is_file():
-            return f"{self.card.version} (it is not known whether it was trained on some of these images)"
-        digests = set(self.stored.digests[self.held_out].tolist())
-        seen = len(digests & set(path.read_text(encoding="utf-8").split()))
-        return f"{self.card.version} (trained on {seen} of these {len(digests)} images)" if seen else self.card.version
 
 
 def predict_rows(head: Head, features: Features, rows: Ints) -> Floats:

@@ -253,7 +253,7 @@ def _train_and_stream(
     with new_progress() as progress:
         task = progress.add_task("training: EfficientNetLite0 and logistic regression", total=None)
         trained = train_model(
-            spark,
+            lambda: spark,
             read_dataset(training, classes=FINDINGS),
             out=settings.models_folder,
             progress=lambda done, total: progress.update(task, completed=done, total=total),

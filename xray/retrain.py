@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from schemas.errors import DependencyError, JobError
+from schemas.errors import ChampionChangedError, DependencyError
 from schemas.modelcard import read_card
 from schemas.registry import CHAMPION_FILE, champion_folder, promote, read_aliases, set_challenger
 from streaming.settings import StreamSettings, load_settings
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 COMPARISON_NAME = "comparison.json"
 """Beside the report: champion and challenger on the same held-out patients, of all and of each source."""
 
-_JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")  # as for training: a JVM that lives for seconds
 _COMMAND = "xray retrain"
 _NEEDED = ("sklearn", "jinja2", "threadpoolctl")
 _FIGURES = ("auroc", "sensitivity", "specificity", "accuracy")
@@ -47,29 +46,31 @@ class Outcome:
         Whether it was called for.
     decision : Decision
         Whether the new model may be promoted.
+    champion : str
+        The model in service that it was compared with.
     report : Path
         The page.
     seconds : float
-        Wall time, reading and Spark's start included.
+        Wall time, reading included.
     """
 
     retrained: "Retrained"
     drift: "Drift"
     decision: Decision
+    champion: str
     report: Path
     seconds: float
 
 
 def retrain(
     promote_: Annotated[
-        bool, typer.Option("--promote", help="Let the stream serve the new model, if it is not worse.")
+        bool, typer.Option("--promote", help="Let the stream serve the new model, unless it is refused.")
     ] = False,
     margin: Annotated[float, typer.Option(min=0, max=1, help="How much worse its figure may be.")] = MARGIN,
     force: Annotated[bool, typer.Option("--force", help="With --promote: also where it is worse.")] = False,
     min_labels: Annotated[int, typer.Option(min=2, help="Labelled images that are wanted at least.")] = 100,
     seed: Annotated[int, typer.Option(help="Of intervals and folds; the held-out patients do not depend on it.")] = 0,
     json_: Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Let Spark speak on the terminal.")] = False,
 ) -> None:
     """Fit a new classifier on stored features and confirmed findings, and compare it with the model in service.
 
@@ -77,14 +78,14 @@ def retrain(
     of the patients are held out, the same ones each time; both models are asked about their images.
 
     The new model becomes the challenger. With --promote it becomes the champion, which the stream serves, unless its
-    AUROC (accuracy, of more than two classes) is worse by more than --margin, or surely worse: then it is refused, with
-    exit code 1. [bold]xray models rollback[/] goes back.
+    AUROC (accuracy, of more than two classes) is worse by more than --margin, or surely worse, or its sensitivity is
+    both: then it is refused, with exit code 1. [bold]xray models rollback[/] goes back.
     """
     if force and not promote_:
         msg = "--force goes with --promote"
         raise typer.BadParameter(msg)
     settings = load_settings()
-    outcome = retrain_on(settings, min_labels=min_labels, margin=margin, seed=seed, verbose=verbose)
+    outcome = retrain_on(settings, min_labels=min_labels, margin=margin, seed=seed)
     decision, version = outcome.decision, outcome.retrained.card.version
     promoted = promote_ and (decision.allowed or force)
     refused = promote_ and not promoted
@@ -92,6 +93,7 @@ def retrain(
         promote(
             settings.models_folder,
             version,
+            expected=outcome.champion,
             why=decision.why,
             forced=not decision.allowed,
             command=f"{_COMMAND} --promote",
@@ -116,32 +118,29 @@ def retrain(
         raise typer.Exit(1)
 
 
-def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed: int, verbose: bool) -> Outcome:
-    """Read, fit, judge and decide, in a Spark session of its own; no alias is moved.
+def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed: int) -> Outcome:
+    """Read, fit, judge and decide; no alias is moved.
 
     Parameters
     ----------
     settings : StreamSettings
-        Spark's section and the folders.
+        The folders.
     min_labels, seed
         See `training.retrain.retrain_model`.
     margin : float
         See `training.gate.decide`.
-    verbose : bool
-        Leave Spark's own words on the terminal.
 
     Raises
     ------
     DependencyError
         A package of the extra ``train`` is missing.
     JobError
-        Nothing to learn from, a damaged model, or the champion was changed meanwhile.
+        Nothing to learn from, a damaged model, or (`ChampionChangedError`) the champion was changed meanwhile.
     """
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         msg = f"retraining needs {', '.join(missing)}: pip install 'xray-stream[train]'"
         raise DependencyError(msg)
-    from sparkdl.session import start_session  # noqa: PLC0415  heavy
-    from training.drift import load_reference, measure_drift, write_drift  # noqa: PLC0415
+    from training.drift import load_reference, measure_drift, write_drift  # noqa: PLC0415  heavy
     from training.report import write_report  # noqa: PLC0415
     from training.retrain import check_labels, retrain_model  # noqa: PLC0415
     from training.stored import describe_featurizer, find_models_with, read_stored  # noqa: PLC0415
@@ -158,32 +157,17 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
                 tasks[what] = progress.add_task(what, total=total)
             progress.update(tasks[what], completed=done, total=total)
 
-        # Before Spark starts: what is missing is told at once.
         stored = read_stored(settings.tables_folder, settings.models_folder, card.version, report=tell)
         check_labels(stored, card, min_labels=min_labels)
-        tell("starting Spark", 0, 1)
-        spark = start_session(
-            app_name="xray-retrain",
-            log_folder=settings.logs_folder,
-            master=settings.spark.master,
-            driver_memory=settings.spark.driver_memory,
-            java_options=_JAVA_OPTIONS,
-            verbose=verbose,
+        retrained = retrain_model(
+            stored,
+            folder,
+            card,
+            reports_folder=reports,
+            min_labels=min_labels,
+            seed=seed,
+            report=tell,
         )
-        tell("starting Spark", 1, 1)
-        try:
-            retrained = retrain_model(
-                spark,
-                stored,
-                folder,
-                card,
-                reports_folder=reports,
-                min_labels=min_labels,
-                seed=seed,
-                report=tell,
-            )
-        finally:
-            spark.stop()
     own = reports / retrained.card.version
     page = write_report(retrained.evaluation, own, with_thumbnails=False)
     (own / COMPARISON_NAME).write_text(json.dumps(_describe_comparison(retrained), indent=2) + "\n", encoding="utf-8")
@@ -199,9 +183,9 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
             f"{champion} was promoted meanwhile, and {retrained.card.version} was compared with {card.version}; "
             "start again: xray retrain"
         )
-        raise JobError(msg)
+        raise ChampionChangedError(msg)
     decision = decide(retrained.card, read_report(own), champion, margin=margin)
-    return Outcome(retrained, drift, decision, page, time.perf_counter() - started)
+    return Outcome(retrained, drift, decision, champion, page, time.perf_counter() - started)
 
 
 def _mirror(settings: StreamSettings, name: str) -> bool:
@@ -243,6 +227,9 @@ def show_outcome(outcome: Outcome) -> None:
         out.print(
             f"[bold red]Confounded:[/] {escape(reasons)}: no evidence that a disease is detected.", soft_wrap=True
         )
+    if evaluation.verdict.verdict == "unknown":
+        known = "".join(f"; {reason}" for reason in evaluation.verdict.reasons)
+        out.print(f"[bold yellow]Not judged:[/] shortcuts were not looked for{escape(known)}.", soft_wrap=True)
     drift = new_table("drift", "#how much", "read it by")
     for row in list_figures(outcome.drift):
         drift.add_row(*map(escape, row))
@@ -287,6 +274,7 @@ def describe_outcome(outcome: Outcome) -> dict[str, Any]:
         "n_held_out": dict(retrained.n_held_out),
         "left_out": dict(retrained.left_out),
         "verdict": retrained.evaluation.verdict.verdict,
+        "verdict_reasons": list(retrained.evaluation.verdict.reasons),
         "drift": {"called_for": outcome.drift.called_for, "reasons": list(outcome.drift.reasons)},
         "report": str(outcome.report),
         "model": str(retrained.folder),

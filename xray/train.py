@@ -1,4 +1,4 @@
-"""Training from the command line: a Spark session, progress bars, training, judging, the report."""
+"""Training from the command line: a Spark session where it takes one, progress bars, training, judging, the report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
+from schemas.errors import ChampionChangedError
 from schemas.registry import CHAMPION_FILE, promote, read_aliases
-from sparkdl.session import start_session
+from sparkdl.session import LateSession, start_session
 from streaming.settings import StreamSettings
 from training.dataset import read_dataset
 from training.drift import make_reference, save_reference
@@ -37,11 +38,14 @@ class Trained:
         What was found out.
     report : Path
         The page that shows it.
+    champion : str or None
+        The model that was in service when it was judged; None where there was none.
     """
 
     result: TrainingResult
     evaluation: Evaluation
     report: Path
+    champion: str | None = None
 
 
 def train_on(
@@ -55,7 +59,7 @@ def train_on(
     verbose: bool,
     **options: Any,
 ) -> Trained:
-    """Read the data, then fit and judge in a Spark session of its own.
+    """Read the data, then fit and judge; images that are new are computed in a Spark session of its own.
 
     Parameters
     ----------
@@ -76,16 +80,17 @@ def train_on(
     **options
         See `training.fit.train_model`.
     """
-    # Before Spark starts: wrong data is told at once.
     dataset = read_dataset(data, classes=classes)
     others = [read_external(path, dataset.labels) for path in external]
-    spark = start_session(
-        app_name="xray-train",
-        log_folder=settings.logs_folder,
-        master=settings.spark.master,
-        driver_memory=settings.spark.driver_memory,
-        java_options=_JAVA_OPTIONS,
-        verbose=verbose,
+    spark = LateSession(
+        lambda: start_session(
+            app_name="xray-train",
+            log_folder=settings.logs_folder,
+            master=settings.spark.master,
+            driver_memory=settings.spark.driver_memory,
+            java_options=_JAVA_OPTIONS,
+            verbose=verbose,
+        )
     )
     cache, reports = FeatureCache(settings.home / "cache"), settings.home / "reports"
     try:
@@ -101,6 +106,7 @@ def train_on(
                 report=tasks.report,
                 **options,
             )
+            champion = read_aliases(settings.models_folder).get(CHAMPION_FILE)
             evaluation = judge_model(
                 spark,
                 result,
@@ -118,16 +124,21 @@ def train_on(
     positive = result.card.labels.index(result.card.positive_label)
     scores = [item.probabilities[positive] for item in result.held_out]
     save_reference(folder, make_reference(result.fitted.features, scores, seed=seed))
-    return Trained(result, evaluation, write_report(evaluation, folder))
+    return Trained(result, evaluation, write_report(evaluation, folder), champion)
 
 
 def promote_trained(settings: StreamSettings, trained: Trained) -> Decision:
-    """Promote a model unless it is worse than the one in service; say which, and why."""
-    card = trained.result.card
-    champion = read_aliases(settings.models_folder).get(CHAMPION_FILE)
-    decision = decide(card, trained.evaluation.to_dict(), champion)
-    if decision.allowed:
-        promote(settings.models_folder, card.version, why=decision.why, command="xray train")
+    """Promote a model unless it is worse than the one in service, or that is another one now; say which, and why."""
+    card, evaluation = trained.result.card, trained.evaluation
+    # What it was compared with; without a comparison, what was there to be compared with.
+    champion = evaluation.in_service_name.partition(" ")[0] or trained.champion
+    decision = decide(card, evaluation.to_dict(), champion)
+    if not decision.allowed:
+        return decision
+    try:
+        promote(settings.models_folder, card.version, expected=champion, why=decision.why, command="xray train")
+    except ChampionChangedError as exc:
+        return Decision(False, str(exc))
     return decision
 
 

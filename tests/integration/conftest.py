@@ -33,7 +33,7 @@ def trained(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Tr
         pytest.skip("training needs the train extra: pip install 'xray-stream[train]'")
     folder = tmp_path_factory.mktemp("trained")
     manifest = write_folder(folder / "images", 24, seed=11)
-    result = train_model(spark, read_dataset(manifest), out=folder / "models")
+    result = train_model(lambda: spark, read_dataset(manifest), out=folder / "models")
     return Trained(result.folder, result.card, manifest)
 
 

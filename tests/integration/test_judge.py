@@ -52,10 +52,15 @@ def honest(spark: SparkSession, cache: FeatureCache, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("honest")
     dataset = _in_two_sources(read_dataset(write_folder(folder / "images", _N_PHANTOMS, seed=2)))
     procedure = Procedure(calibrate=True, sensitivity=0.9)
-    result = train_model(spark, dataset, out=folder / "models", cache=cache, procedure=procedure)
+    result = train_model(lambda: spark, dataset, out=folder / "models", cache=cache, procedure=procedure)
     other = read_external(write_folder(folder / "other", 12, seed=77), dataset.labels)
     evaluation = judge_model(
-        spark, result, external=[other], models_folder=folder / "models", reports_folder=folder / "reports", cache=cache
+        lambda: spark,
+        result,
+        external=[other],
+        models_folder=folder / "models",
+        reports_folder=folder / "reports",
+        cache=cache,
     )
     return Judged(result, evaluation, dataset)
 
@@ -68,8 +73,8 @@ def test_an_honest_set_has_no_shortcut(honest: Judged) -> None:
 
 def test_a_planted_marker_makes_it_confounded(spark: SparkSession, cache: FeatureCache, tmp_path: Path) -> None:
     dataset = read_dataset(write_folder(tmp_path / "images", _N_PHANTOMS, seed=3, marker=True))
-    result = train_model(spark, dataset, out=tmp_path / "models", cache=cache)
-    verdict = judge_model(spark, result, cache=cache).verdict
+    result = train_model(lambda: spark, dataset, out=tmp_path / "models", cache=cache)
+    verdict = judge_model(lambda: spark, result, cache=cache).verdict
     assert verdict.verdict == "confounded"
     assert any(reason.startswith("what is in the corners") for reason in verdict.reasons)
 
@@ -121,14 +126,17 @@ def test_copies_of_the_training_data_are_no_external_set(
     mixed = replace(honest.dataset, samples=(*fresh, *copied))
     [found] = [
         one
-        for one in judge_model(spark, honest.result, external=[External("mixed", mixed)], cache=cache).others
+        for one in judge_model(lambda: spark, honest.result, external=[External("mixed", mixed)], cache=cache).others
         if one.kind == "external"
     ]
     assert found.n_images == 8
     assert found.note.startswith("5 images left out: copies")
     with pytest.raises(DatasetError, match="none is left without copies"):
         judge_model(
-            spark, honest.result, external=[External("copies", replace(mixed, samples=tuple(copied)))], cache=cache
+            lambda: spark,
+            honest.result,
+            external=[External("copies", replace(mixed, samples=tuple(copied)))],
+            cache=cache,
         )
 
 
@@ -138,8 +146,10 @@ def test_the_model_in_service_is_asked_the_same(spark: SparkSession, honest: Jud
     promote(models, honest.result.card.version)
     write_images(reports / honest.result.card.version, honest.result.material)
     try:
-        other = train_model(spark, honest.dataset, out=models, seed=5, cache=cache)
-        evaluation = judge_model(spark, other, seed=5, models_folder=models, reports_folder=reports, cache=cache)
+        other = train_model(lambda: spark, honest.dataset, out=models, seed=5, cache=cache)
+        evaluation = judge_model(
+            lambda: spark, other, seed=5, models_folder=models, reports_folder=reports, cache=cache
+        )
     finally:
         (models / "champion").unlink()
     comparison = evaluation.in_service
@@ -149,7 +159,8 @@ def test_the_model_in_service_is_asked_the_same(spark: SparkSession, honest: Jud
     seen = len(trained_on & asked)
     assert seen > 0
     assert (
-        evaluation.in_service_name == f"{honest.result.card.version} (trained on {seen} of these {len(asked)} images)"
+        evaluation.in_service_name
+        == f"{honest.result.card.version} (trained on {seen} of these {len(asked)} images; patients were not compared)"
     )
 
 
@@ -163,8 +174,8 @@ def test_a_model_of_three_classes_is_judged(
 ) -> None:
     samples = [replace(s, label=2 if i % 3 == 0 else s.label) for i, s in enumerate(honest.dataset.samples)]
     dataset = replace(honest.dataset, samples=tuple(samples), labels=("normal", "opacities", "other"))
-    result = train_model(spark, dataset, out=tmp_path, cache=cache, procedure=Procedure(class_weights=True))
-    evaluation = judge_model(spark, result, cache=cache)
+    result = train_model(lambda: spark, dataset, out=tmp_path, cache=cache, procedure=Procedure(class_weights=True))
+    evaluation = judge_model(lambda: spark, result, cache=cache)
     assert (evaluation.roc, evaluation.precision_recall, evaluation.predictive_values) == (None, None, ())
     assert evaluation.confusion.shape == (3, 3)
     assert [variant.calibration for variant in evaluation.variants] == [None, None]

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pyspark.ml import PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.linalg import Vectors
 from pyspark.sql import SparkSession
 
 from schemas.modelcard import hash_model_folder, read_card
@@ -18,7 +20,7 @@ from streaming.models import load_model
 from tests.shelf import evaluate
 from tests.stored import add_champion, score_images
 from training.calibration import AbstainBand, Abstention, fit_gate
-from training.classifier import ClassifierSettings, Head, fit_classifier
+from training.classifier import ClassifierSettings, Head
 from training.decision import Decision
 from training.labels import Confirmation, record_labels
 from training.regression import fit_regression
@@ -49,6 +51,8 @@ def answer(done: subprocess.CompletedProcess[str]) -> Any:
         (2, ClassifierSettings()),
         (2, ClassifierSettings(reg_param=0.01, max_iter=50)),
         (3, ClassifierSettings()),
+        (2, ClassifierSettings(class_weights=True)),
+        (3, ClassifierSettings(class_weights=True)),
     ],
 )
 def test_the_fit_is_sparks(spark: SparkSession, n_classes: int, settings: ClassifierSettings) -> None:
@@ -57,13 +61,27 @@ def test_the_fit_is_sparks(spark: SparkSession, n_classes: int, settings: Classi
     features = rng.gamma(1.0, 1.0, (300, 40)).astype(np.float32)
     features[:, :8] += 0.6 * labels[:, None]
     features[:, 0] = 3.0  # one that never changes
-    wanted = Head.of(fit_classifier(spark, features, labels, settings, n_classes))
+    wanted = _fit_in_spark(spark, features, labels, settings)
 
     found = fit_regression(features, np.arange(300), labels, settings, n_classes)
 
     assert np.abs(found.coefficients - wanted.coefficients).max() < 1e-9
     assert np.abs(found.intercepts - wanted.intercepts).max() < 1e-9
     assert 0 < (wanted.coefficients != 0).sum() < wanted.coefficients.size
+
+
+def _fit_in_spark(spark: SparkSession, features: np.ndarray, labels: np.ndarray, settings: ClassifierSettings) -> Head:
+    counts = np.bincount(labels)
+    weights = len(labels) / (counts.size * counts)
+    rows = [
+        (float(label), float(weights[label]), Vectors.dense(row.tolist()))
+        for label, row in zip(labels, features, strict=True)
+    ]
+    frame = spark.createDataFrame(rows, ["label", "weight", "features"]).coalesce(1)
+    regression = LogisticRegression(
+        maxIter=settings.max_iter, regParam=settings.reg_param, elasticNetParam=settings.elastic_net_param
+    )
+    return Head.of((regression.setWeightCol("weight") if settings.class_weights else regression).fit(frame))
 
 
 def test_labels_make_a_challenger_that_serves(spark: SparkSession, tmp_path: Path) -> None:
@@ -102,7 +120,9 @@ def test_labels_make_a_challenger_that_serves(spark: SparkSession, tmp_path: Pat
     answer(xray(tmp_path, "models", "promote", first["version"], "--json"))
     second = answer(xray(tmp_path, "retrain", "--json"))
     again = PipelineModel.load(f"file://{tmp_path / 'models' / second['version']}")
-    assert second["in_service"] == first["version"]
+    held_out = sum(second["n_held_out"].values())
+    remark = f"(trained on none of these {held_out} images; patients were not compared)"
+    assert second["in_service"] == f"{first['version']} {remark}"
     assert second["comparison"]["all"]["auroc"]["difference"] == 0
     assert Head.of(again.stages[1]).coefficients.tobytes() == Head.of(model.stages[1]).coefficients.tobytes()
     assert second["n_held_out"] == first["n_held_out"]
@@ -132,7 +152,7 @@ def test_the_new_model_decides_as_the_old_one_does(spark: SparkSession, tmp_path
     stored = read_stored(str(tmp_path / "tables"), tmp_path / "models", card.version)
     champion = tmp_path / "models" / card.version
 
-    found = retrain_model(spark, stored, champion, card, reports_folder=reports)
+    found = retrain_model(stored, champion, card, reports_folder=reports)
 
     assert read_card(found.folder) == found.card
     assert [one.name for one in found.evaluation.variants] == ["as fitted", "calibrated", "at sensitivity 0.9"]

@@ -83,7 +83,7 @@ def trained(
     def note(done: int, total: int) -> None:
         calls.append((done, total))
 
-    return train_model(spark, two_classes, out=tmp_path_factory.mktemp("out") / "mödels 1", progress=note)
+    return train_model(lambda: spark, two_classes, out=tmp_path_factory.mktemp("out") / "mödels 1", progress=note)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def train_random(
     spark: SparkSession, three_classes: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], TrainingResult]:
     out = tmp_path_factory.mktemp("random")
-    return lambda: train_model(spark, three_classes, out=out, weights="random", test_fraction=0.4, seed=2)
+    return lambda: train_model(lambda: spark, three_classes, out=out, weights="random", test_fraction=0.4, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_an_interrupted_save_leaves_nothing(
 
     monkeypatch.setattr("training.fit.write_card", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train_model(spark, three_classes, out=tmp_path, weights="random")
+        train_model(lambda: spark, three_classes, out=tmp_path, weights="random")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -233,7 +233,7 @@ def test_mostly_unreadable_data_is_refused(spark: SparkSession, tmp_path: Path) 
     for index in range(5):
         (tmp_path / "data" / "a" / f"{index}.txt").write_text("no image", encoding="utf-8")
     with pytest.raises(DatasetError, match=r"5 of 9 files do not decode, wanted at most half: .*0\.txt: unsupported"):
-        train_model(spark, read_dataset(tmp_path / "data"), out=tmp_path / "out", weights="random")
+        train_model(lambda: spark, read_dataset(tmp_path / "data"), out=tmp_path / "out", weights="random")
     assert not (tmp_path / "out").exists()
 
 
@@ -249,7 +249,7 @@ def test_int8_is_calibrated_on_training_images_alone(
         return decode(paths, size)
 
     monkeypatch.setattr(features, "_decode_images", watched)
-    result = train_model(spark, two_classes, out=tmp_path, weights="random", precision="int8", seed=1)
+    result = train_model(lambda: spark, two_classes, out=tmp_path, weights="random", precision="int8", seed=1)
     assert result.card.precision == "int8"
     assert PipelineModel.load(f"file://{result.folder}").stages[0].network.precision == "int8"
     assert len(seen) == sum(result.n_train.values())
@@ -264,18 +264,28 @@ def _compute_nothing(*_: object) -> None:
     raise AssertionError(msg)
 
 
+def _is_broken(path: str) -> bool:
+    """Errors are not kept: what does not decode is tried again by each run."""
+    return Path(path).name in ("broken.png", "notes.txt")
+
+
 def test_a_second_fit_computes_nothing(
     spark: SparkSession, two_classes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = FeatureCache(tmp_path / "cache")
-    first = train_model(spark, two_classes, out=tmp_path, weights="random", cache=cache)
-    monkeypatch.setattr(features._Job, "_compute_block", _compute_nothing)
+    first = train_model(lambda: spark, two_classes, out=tmp_path, weights="random", cache=cache)
+    compute = features._map_files
+
+    def refusing(session: SparkSession, paths: list[str], *how: Any) -> object:
+        return compute(session, paths, *how) if all(map(_is_broken, paths)) else _compute_nothing()
+
+    monkeypatch.setattr(features, "_map_files", refusing)
     monkeypatch.setattr(DeepImageFeaturizer, "_build", _compute_nothing)
-    second = train_model(spark, two_classes, out=tmp_path, weights="random", cache=cache)
+    second = train_model(lambda: spark, two_classes, out=tmp_path, weights="random", cache=cache)
     assert second.held_out == first.held_out
     assert second.failed == first.failed
     with pytest.raises(AssertionError, match="computed again"):  # another network is another matter
-        train_model(spark, two_classes, out=tmp_path, weights="random", seed=1, cache=cache)
+        train_model(lambda: spark, two_classes, out=tmp_path, weights="random", seed=1, cache=cache)
 
 
 def test_a_stopped_run_goes_on_where_it_was(
@@ -283,26 +293,30 @@ def test_a_stopped_run_goes_on_where_it_was(
 ) -> None:
     cache = FeatureCache(tmp_path / "cache")
     computed: list[str] = []
-    compute = features._Job._compute_block
+    compute = features._map_files
 
-    def stopping(self: features._Job, digest_of: dict[str, str], done: object) -> object:
+    def stopping(session: SparkSession, paths: list[str], *how: Any) -> object:
         if len(computed) == 60:  # 42 files were examined, and of 40 the first 18 have features
             raise KeyboardInterrupt
-        computed.extend(f"{self.kind} {path}" for path in digest_of)
-        return compute(self, digest_of, done)
+        computed.extend(f"{how[-1]} {path}" for path in paths)
+        return compute(session, paths, *how)
 
     monkeypatch.setattr(features, "_IMAGES_PER_BLOCK", 6)
-    monkeypatch.setattr(features._Job, "_compute_block", stopping)
+    monkeypatch.setattr(features, "_map_files", stopping)
     with pytest.raises(KeyboardInterrupt):
-        train_model(spark, two_classes, out=tmp_path, weights="random", cache=cache)
+        train_model(lambda: spark, two_classes, out=tmp_path, weights="random", cache=cache)
     calls: list[tuple[str, int, int]] = []
     computed.append("stopped here")
     train_model(
-        spark, two_classes, out=tmp_path, weights="random", cache=cache, report=lambda *said: calls.append(said)
+        lambda: spark, two_classes, out=tmp_path, weights="random", cache=cache, report=lambda *said: calls.append(said)
     )
-    assert len(computed) - 1 == 42 + 40
-    assert len(set(computed)) == len(computed)
-    assert calls[0] == ("examining images", 42, 42)
+    again = computed[computed.index("stopped here") + 1 :]
+    whole = [said for said in computed if not _is_broken(said)]
+    assert len(whole) - 1 == 40 + 40
+    assert len(set(whole)) == len(whole)
+    assert len(again) == 22 + 2, "those that do not decode are tried again"
+    assert calls[0] == ("examining images", 40, 42)
+    assert ("examining images", 42, 42) in calls
     assert ("computing features", 18, 40) in calls
     assert calls[-1] == ("computing features", 40, 40)
 
@@ -311,14 +325,33 @@ def test_a_changed_file_is_another_image(spark: SparkSession, tmp_path: Path) ->
     _write_images(tmp_path / "data", {"normal": "across", "striped": "down"}, 4)
     cache = FeatureCache(tmp_path / "cache")
     paths = sorted((tmp_path / "data").rglob("*.png"))
-    before = features.examine(spark, paths, cache)
+    before = features.examine(lambda: spark, paths, cache)
     _draw("disc", 77).save(paths[2])
     paths[1].rename(tmp_path / "data" / "moved.png")
     paths[1] = tmp_path / "data" / "moved.png"
-    after = features.examine(spark, paths, cache)
+    after = features.examine(lambda: spark, paths, cache)
     assert [a.digest == b.digest for a, b in zip(before, after, strict=True)] == [i != 2 for i in range(8)]
     assert before[2].picture != after[2].picture
     assert len(list((tmp_path / "cache" / "images-r1-1").iterdir())) == 2
+
+
+def test_a_file_that_was_away_is_tried_again(spark: SparkSession, tmp_path: Path) -> None:
+    _write_images(tmp_path / "data", {"normal": "across"}, 3)
+    paths, cache = sorted((tmp_path / "data").rglob("*.png")), FeatureCache(tmp_path / "cache")
+    digests = features.digest_files(paths)
+    content = paths[1].read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "digest_files", lambda _: digests)  # as if each changed a moment later
+        paths[0].unlink()
+        _draw("disc", 77).save(paths[1])
+        errors = [facts.error for facts in features.examine(lambda: spark, paths, cache)]
+    assert errors == ["cannot be read: No such file or directory", "changed while it was read", ""]
+    _draw("across", 0).save(paths[0])
+    paths[1].write_bytes(content)
+    found = features.examine(lambda: spark, paths, cache)
+    assert [facts.error for facts in found] == ["", "", ""]
+    assert [facts.digest for facts in found] == digests
+    assert found[1].picture == features.examine(lambda: spark, paths[1:2])[0].picture
 
 
 # --- split
@@ -335,7 +368,7 @@ def test_copies_are_kept_on_one_side(spark: SparkSession, two_classes: Dataset, 
             Image.open(sample.path).save(path, quality=80)
         copies.append(replace(sample, path=path, patient_id=path.stem))
     dataset = replace(two_classes, samples=(*two_classes.samples, *copies))
-    material, split, _ = prepare(spark, dataset, seed=3)
+    material, split, _ = prepare(lambda: spark, dataset, seed=3)
     assert {pair.kind for pair in material.pairs} == {"exact", "near"}
     assert len(material.pairs) == 8
     test = {sample.path for sample in split.test}
@@ -350,7 +383,7 @@ def test_a_leak_in_the_datas_own_split_stops_it(spark: SparkSession, two_classes
     copy.write_bytes(first.path.read_bytes())
     leaking = replace(two_classes, samples=(*sides, replace(first, path=copy, patient_id="other", side="test")))
     with pytest.raises(LeakError, match=r"00-001\.png = .*again\.png"):
-        train_model(spark, leaking, out=tmp_path / "out", weights="random")
+        train_model(lambda: spark, leaking, out=tmp_path / "out", weights="random")
     assert not (tmp_path / "out").exists()
 
 
@@ -372,7 +405,7 @@ def test_a_calibrated_model_serves_calibrated_probabilities(
     spark: SparkSession, two_noisy: Dataset, tmp_path: Path
 ) -> None:
     procedure = Procedure(class_weights=True, calibrate=True, sensitivity=0.9)
-    result = train_model(spark, two_noisy, out=tmp_path, weights="random", procedure=procedure)
+    result = train_model(lambda: spark, two_noisy, out=tmp_path, weights="random", procedure=procedure)
     fitted = result.fitted
     assert [step.name for step in fitted.steps] == [
         "as the paper fits it", fitted.settings.describe(), "calibrated", "at sensitivity 0.9",
@@ -398,7 +431,7 @@ def test_a_model_of_three_classes_is_calibrated_by_a_temperature(
     spark: SparkSession, three_classes: Dataset, tmp_path: Path
 ) -> None:
     result = train_model(
-        spark, three_classes, out=tmp_path, weights="random", seed=2, procedure=Procedure(calibrate=True)
+        lambda: spark, three_classes, out=tmp_path, weights="random", seed=2, procedure=Procedure(calibrate=True)
     )
     calibrator = result.fitted.calibrator
     assert calibrator is not None
@@ -411,7 +444,7 @@ def test_a_model_of_three_classes_is_calibrated_by_a_temperature(
 
 
 def test_tuning_tries_settings_and_says_which_it_chose(spark: SparkSession, two_noisy: Dataset, tmp_path: Path) -> None:
-    result = train_model(spark, two_noisy, out=tmp_path, weights="random", procedure=Procedure(tune=True))
+    result = train_model(lambda: spark, two_noisy, out=tmp_path, weights="random", procedure=Procedure(tune=True))
     candidates = result.fitted.candidates
     assert len(candidates) == 5
     [chosen] = [candidate for candidate in candidates if candidate.chosen]
@@ -430,11 +463,11 @@ def test_a_procedure_that_cannot_be_followed_is_refused(
     spark: SparkSession, two_classes: Dataset, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        train_model(spark, two_classes, out=tmp_path, **options)
+        train_model(lambda: spark, two_classes, out=tmp_path, **options)
 
 
 def test_an_operating_point_of_three_classes_is_refused(
     spark: SparkSession, three_classes: Dataset, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match="is for two classes, found 3: 0, 1, 2"):
-        train_model(spark, three_classes, out=tmp_path, procedure=Procedure(sensitivity=0.9))
+        train_model(lambda: spark, three_classes, out=tmp_path, procedure=Procedure(sensitivity=0.9))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from training.calibration import Calibrator
-from training.classifier import PAPER, TUNED, Head, deal_folds
+from training.classifier import PAPER, TUNED, Head
+from training.folds import deal_folds
 
 
 def _head(n_classes: int) -> Head:

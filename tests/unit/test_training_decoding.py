@@ -1,5 +1,6 @@
 """Files to image rows as serving makes them; failures carry their reason and stop nothing."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,17 @@ def _write(folder: Path, name: str, payload: bytes) -> str:
     return str(folder / name)
 
 
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def test_a_row_is_what_serving_decodes(tmp_path: Path) -> None:
     payload = png(rgb_pixels())
     path = _write(tmp_path, "a.png", payload)
     [row] = decode_files([path], _SIZE).to_pylist()
     assert ImageRow(**row["image"]) == decode_image(payload, origin=path, size=_SIZE).image
     assert (row["path"], row["error"]) == (path, None)
+    assert row["digest"] == _digest(path)
 
 
 def test_failures_keep_their_place_and_say_why(tmp_path: Path) -> None:
@@ -34,6 +40,7 @@ def test_failures_keep_their_place_and_say_why(tmp_path: Path) -> None:
     assert [row["image"] is None for row in rows] == [True, False, True]
     assert rows[0]["error"].startswith("truncated_image: ")
     assert rows[2]["error"] == "cannot be read: No such file or directory"
+    assert [row["digest"] for row in rows] == [*(_digest(path) for path in (bad, good)), None]
 
 
 def test_an_unforeseen_error_is_one_files_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +77,4 @@ def test_a_file_that_cannot_be_examined_says_why(tmp_path: Path) -> None:
     [row] = examine_files([bad]).to_pylist()
     assert row["error"].startswith("truncated_image: ")
     assert row["picture"] is None
+    assert row["digest"] == _digest(bad)

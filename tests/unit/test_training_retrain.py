@@ -1,22 +1,32 @@
 """Retraining without Spark: which patients are held out, the fit, and what the command shows."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from schemas.errors import DatasetError, SettingsError
+from schemas.registry import promote, read_aliases
+from tests.shelf import as_json, evaluate
 from tests.stored import NO_CARD, add_champion, score_images
+from training.calibration import fit_gate
 from training.classifier import PAPER, ClassifierSettings, Head
+from training.decision import Decision
 from training.drift import ENERGY_LIMIT, MIN_IMAGES, P_LIMIT, PSI_LIMIT, WINDOW_DAYS
 from training.gate import MARGIN
 from training.labels import Confirmation, record_labels
 from training.regression import fit_regression
-from training.retrain import HELD_OUT_SHARE, MIN_LABELS, check_labels, choose_held_out, predict_rows
+from training.report.words import describe_copies, describe_left_out, describe_patients
+from training.retrain import HELD_OUT_SHARE, MIN_LABELS, _Work, check_labels, choose_held_out, predict_rows
+from training.statistics import estimate_image_share, measure
 from training.stored import StoredSet
 from xray import console
+from xray import retrain as command
 from xray.__main__ import run
 
 _CONVERGED = ClassifierSettings(reg_param=0.02, elastic_net_param=0.5, max_iter=1000)
@@ -79,9 +89,9 @@ def test_the_same_rows_give_the_same_bits() -> None:
 
 
 def test_a_feature_that_never_changes_has_no_coefficient() -> None:
-    features, labels = draw(200, 6)
-    features[:, 4] = 7
-    head = fit_regression(features, np.arange(200), labels, PAPER, 2)
+    features, labels = draw(5000, 6)
+    features[:, 4] = 0.1  # whose sum is rounded
+    head = fit_regression(features, np.arange(5000), labels, PAPER, 2)
     assert head.coefficients[0, 4] == 0
     assert np.isfinite(head.coefficients).all()
 
@@ -90,7 +100,6 @@ def test_a_feature_that_never_changes_has_no_coefficient() -> None:
     ("labels", "settings"),
     [
         ([0] * 10, PAPER),
-        ([0, 1] * 5, ClassifierSettings(class_weights=True)),
         ([0, 1] * 5, ClassifierSettings(elastic_net_param=0.0)),
     ],
 )
@@ -98,6 +107,20 @@ def test_what_is_not_fitted_as_spark_does_is_refused(labels: list[int], settings
     features = np.zeros((10, 2), np.float32)
     with pytest.raises(ValueError, match="expected"):
         fit_regression(features, np.arange(10), np.array(labels), settings, 2)
+
+
+def test_class_weights_count_an_image_as_often_as_it_would_have_to_be_there() -> None:
+    features, labels = draw(600, 5)
+    rare = np.flatnonzero(labels == 0)
+    common = np.flatnonzero(labels == 1)[: 2 * rare.size]
+    rows, repeated = np.sort([*rare, *common]), np.sort([*rare, *rare, *common])
+    weighted = fit_regression(features, rows, labels[rows], replace(_CONVERGED, class_weights=True), 2)
+    plain = fit_regression(features, repeated, labels[repeated], _CONVERGED, 2)
+    # Only the unbiased deviation knows a weight from a copy.
+    assert weighted.coefficients == pytest.approx(plain.coefficients, abs=5e-3)
+    assert weighted.intercepts == pytest.approx(plain.intercepts, abs=5e-2)
+    unweighted = fit_regression(features, rows, labels[rows], _CONVERGED, 2)
+    assert abs(unweighted.intercepts[0] - plain.intercepts[0]) > 0.3
 
 
 def test_rows_are_predicted_in_parts() -> None:
@@ -119,6 +142,68 @@ def test_the_page_has_the_real_limits() -> None:
         f"archive's last {WINDOW_DAYS} days",
     ):
         assert said in " ".join(page.split())
+
+
+# --- what is said of it -----------------------------------------------------------------------------------------------
+
+
+def work_on(served: Mapping[str, Any] | None = None, *, sources: Sequence[str] = ("",)) -> _Work:
+    """Two images of each of 150 patients, of whom one in four is not known."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    features = (rng.standard_normal((300, 6)) + labels[:, None]).astype(np.float32)
+    digests = np.array(sorted(f"{number:064x}" for number in range(300)))
+    patients = np.array([digests[n] if n % 4 == 0 else f"p{n // 2}" for n in range(300)])
+    places = np.array([sources[label % len(sources)] for label in labels])
+    stored = StoredSet(features, labels, patients, places, digests, 75, {"that are not in the archive": 3})
+    return _Work(stored, NO_CARD, choose_held_out(patients), 0, served, lambda *_: None)
+
+
+def test_without_a_probe_nothing_is_known_of_shortcuts() -> None:
+    probes, verdict = work_on().look_for_shortcuts(0.99)
+    assert (probes, verdict.verdict, verdict.reasons) == ((), "unknown", ())
+    assert any("shortcut probes: they look at images" in note for note in verdict.notes)
+
+
+def test_a_confounded_champion_is_not_forgotten() -> None:
+    confounded = as_json(evaluate(NO_CARD, confounded=True))
+    found = "a thumbnail of 8x8 pixels tells the label [too] well"
+    _, first = work_on(confounded).look_for_shortcuts(0.99)
+    assert (first.verdict, first.reasons) == ("unknown", (f"the model in service was confounded: {found}",))
+    for _ in range(2):  # however often
+        confounded["verdict"] = {"verdict": first.verdict, "reasons": list(first.reasons), "notes": []}
+        _, first = work_on(confounded).look_for_shortcuts(0.99)
+        assert first.reasons == (f"an earlier model in service was confounded: {found}",)
+    _, honest = work_on(as_json(evaluate(NO_CARD))).look_for_shortcuts(0.99)
+    assert (honest.verdict, honest.reasons) == ("unknown", ())
+
+
+def test_a_source_that_is_the_label_makes_it_confounded() -> None:
+    [probe], verdict = work_on(sources=("ward 1", "ward 2")).look_for_shortcuts(0.99)
+    assert (probe.name, verdict.verdict) == ("source", "confounded")
+
+
+def test_its_data_are_told_as_they_are() -> None:
+    data = work_on().summarize()
+    assert describe_copies(data).startswith("Each image is there once, by its bytes. Near copies were not looked for")
+    assert describe_patients(data).startswith("Of 75 of all 300 images the patient is not known")
+    assert describe_left_out(data) == "3 images that are not in the archive were left out."
+
+
+def test_the_gates_figures_are_given_with_and_without() -> None:
+    work = work_on()
+    rows = np.flatnonzero(~work.held_out)
+    gate = fit_gate(work.stored.features[rows], work.stored.patients[rows].tolist(), quantile=0.8)
+    outcomes = work.ask(Head(np.ones((1, 6)), np.array([-3.0])), 0.5)
+    found = work.measure_novelty(Decision(None, gate), outcomes, measure(outcomes))
+    assert found is not None
+    flagged = gate.flags(work.stored.features[work.held_out])
+    assert 0 < flagged.sum() < flagged.size
+    assert found.judged["accuracy"].value == pytest.approx(
+        (outcomes.predictions == outcomes.labels)[~flagged].mean(), abs=1e-12
+    )
+    assert found.all_images == measure(outcomes)
+    assert found.flagged == estimate_image_share(flagged, outcomes.patients)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -159,6 +244,26 @@ def test_a_model_of_other_decoding_rules_is_refused() -> None:
     stored = StoredSet(np.zeros((0, 1), np.float32), np.zeros(0, np.int64), nobody, nobody, nobody, 0)
     with pytest.raises(SettingsError, match="train anew"):
         check_labels(stored, replace(NO_CARD, rendering_version=0))
+
+
+def test_a_model_that_came_into_service_after_the_comparison_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    monkeypatch.setattr(console.err, "width", 400)
+    old, new = add_champion(tmp_path, "old"), add_champion(tmp_path, "new")
+    promote(tmp_path / "models", old.version)
+
+    def retrain_on(*_: object, **__: object) -> Any:
+        promote(tmp_path / "models", add_champion(tmp_path, "other").version)
+        decision = SimpleNamespace(allowed=True, why="not shown to be worse")
+        return SimpleNamespace(retrained=SimpleNamespace(card=new), decision=decision, champion=old.version)
+
+    monkeypatch.setattr(command, "retrain_on", retrain_on)
+    monkeypatch.setattr("sys.argv", ["xray", "retrain", "--promote"])
+    assert run() == 1
+    assert "new was decided on while old was in service, and now other is" in capsys.readouterr().err
+    assert read_aliases(tmp_path / "models") == {"champion": "other"}
 
 
 def test_force_without_promote_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) -> None:
