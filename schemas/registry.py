@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, BinaryIO, Literal
 
-from schemas.errors import ModelLoadError
+from schemas.errors import ChampionChangedError, ModelLoadError
 from schemas.modelcard import ModelCard, read_card
 
 CHAMPION_FILE = "champion"
@@ -98,7 +99,13 @@ class Rollback:
 
 
 def promote(
-    models_folder: Path, version: str, *, why: str = "", forced: bool = False, command: str = "xray models promote"
+    models_folder: Path,
+    version: str,
+    *,
+    expected: str | EllipsisType | None = ...,
+    why: str = "",
+    forced: bool = False,
+    command: str = "xray models promote",
 ) -> ModelCard:
     """Make a version the one to serve. A challenger that is promoted is a challenger no more.
 
@@ -110,6 +117,9 @@ def promote(
         Where the models are.
     version : str
         Name of a folder in it.
+    expected : str, optional
+        The champion that this one was decided against, None where there was none. By default nobody decided, and
+        whichever there is is replaced.
     why : str
         For the history.
     forced : bool
@@ -126,10 +136,19 @@ def promote(
     ------
     ModelLoadError
         There is no such version, it is damaged, or the folder cannot be written; the alias stays as it was.
+    ChampionChangedError
+        Another one than the expected is the champion; the alias stays as it is.
     """
     card = read_card(_folder_of(models_folder, version))
     with _locked_history(models_folder) as history:
         before = _present(models_folder, CHAMPION_FILE)
+        if expected is not ... and before not in (expected, version):
+            msg = (
+                f"{version} was decided on while {expected or 'no model'} was in service, and now {before or 'none'} "
+                "is: nothing was changed. Train again to compare with that one, or take it all the same: "
+                f"xray models promote {version}"
+            )
+            raise ChampionChangedError(msg)
         if before != version:
             move = Move(_now(), "promote", CHAMPION_FILE, before, version, why, forced, command)
             _move(models_folder, history, move)

@@ -10,15 +10,24 @@ Nothing here changes the order of two-class probabilities, hence neither AUROC n
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sparkdl.novelty import N_NEIGHBOURS
-from training.statistics import Estimate, Outcomes, estimate_share, interval_of, measure, resample_patients
+from training.statistics import (
+    Estimate,
+    Outcomes,
+    describe_few,
+    estimate_image_share,
+    estimate_resampled,
+    estimate_share,
+    measure,
+    resample_patients,
+)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -35,6 +44,8 @@ _MIN_TRAINING = 20
 _GATE_BLOCK = 512
 
 _N_RESAMPLES = 500
+_SAME = 1e-9  # logits that differ by less are the same probability
+_OF_IMAGES = "intervals are Wilson's, which take images for independent: for several images of a patient, too narrow"
 _NEWTON_STEPS = 30
 _MAX_STEP = 2.0
 _MAX_SLOPE = 50.0  # beyond it the fit runs to infinity: the classes are separated
@@ -77,15 +88,6 @@ class Calibrator:
         if self.method == "platt":
             logits[:, 1] += self.intercept
         return _softmax(logits)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give what `from_dict` takes, fit for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> "Calibrator":
-        """Make from `to_dict`'s answer."""
-        return cls(**stored)
 
 
 def _inside(probabilities: npt.ArrayLike) -> Floats:
@@ -199,7 +201,7 @@ class ReliabilityBin:
     mean_probability : float
         Of these images.
     observed : Estimate
-        Share of them with the finding, and Wilson's interval, which takes images for independent.
+        Share of them with the finding, and Wilson's interval, which takes images for independent; its note says so.
     """
 
     low: float
@@ -219,7 +221,8 @@ class Calibration:
         Mean squared error; 0 is best.
     slope : Estimate
         Cox's calibration slope: 1 is right, below 1 the probabilities are too extreme. NaN with a note where the
-        probabilities separate the classes, as none is then too extreme.
+        probabilities separate the classes, as none is then too extreme, and where all are the same. Where many
+        resamples have no slope a note says so; where more than 20 % have none, there is no interval.
     intercept : Estimate
         Calibration in the large, in logits at slope 1: 0 is right, below 0 the probabilities are too high on the whole.
     expected_error : float
@@ -247,7 +250,7 @@ def measure_calibration(
     Parameters
     ----------
     outcomes : Outcomes
-        Of two classes (`one_vs_rest` for each of more); not the images the calibrator was fitted on.
+        Of two classes; not the images the calibrator was fitted on.
     n_bins : int
         Bins of equal width in the table.
     n_resamples, seed : int
@@ -264,7 +267,7 @@ def measure_calibration(
         There are more than two classes.
     """
     if outcomes.n_classes != _BINARY:
-        msg = f"{outcomes.n_classes} classes, expected 2: take one_vs_rest first"
+        msg = f"{outcomes.n_classes} classes, expected 2"
         raise ValueError(msg)
     slope, intercept = _cox(outcomes, n_resamples, seed)
     table = _reliability(outcomes, n_bins)
@@ -287,7 +290,10 @@ def _reliability(outcomes: Outcomes, n_bins: int) -> tuple[ReliabilityBin, ...]:
             high=(place + 1) / n_bins,
             n_images=int((places == place).sum()),
             mean_probability=float(scores[places == place].mean()),
-            observed=estimate_share(int(outcomes.labels[places == place].sum()), int((places == place).sum())),
+            observed=replace(
+                estimate_share(int(outcomes.labels[places == place].sum()), int((places == place).sum())),
+                note=_OF_IMAGES,
+            ),
         )
         for place in np.unique(places).tolist()
     )
@@ -303,14 +309,20 @@ def _cox(outcomes: Outcomes, n_resamples: int, seed: int) -> tuple[Estimate, Est
         return nothing, nothing
     all_once = np.ones((1, labels.size))
     resamples = list(resample_patients(outcomes.patients, n_resamples=n_resamples, seed=seed))
-    found = []
+    few = describe_few("auroc", outcomes)  # as AUROC, both rest on the patients of either class
+
+    def estimate(fit: Callable[[Floats, Floats, Floats], Floats], undefined: str) -> Estimate:
+        value = float(fit(all_once, labels, logits)[0])
+        if not math.isfinite(value):
+            return Estimate(_NAN, _NAN, _NAN, "the probabilities separate the classes: the best slope is infinite")
+        found = np.concatenate([fit(weights, labels, logits) for weights in resamples])
+        return estimate_resampled(value, found, undefined, few)
+
+    same = Estimate(_NAN, _NAN, _NAN, "all probabilities are the same: there is no slope")
     with threadpool_limits(1):  # the matrices are small: a second thread of BLAS makes this five times slower
-        for fit in (_fit_slopes, _fit_offsets):
-            value = float(fit(all_once, labels, logits)[0])
-            low, high, _ = interval_of(np.concatenate([fit(weights, labels, logits) for weights in resamples]))
-            separated = Estimate(_NAN, _NAN, _NAN, "the probabilities separate the classes: the best slope is infinite")
-            found.append(Estimate(value, low, high) if math.isfinite(value) else separated)
-    return found[0], found[1]
+        constant = float(np.ptp(logits)) < _SAME
+        slope = same if constant else estimate(_fit_slopes, "a class was missing, or the classes were separated,")
+        return slope, estimate(_fit_offsets, "a class was missing")
 
 
 def _fit_slopes(weights: Floats, labels: Floats, logits: Floats) -> Floats:
@@ -372,10 +384,6 @@ class AbstainBand:
         values = np.asarray(probabilities, np.float64)
         return np.asarray((values >= self.low) & (values < self.high))
 
-    def to_dict(self) -> dict[str, float]:
-        """Give what the constructor takes, fit for JSON."""
-        return asdict(self)
-
 
 def choose_abstain_band(outcomes: Outcomes, *, threshold: float, share: float) -> AbstainBand:
     """Choose the band around a threshold that holds a stated share of validation images.
@@ -420,7 +428,7 @@ class Abstention:
     Parameters
     ----------
     share : Estimate
-        Of images in the band, with Wilson's interval, which takes images for independent.
+        Of images in the band, with an interval from resampled patients.
     decided, all_images : mapping of str to Estimate
         As `measure` gives them: of the images outside the band, and of all.
     """
@@ -436,7 +444,7 @@ def measure_abstention(
     """Measure with and without the band, on images it was not chosen on; two classes."""
     inside = band.covers(outcomes.probabilities[:, 1])
     return Abstention(
-        share=estimate_share(int(inside.sum()), inside.size),
+        share=estimate_image_share(inside, outcomes.patients, n_resamples=n_resamples, seed=seed),
         decided=measure(outcomes.take(~inside), n_resamples=n_resamples, seed=seed),
         all_images=measure(outcomes, n_resamples=n_resamples, seed=seed),
     )
@@ -502,21 +510,12 @@ class NoveltyGate:
         return ~(self.measure_distances(features) <= self.threshold)
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Give what `from_arrays` takes, fit for ``numpy.savez`` (no pickle)."""
+        """Give what `sparkdl.novelty.write_gate` stores."""
         return {
             "references": self.references,
             "threshold": np.array(self.threshold),
             "quantile": np.array(self.quantile),
         }
-
-    @classmethod
-    def from_arrays(cls, stored: Mapping[str, npt.NDArray[Any]]) -> "NoveltyGate":
-        """Make from `to_arrays`' answer, or from the ``npz`` file that holds it."""
-        return cls(
-            references=np.asarray(stored["references"], np.float32),
-            threshold=float(stored["threshold"]),
-            quantile=float(stored["quantile"]),
-        )
 
 
 def _unit(features: npt.NDArray[np.floating]) -> Features:

@@ -24,7 +24,7 @@ from training.calibration import (
     measure_abstention,
 )
 from training.evaluation import Novelty
-from training.statistics import Outcomes, estimate_share
+from training.statistics import Outcomes, estimate_image_share, measure
 
 GATE_QUANTILE = 0.99
 """Share of training images that the gate accepts, unless asked otherwise."""
@@ -191,4 +191,6 @@ def measure_decision(
     if decision.gate is None:
         return abstention, None
     flagged = decision.gate.flags(features)
-    return abstention, Novelty(decision.gate.threshold, estimate_share(int(flagged.sum()), flagged.size))
+    share = estimate_image_share(flagged, outcomes.patients, seed=seed)
+    judged, every = measure(outcomes.take(~flagged), seed=seed), measure(outcomes, seed=seed)
+    return abstention, Novelty(decision.gate.threshold, share, judged, every)

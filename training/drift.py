@@ -1,8 +1,12 @@
 """Whether what is scored now still looks like what the model was made with: scores, and feature vectors.
 
 The reference is a small file beside the model's report, which training writes: a histogram of scores, each feature's
-mean and spread, and a sample of vectors. Where a model has none, the first days of its own work stand for it. Neither
+mean and spread, and a sample of vectors. Where a model has none, the first days of the archive stand for it. Neither
 needs an image.
+
+A training set seldom has the share of positive images that a ward has, and another share alone moves scores as much as
+a real change does. So scores are compared with those of the model's own first days in service. Before it has so many
+days behind it, they are compared with the training set's held-out ones and told, but call for nothing.
 
 Scores are compared by the population stability index and the Kolmogorov-Smirnov distance. Feature vectors are compared
 as a whole, by the energy distance of two samples with a permutation test; see `compare_vectors` for why. A shift is no
@@ -13,7 +17,7 @@ images. Images of one patient are alike, so many images of few patients look lik
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,7 +45,7 @@ REFERENCE_FILE = "reference.npz"
 JSON_NAME, MARKDOWN_NAME = "drift.json", "drift.md"
 
 WINDOW_DAYS = 7
-"""Days of the archive, the newest, that are compared; and the first, where there is no reference."""
+"""Days of the archive, the newest, that are compared; and the first, of scores and where there is no reference."""
 
 MIN_IMAGES = 100
 """Below it nothing is said: at 100 images the index of scores that did not shift reaches 0.2 in one of a hundred."""
@@ -62,6 +66,9 @@ _N_COMPARED = 1000  # of each side: the distances of 2,000 vectors take half a s
 _N_PERMUTATIONS = 199
 _N_TOP = 5
 _TINY = 1e-6
+_STILL_SHARE = 0.01  # of the median deviation: what varies less has no scale that a shift could be measured in
+_MAX_NAMED = 10
+_NOT_BY_ITSELF = "another share of positive images is enough for that, so it does not call for retraining by itself"
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +218,9 @@ class VectorShift:
         The features with the largest shifts of their mean, in the reference's standard deviations.
     n_reference, n_recent : int
         Vectors.
+    still_moved : tuple of int
+        Features that hardly varied in the reference, less than 1 % of the median deviation, and whose mean has moved by
+        more than their deviation. Those that hardly varied are in no other figure.
     """
 
     energy: float
@@ -218,6 +228,7 @@ class VectorShift:
     largest: tuple[tuple[int, float], ...]
     n_reference: int
     n_recent: int
+    still_moved: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -237,7 +248,7 @@ class Drift:
     called_for : bool or None
         Whether it calls for retraining; None where nothing could be compared.
     reasons : tuple of str
-        Why, or why it cannot be told.
+        Why, or why it cannot be told; and what is to be known besides.
     """
 
     reference: str
@@ -260,9 +271,10 @@ class Drift:
 
 
 RULE = (
-    f"retraining is called for where the index of scores (PSI) is {PSI_LIMIT:g} or more and its Kolmogorov-Smirnov p "
-    f"below {P_LIMIT:g}, or where feature vectors differ: energy {ENERGY_LIMIT:g} or more with a permutation p of "
-    f"{P_LIMIT:g} or less; nothing is said of fewer than {MIN_IMAGES} images"
+    "retraining is called for where scores differ from those of the model's first days in service: index (PSI) "
+    f"{PSI_LIMIT:g} or more and a Kolmogorov-Smirnov p below {P_LIMIT:g}; or where feature vectors differ: energy "
+    f"{ENERGY_LIMIT:g} or more with a permutation p of {P_LIMIT:g} or less; scores that differ from the training set's "
+    f"alone do not call for it; nothing is said of fewer than {MIN_IMAGES} images"
 )
 """The rule, in words."""
 
@@ -341,23 +353,33 @@ def compare_vectors(reference: Reference, recent: Features, *, seed: int = 0) ->
     from threadpoolctl import threadpool_limits  # noqa: PLC0415  comes with scikit-learn, in the train extra
 
     rng = np.random.default_rng(seed)
-    scale = np.maximum(reference.deviations, _TINY)
+    varied = _find_varied(reference.deviations)
+    means, scale = reference.means[varied], reference.deviations[varied]
     old, new = (
-        ((values[rng.permutation(len(values))[:_N_COMPARED]] - reference.means) / scale).astype(np.float32)
+        ((values[rng.permutation(len(values))[:_N_COMPARED]][:, varied] - means) / scale).astype(np.float32)
         for values in (reference.sample, recent)
     )
     with threadpool_limits(1):
         energies = _energies(_distances(np.concatenate([old, new])), len(old), rng)
-    shifts = (recent.mean(axis=0, dtype=np.float64) - reference.means) / scale
-    shifts[reference.deviations < _TINY] = 0
+    moves = recent.mean(axis=0, dtype=np.float64) - reference.means
+    shifts = np.zeros_like(moves)
+    shifts[varied] = moves[varied] / scale
     largest = np.argsort(-np.abs(shifts), kind="stable")[:_N_TOP]
+    still_moved = ~varied & (np.abs(moves) > np.maximum(reference.deviations, _TINY))
     return VectorShift(
         energy=float(energies[0]),
         p_value=float((energies >= energies[0]).mean()),
         largest=tuple((int(index), float(shifts[index])) for index in largest),
         n_reference=reference.n_images,
         n_recent=len(recent),
+        still_moved=tuple(np.flatnonzero(still_moved).tolist()),
     )
+
+
+def _find_varied(deviations: Floats) -> npt.NDArray[np.bool_]:
+    """Tell which features have a scale; one that hardly varied would outweigh all others with its first new value."""
+    some = deviations[deviations > _TINY]
+    return deviations > max(_TINY, _STILL_SHARE * float(np.median(some)) if some.size else 0.0)
 
 
 def _distances(values: Features) -> npt.NDArray[np.float32]:
@@ -383,7 +405,8 @@ def _energies(distances: npt.NDArray[np.float32], n_first: int, rng: np.random.G
     second = distances.sum(dtype=np.float64) - first - 2 * across
     between = across / (n_first * n_second)
     within = first / (n_first * (n_first - 1)) + second / (n_second * (n_second - 1))
-    return np.asarray((2 * between - within) / (2 * between))
+    # Where no feature has varied there is no distance.
+    return np.asarray(np.divide(2 * between - within, 2 * between, out=np.zeros_like(between), where=between > 0))
 
 
 # --- the archive ------------------------------------------------------------------------------------------------------
@@ -420,6 +443,17 @@ class _Archive:
         vectors, whole = read_vectors(self.features, chosen, self.featurizer.n_features, ignore)
         return vectors[whole]
 
+    def find_first_days(self, before: date) -> tuple[date, date] | None:
+        """Give this very model's first days in service; None where they do not end before a day."""
+        if self.predictions is None:
+            return None
+        own = pc.field("model_sha256") == self.card.sha256
+        first = pc.min(self.predictions.to_table(columns=["date"], filter=own)["date"]).as_py()
+        if first is None:
+            return None
+        last = first + timedelta(days=WINDOW_DAYS - 1)
+        return (first, last) if last < before else None
+
     def scores(self, first: date, last: date) -> Ints:
         """Count this very model's scores."""
         if self.predictions is None:
@@ -438,7 +472,11 @@ def measure_drift(
     *,
     seed: int = 0,
 ) -> Drift:
-    """Compare what was scored in the archive's last days with what the model was made with.
+    """Compare what was scored in the archive's last days with what was before.
+
+    Vectors are compared with those that the model was made with, scores with those of its first days in service. Where
+    the archive has no such days, apart from the last ones and with 100 scores or more, scores are compared with the
+    reference's; that is told, and calls for nothing.
 
     Parameters
     ----------
@@ -451,7 +489,7 @@ def measure_drift(
     hashes : list of str
         The models that have it, see `training.stored.find_models_with`; vectors are theirs.
     reference : Reference, optional
-        By default the archive's first days are.
+        What the model was made with; by default the archive's first days stand for it.
     seed : int
         Of permutations.
 
@@ -473,15 +511,22 @@ def measure_drift(
         first, last = days
         start = max(first, last - timedelta(days=WINDOW_DAYS - 1))
         recent = f"{start} to {last}"
+        served = archive.find_first_days(start)
+        first_scores = np.zeros(_N_BINS, np.int64) if served is None else archive.scores(*served)
+        in_service = int(first_scores.sum()) >= MIN_IMAGES
         if reference is None:
             end = first + timedelta(days=WINDOW_DAYS - 1)
             told = f"the archive's first days, {first} to {end}, as the model has no {REFERENCE_FILE}"
             if end >= start:
                 return _untold(told, recent, f"the archive has less than {2 * WINDOW_DAYS} days")
-            reference = _describe_days(archive, first, end)
+            reference = _describe_days(archive, first, end, first_scores)
         else:
             told = f"the {reference.n_images} images of the model's training set"
-        return _judge(reference, told, archive.sample(start, last), archive.scores(start, last), recent, seed)
+            reference = replace(reference, scores=first_scores) if in_service else reference
+        if served is not None and in_service:
+            told = f"{told}; scores with the model's first days in service, {served[0]} to {served[1]}"
+        vectors, scores = archive.sample(start, last), archive.scores(start, last)
+        return _judge(reference, told, vectors, scores, recent, in_service=in_service, seed=seed)
 
 
 def _open_predictions(folder: str) -> ds.Dataset | None:
@@ -491,26 +536,30 @@ def _open_predictions(folder: str) -> ds.Dataset | None:
         return None
 
 
-def _describe_days(archive: _Archive, first: date, last: date) -> Reference:
+def _describe_days(archive: _Archive, first: date, last: date, scores: Ints) -> Reference:
     sample = archive.sample(first, last)
     means = sample.mean(axis=0, dtype=np.float64) if len(sample) else np.zeros(sample.shape[1])
-    return Reference(archive.scores(first, last), means, np.sqrt(_variances(sample, means)), sample, len(sample))
+    return Reference(scores, means, np.sqrt(_variances(sample, means)), sample, len(sample))
 
 
 def _untold(reference: str, recent: str, why: str) -> Drift:
     return Drift(reference, recent, None, None, None, (why,))
 
 
-def _judge(reference: Reference, told: str, vectors: Features, scores: Ints, recent: str, seed: int) -> Drift:
-    """Compare, and apply the rule."""
+def _judge(
+    reference: Reference, told: str, vectors: Features, scores: Ints, recent: str, *, in_service: bool, seed: int
+) -> Drift:
+    """Compare, and apply the rule; ``in_service``: the reference's scores are of the model's work, not of training."""
     score_shift, vector_shift = None, None
     reasons, notes = [], []
     if min(reference.scores.sum(), scores.sum()) >= MIN_IMAGES:
         score_shift = compare_scores(reference.scores, scores)
         if score_shift.psi >= PSI_LIMIT and score_shift.p_value < P_LIMIT:
-            reasons.append(
-                f"scores have shifted: PSI {score_shift.psi:.2f}, Kolmogorov-Smirnov distance {score_shift.ks:.2f}"
-            )
+            figures = f"PSI {score_shift.psi:.2f}, Kolmogorov-Smirnov distance {score_shift.ks:.2f}"
+            if in_service:
+                reasons.append(f"scores have shifted: {figures}")
+            else:
+                notes.append(f"scores differ from the training set's: {figures}; {_NOT_BY_ITSELF}")
     else:
         notes.append(f"{reference.scores.sum()} and {scores.sum()} scores, fewer than {MIN_IMAGES}: not compared")
     if min(len(reference.sample), len(vectors)) >= MIN_IMAGES:
@@ -521,9 +570,16 @@ def _judge(reference: Reference, told: str, vectors: Features, scores: Ints, rec
             )
     else:
         notes.append(f"{len(reference.sample)} and {len(vectors)} vectors, fewer than {MIN_IMAGES}: not compared")
-    nothing = score_shift is None and vector_shift is None
+    if vector_shift is not None and vector_shift.still_moved:
+        notes.append(f"{_name_features(vector_shift.still_moved)}: hardly varied before and moved; not in the energy")
+    nothing = vector_shift is None and not (score_shift is not None and in_service)
     called_for = None if nothing else bool(reasons)
     return Drift(told, recent, score_shift, vector_shift, called_for, tuple(reasons + notes))
+
+
+def _name_features(indices: tuple[int, ...]) -> str:
+    more = [f"{len(indices) - _MAX_NAMED} more"] if len(indices) > _MAX_NAMED else []
+    return ", ".join([*(f"feature {index}" for index in indices[:_MAX_NAMED]), *more])
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

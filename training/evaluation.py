@@ -5,7 +5,7 @@ Nothing is computed here. `training.judge` fills it, `training.report` shows it,
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Provenance:
     seed : int
         Of split and fit.
     code_version : str
-        This package's version, and the commit where it is known.
+        This package's version.
     data_sha256 : str
         Of the sorted list of (file digest, label, patient, source).
     created_at : str
@@ -95,19 +95,25 @@ class DataSummary:
     label_by_source : tuple of tuple of int
         Images, a row for each source, a column for each label.
     patient_ids_known : bool
-        False: patients were told by file name.
+        Of every image.
     failed : tuple of (str, str)
         Files left out, and why.
     exact_copies, near_copies : int
         Pairs found in the whole set.
     copies : tuple of (str, str, str)
         The first few pairs: file, file, ``"exact"`` or ``"near"``.
-    copies_across : int
-        Pairs on both sides of the split: 0, or there is no report.
+    copies_across : int or None
+        Pairs on both sides of the split: 0, or there is no report. None where near copies were not looked for.
     split : str
         How, in words.
     train, test : Side
         See there.
+    unknown_patients : str
+        Where not all ids are known, who counts as a patient, in words; empty where each file name does.
+    left_out : mapping of str to int
+        Images left out beside the files that failed, by reason.
+    unlike_copies : int
+        Pairs of copies whose labels differ.
     """
 
     labels: tuple[str, ...]
@@ -120,10 +126,13 @@ class DataSummary:
     exact_copies: int
     near_copies: int
     copies: tuple[tuple[str, str, str], ...]
-    copies_across: int
+    copies_across: int | None
     split: str
     train: Side
     test: Side
+    unknown_patients: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    unlike_copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -211,10 +220,14 @@ class Novelty:
         Distance above which an image is flagged.
     flagged : Estimate
         Share of the held-out images that are flagged.
+    judged, all_images : mapping of str to Estimate
+        As `training.statistics.measure` gives them: of the images that are not flagged, and of all.
     """
 
     threshold: float
     flagged: Estimate
+    judged: Mapping[str, Estimate]
+    all_images: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -279,7 +292,7 @@ class Evaluation:
     in_service : mapping of str to Comparison
         Against the model in service, on the same held-out images; empty where there is none.
     in_service_name : str
-        That model's version, with a remark where it was trained on some of these images.
+        That model's version, with a remark on how many of these images it was trained on.
     """
 
     verdict: Verdict
@@ -320,7 +333,7 @@ class Evaluation:
 
 def _plain(value: Any) -> Any:  # noqa: PLR0911 - one line for each kind of value
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):

@@ -29,9 +29,9 @@ class Figures:
     Parameters
     ----------
     name : str
-        ``"auroc"``, or ``"accuracy"`` of more than two classes.
+        ``"auroc"`` or ``"sensitivity"``; ``"accuracy"`` of more than two classes.
     served_name : str
-        The model in service, with a remark where it was trained on some of these images.
+        The model in service; the first time it is named, with a remark on how many of these images it was trained on.
     served, new : float
         The two models' figures.
     difference : float
@@ -40,6 +40,8 @@ class Figures:
         Of the difference's 95 % interval; None where there is none.
     p_like : float or None
         Small where the sign is sure; see `training.statistics.Comparison`.
+    note : str
+        Why the interval is not to be relied on, e.g. for too few patients; empty where it is.
     n_images, n_patients : int
         Held out.
     """
@@ -52,17 +54,24 @@ class Figures:
     low: float | None
     high: float | None
     p_like: float | None
+    note: str
     n_images: int
     n_patients: int
 
+    @property
+    def surely_worse(self) -> bool:
+        """Whether the interval, where it is to be relied on, lies wholly below 0."""
+        return self.high is not None and self.high < 0 and not self.note
+
     def describe(self) -> str:
-        """Give all of it in one sentence without a full stop."""
+        """Give both figures, the difference and its interval, as a part of a sentence."""
         name = "AUROC" if self.name == "auroc" else self.name
         known = self.low is not None and self.high is not None
         interval = f"95 % interval {self.low:+.3f} to {self.high:+.3f}" if known else "no interval"
+        remark = f" ({self.note})" if known and self.note else ""
         return (
-            f"{name} {self.new:.3f}, that of {self.served_name} {self.served:.3f}; difference {self.difference:+.3f}, "
-            f"{interval}, on the same {self.n_images} held-out images of {self.n_patients} patients"
+            f"{name} {self.new:.3f}, that of {self.served_name} {self.served:.3f}, difference {self.difference:+.3f}, "
+            f"{interval}{remark}"
         )
 
 
@@ -77,7 +86,7 @@ class Decision:
     why : str
         One sentence without a full stop.
     figures : Figures or None
-        What was decided by; None where there is no comparison with the present champion.
+        What was decided by first, AUROC or accuracy; None where there is no comparison with the present champion.
     """
 
     allowed: bool
@@ -96,8 +105,10 @@ def decide(
     """Decide whether a model may take the champion's place.
 
     It may not where its AUROC (accuracy, of more than two classes) is more than the margin below the champion's, or
-    where the difference's interval lies wholly below 0. Where the two were not compared, it may: a first model has
-    nothing to be compared with, and an older one was compared with another champion.
+    where the difference's interval lies wholly below 0. Of two classes it may not either where its sensitivity, at the
+    thresholds that the two decide with, is below the champion's by both: by more than the margin, and surely. An
+    interval with a remark, e.g. of too few patients, makes nothing sure. Where the two were not compared, it may: a
+    first model has nothing to be compared with, and an older one was compared with another champion.
 
     Parameters
     ----------
@@ -118,17 +129,32 @@ def decide(
     if champion is None:
         return Decision(True, "there is no model in service to compare it with")
     why_not = _why_not_compared(card, report, champion)
-    figures = None if why_not or report is None else _read_figures(card, report)
-    if figures is None:
+    two = len(card.labels) == _BINARY
+    figures = (
+        None
+        if why_not or report is None
+        else _read_figures(report, "auroc" if two else "accuracy", report["in_service_name"])
+    )
+    if figures is None or report is None:
         reason = why_not or "the figure could not be computed"
         return Decision(True, f"not compared with the model in service, {champion}: {reason}")
+    sensitivity = _read_figures(report, "sensitivity", champion) if two else None
+    fault = _find_fault(figures, sensitivity, margin)
+    said = "; ".join(one.describe() for one in (figures, sensitivity) if one is not None)
+    on = f"on the same {figures.n_images} held-out images of {figures.n_patients} patients"
+    judged = fault or "not shown to be worse than the model in service"
+    return Decision(not fault, f"{judged}: {said}; {on}", figures)
+
+
+def _find_fault(figures: Figures, sensitivity: Figures | None, margin: float) -> str:
+    """Say in what a model is worse than the one in service; empty where it is not shown to be."""
     if figures.difference < -margin:
-        return Decision(
-            False, f"worse than the model in service by more than {margin:g}: {figures.describe()}", figures
-        )
-    if figures.high is not None and figures.high < 0:
-        return Decision(False, f"surely worse than the model in service: {figures.describe()}", figures)
-    return Decision(True, f"not worse than the model in service: {figures.describe()}", figures)
+        return f"worse than the model in service by more than {margin:g}"
+    if figures.surely_worse:
+        return "surely worse than the model in service"
+    if sensitivity is not None and sensitivity.surely_worse and sensitivity.difference < -margin:
+        return f"surely less sensitive than the model in service, by more than {margin:g}"
+    return ""
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
@@ -176,21 +202,21 @@ def _why_not_compared(card: ModelCard, report: Mapping[str, Any] | None, champio
     return "" if compared_with == champion else f"the report compares it with {compared_with}"
 
 
-def _read_figures(card: ModelCard, report: Mapping[str, Any]) -> Figures | None:
-    name = "auroc" if len(card.labels) == _BINARY else "accuracy"
-    found, internal = report["in_service"][name], report["internal"]
-    difference = found["difference"]
-    if difference["value"] is None:
+def _read_figures(report: Mapping[str, Any], name: str, served_name: str) -> Figures | None:
+    found, internal = report["in_service"].get(name), report["internal"]
+    if found is None or found["difference"]["value"] is None:
         return None
+    difference = found["difference"]
     return Figures(
         name=name,
-        served_name=report["in_service_name"],
+        served_name=served_name,
         served=found["first"],
         new=found["second"],
         difference=difference["value"],
         low=difference["low"],
         high=difference["high"],
         p_like=found["p_like"],
+        note=difference.get("note", ""),
         n_images=internal["n_images"],
         n_patients=internal["n_patients"],
     )

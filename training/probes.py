@@ -118,14 +118,14 @@ class Verdict:
     Parameters
     ----------
     verdict : str
-        ``"ok"`` or ``"confounded"``.
+        ``"ok"``, ``"confounded"``, or ``"unknown"`` where no probe of the label could be measured.
     reasons : tuple of str
-        Why it is confounded, one sentence for each probe; empty for ok.
+        Why it is confounded, one sentence for each probe; empty for ok. Of unknown, what is known against the model.
     notes : tuple of str
         What could not be looked at. A verdict of ok says only that these probes found nothing.
     """
 
-    verdict: Literal["ok", "confounded"]
+    verdict: Literal["ok", "confounded", "unknown"]
     reasons: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
 
@@ -337,7 +337,7 @@ def judge(model_auroc: float, probes: Sequence[Probe]) -> Verdict:
     Returns
     -------
     Verdict
-        Confounded where any probe of the label is a shortcut.
+        Confounded where any probe of the label is a shortcut, unknown where none has a figure.
 
     Notes
     -----
@@ -372,7 +372,8 @@ def judge(model_auroc: float, probes: Sequence[Probe]) -> Verdict:
         notes.append("source: the images do not betray it, so what it says about the label cannot be used")
     suspects = [probe for probe in probes if probe.target == "label" and (probe.name != "source" or betrayed)]
     reasons = tuple(reason for probe in suspects if (reason := _suspect(probe, model_auroc)))
-    return Verdict("confounded" if reasons else "ok", reasons, tuple(notes))
+    measured = any(probe.target == "label" and math.isfinite(probe.auroc.value) for probe in probes)
+    return Verdict("confounded" if reasons else "ok" if measured else "unknown", reasons, tuple(notes))
 
 
 def _source_shows(probes: Sequence[Probe]) -> bool:

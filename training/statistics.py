@@ -41,8 +41,14 @@ _BLOCK_ELEMENTS = 4_000_000  # 32 MB of weights at a time
 _PERCENTILES = (0.025, 0.975)
 _BINARY = 2
 _FEW_PATIENTS = 20  # below it, percentile intervals are known to be too narrow
+# Of one class: AUROC's interval holds the true value in 77 of 100 samples with 3 patients, in 90 with 8, in 92 with 10.
+_FEW_OF_A_CLASS = 10
 _MAX_UNDEFINED_SHARE = 0.05
+_NO_INTERVAL_SHARE = 0.2  # a class of one patient is missing in 37 % of the resamples, one of two in 14 %
+_OF_BOTH_CLASSES = ("auroc", "auprc")
+_PROPORTIONS = ("accuracy", "weightedRecall", "sensitivity", "specificity", "auroc")
 _ROUNDING = 1e-12
+_UNCHANGED = "the same in every resample: no interval"
 _NAN = float("nan")
 
 
@@ -152,31 +158,6 @@ def _check(truth: Ints, scores: Floats, n_patients: int, threshold: float | None
         raise ValueError(msg)
 
 
-def one_vs_rest(outcomes: Outcomes, positive: int) -> Outcomes:
-    """See one class as the finding and all others as its absence.
-
-    Parameters
-    ----------
-    outcomes : Outcomes
-        Of any number of classes.
-    positive : int
-        The class; -1 is the last, a data set's positive one.
-
-    Returns
-    -------
-    Outcomes
-        Of two classes, with the decisions that were taken.
-    """
-    index = range(outcomes.n_classes)[positive]
-    score = outcomes.probabilities[:, index]
-    return Outcomes(
-        (outcomes.labels == index).astype(np.int64),
-        np.stack([1 - score, score], axis=1),
-        (outcomes.predictions == index).astype(np.int64),
-        outcomes.patients,
-    )
-
-
 def count_confusion(outcomes: Outcomes) -> Matrix:
     """Count images by actual (row) and predicted (column) class, int64, shape (n_classes, n_classes)."""
     return confusion_matrix(outcomes.labels, outcomes.predictions, n_classes=outcomes.n_classes)
@@ -193,6 +174,38 @@ def estimate_share(successes: int, trials: int) -> Estimate:
     if not trials:
         return Estimate(_NAN, _NAN, _NAN, "nothing to count")
     return Estimate(successes / trials, *wilson_interval(successes, trials))
+
+
+def estimate_image_share(
+    chosen: npt.ArrayLike, patients: npt.ArrayLike, *, n_resamples: int = _N_RESAMPLES, seed: int = 0
+) -> Estimate:
+    """Estimate a share of images, with an interval from resampled patients: images of one patient are alike.
+
+    Parameters
+    ----------
+    chosen : array_like of bool
+        Whether an image is one of those that are counted, shape (n,).
+    patients : array_like
+        Who is on each image, shape (n,): names or codes.
+    n_resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+        NaN for no image. Where no image is chosen, or all are, the interval is Wilson's over the patients.
+    """
+    hits = np.asarray(chosen, np.float64)
+    if not hits.size:
+        return Estimate(_NAN, _NAN, _NAN, "nothing to count")
+    codes = np.unique(np.asarray(patients), return_inverse=True)[1]
+    n_images, n_hits = np.bincount(codes).astype(np.float64), np.bincount(codes, weights=hits)
+    # A row of weights of patients here, not of images: there may be very many of those.
+    blocks = resample_patients(np.arange(n_images.size), n_resamples=n_resamples, seed=seed)
+    resampled = np.concatenate([weights @ n_hits / (weights @ n_images) for weights in blocks])
+    value, few = float(hits.mean()), _few_patients(n_images.size)
+    low, high, _ = interval_of(resampled)
+    return _without_width(value, n_images.size) if high - low < _ROUNDING else Estimate(value, low, high, few)
 
 
 # --- figures of many weightings at once -------------------------------------------------------------------------------
@@ -340,6 +353,40 @@ def interval_of(values: Floats) -> tuple[float, float, float]:
     return float(low), float(high), 1 - defined.size / values.size
 
 
+def estimate_resampled(
+    value: float, resampled: Floats, undefined: str, *remarks: str, most_undefined: float = _NO_INTERVAL_SHARE
+) -> Estimate:
+    """Give a figure the interval of its resamples, and say where those are not to be relied on.
+
+    Parameters
+    ----------
+    value : float
+        The figure.
+    resampled : numpy.ndarray
+        float64, shape (b,); NaN where a resample left it undefined.
+    undefined : str
+        What is said before "in 12% of the resamples" of those, e.g. ``"a class was missing"``.
+    *remarks : str
+        Further notes; empty ones are left out.
+    most_undefined : float
+        Share of undefined resamples above which there is no interval: the others are a choice of samples, those in
+        which all went well.
+
+    Returns
+    -------
+    Estimate
+        With a note where more than 5 % of the resamples are undefined. There is no interval either where no resample
+        changes the figure, unless it is 0: each is then the sample itself, as with one patient of a class.
+    """
+    low, high, share = interval_of(resampled)
+    notes = [f"{undefined} in {share:.0%} of the resamples"] if share > _MAX_UNDEFINED_SHARE else []
+    if high - low < _ROUNDING < abs(value):
+        low, high, notes = _NAN, _NAN, [_UNCHANGED]
+    elif share > most_undefined:
+        low, high, notes = _NAN, _NAN, [f"{notes[0]}: no interval"]
+    return Estimate(value, low, high, "; ".join([*notes, *filter(None, remarks)]))
+
+
 def measure(outcomes: Outcomes, *, n_resamples: int = _N_RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
     """Compute every figure with its interval.
 
@@ -360,6 +407,9 @@ def measure(outcomes: Outcomes, *, n_resamples: int = _N_RESAMPLES, seed: int = 
 
     Notes
     -----
+    An interval that is not to be relied on has a note: on few patients, or where a class is missing in many resamples;
+    where one of two is missing in more than 20 %, there is none.
+
     Where a model makes no mistake, every resample is perfect and the percentiles have no width. Accuracy, sensitivity
     and specificity then take Wilson's interval over the patients; AUROC takes it over the smaller class's patients,
     since that many pairs of a positive and a negative patient have nobody in common. The other figures then have no
@@ -379,15 +429,17 @@ def measure(outcomes: Outcomes, *, n_resamples: int = _N_RESAMPLES, seed: int = 
 def _estimate(name: str, value: float, resampled: Floats, outcomes: Outcomes) -> Estimate:
     if not math.isfinite(value):
         return Estimate(_NAN, _NAN, _NAN, _why_undefined(outcomes))
-    low, high, undefined = interval_of(resampled)
+    low, high, _ = interval_of(resampled)
     if high - low < _ROUNDING:
-        return _without_width(name, value, outcomes)
-    notes = []
-    if undefined > _MAX_UNDEFINED_SHARE:
-        notes.append(f"a class was missing in {undefined:.0%} of the resamples")
-    if outcomes.n_patients < _FEW_PATIENTS:
-        notes.append(f"{outcomes.n_patients} patients are too few for a trustworthy interval")
-    return Estimate(value, low, high, "; ".join(notes))
+        return _without_width(value, _n_counted(name, outcomes)[0] if name in _PROPORTIONS else 0)
+    return _estimate_with_classes(name, value, resampled, outcomes)
+
+
+def _estimate_with_classes(name: str, value: float, resampled: Floats, outcomes: Outcomes) -> Estimate:
+    # Of many classes one is soon missing somewhere, though each has patients enough.
+    most = _NO_INTERVAL_SHARE if outcomes.n_classes == _BINARY else 1.0
+    few = describe_few(name, outcomes)
+    return estimate_resampled(value, resampled, "a class was missing", few, most_undefined=most)
 
 
 def _why_undefined(outcomes: Outcomes) -> str:
@@ -395,25 +447,45 @@ def _why_undefined(outcomes: Outcomes) -> str:
     return f"no image of class {', '.join(map(str, missing))}"
 
 
-def _without_width(name: str, value: float, outcomes: Outcomes) -> Estimate:
+def _without_width(value: float, trials: int) -> Estimate:
     """Give an interval to what no resample changes; see the notes of `measure`."""
-    trials = _independent_trials(name, outcomes)
     if value not in (0.0, 1.0) or not trials:
-        return Estimate(value, _NAN, _NAN, "the same in every resample: no interval")
+        return Estimate(value, _NAN, _NAN, _UNCHANGED)
     low, high = wilson_interval(round(value) * trials, trials)
-    return Estimate(value, low, high, f"the same in every resample: Wilson's interval over {trials} patients")
+    over = f"{trials} patient{'' if trials == 1 else 's'}"
+    return Estimate(value, low, high, f"the same in every resample: Wilson's interval over {over}")
 
 
-def _independent_trials(name: str, outcomes: Outcomes) -> int:
+def _n_counted(name: str, outcomes: Outcomes) -> tuple[int, int | None]:
+    """Give how many patients a figure rests on, and of which class they are: None for all of them."""
     by_class = [int(np.unique(outcomes.patients[outcomes.labels == c]).size) for c in range(outcomes.n_classes)]
-    binary = outcomes.n_classes == _BINARY
-    if name in ("accuracy", "weightedRecall"):
-        return outcomes.n_patients
-    if name == "sensitivity":
-        return by_class[1] if binary else min(by_class)
-    if name == "specificity":
-        return by_class[0] if binary else min(by_class)
-    return min(by_class) if name == "auroc" else 0
+    rarest = int(np.argmin(by_class))
+    if name in _OF_BOTH_CLASSES:
+        return by_class[rarest], rarest
+    if name in ("sensitivity", "specificity"):
+        chosen = int(name == "sensitivity") if outcomes.n_classes == _BINARY else rarest
+        return by_class[chosen], chosen
+    return outcomes.n_patients, None
+
+
+def describe_few(name: str, outcomes: Outcomes) -> str:
+    """Say where a figure of `FIGURES` rests on too few patients; empty where it does not.
+
+    Those of the rarer class count for AUROC and AUPRC, those of its own class for sensitivity and specificity.
+    """
+    n_patients, of_class = _n_counted(name, outcomes)
+    if of_class is None or n_patients >= _FEW_OF_A_CLASS:
+        return _few_patients(outcomes.n_patients)
+    return _too_few(n_patients, f" of class {of_class}")
+
+
+def _few_patients(n_patients: int) -> str:
+    return _too_few(n_patients) if n_patients < _FEW_PATIENTS else ""
+
+
+def _too_few(n_patients: int, of_class: str = "") -> str:
+    noun, verb = ("patient", "is") if n_patients == 1 else ("patients", "are")
+    return f"{n_patients} {noun}{of_class} {verb} too few for a trustworthy interval"
 
 
 # --- curves and thresholds --------------------------------------------------------------------------------------------
@@ -446,7 +518,7 @@ def trace_roc(outcomes: Outcomes, *, max_points: int = 500) -> Curve:
     Parameters
     ----------
     outcomes : Outcomes
-        Of two classes, see `one_vs_rest`.
+        Of two classes.
     max_points : int
         More are thinned evenly; both ends stay.
 
@@ -485,7 +557,7 @@ def trace_precision_recall(outcomes: Outcomes, *, max_points: int = 500) -> Curv
 
 def _labels_and_scores(outcomes: Outcomes) -> tuple[Ints, Floats]:
     if outcomes.n_classes != _BINARY:
-        msg = f"{outcomes.n_classes} classes, expected 2: take one_vs_rest first"
+        msg = f"{outcomes.n_classes} classes, expected 2"
         raise ValueError(msg)
     return outcomes.labels, outcomes.probabilities[:, 1]
 
@@ -635,13 +707,13 @@ def _carried(
 ) -> Estimate:
     sensitivity, specificity = ([rate.value, rate.low, rate.high] for rate in rates)
     value, low, high = bayes(np.array(sensitivity), np.array(specificity), share).tolist()
-    note = next((rate.note for rate in rates if rate.note), "")
+    note = "; ".join(dict.fromkeys(rate.note for rate in rates if rate.note))
     if not math.isfinite(value):
         return Estimate(_NAN, _NAN, _NAN, note or "no positive or no negative answer")
     if any("same in every resample" in rate.note for rate in rates):
         return Estimate(value, low, high, note)
-    low, high, _ = interval_of(bayes(resampled[:, 0], resampled[:, 1], share))
-    return Estimate(value, low, high, note)
+    carried = bayes(resampled[:, 0], resampled[:, 1], share)
+    return estimate_resampled(value, carried, "a class, or every such answer, was missing", note)
 
 
 # --- groups and comparisons -------------------------------------------------------------------------------------------
@@ -718,10 +790,11 @@ class Comparison:
     first, second : float
         The two models' figures.
     difference : Estimate
-        Second less first, over the same resamples. Of ``brier`` less is better, of the others more.
+        Second less first, over the same resamples. Of ``brier`` less is better, of the others more. Its notes are those
+        of `measure`; where no resample changes a difference, that has no interval.
     p_like : float
         Twice the share of resamples on the other side of no difference, at most 1: small where the sign is sure. Like
-        a p value, but not one.
+        a p value, but not one. NaN where there is no interval.
     """
 
     first: float
@@ -763,18 +836,17 @@ def compare(
     one, two = (model(np.ones((1, first.labels.size)))[0] for model in models)
     resampled = _bootstrap(first, lambda weights: models[1](weights) - models[0](weights), n_resamples, seed)
     return {
-        name: _compare(float(one[column]), float(two[column]), resampled[:, column], first)
+        name: _compare(name, float(one[column]), float(two[column]), resampled[:, column], first)
         for column, name in enumerate(FIGURES)
     }
 
 
-def _compare(one: float, two: float, resampled: Floats, outcomes: Outcomes) -> Comparison:
+def _compare(name: str, one: float, two: float, resampled: Floats, outcomes: Outcomes) -> Comparison:
     if not math.isfinite(one + two):
         return Comparison(one, two, Estimate(_NAN, _NAN, _NAN, _why_undefined(outcomes)), _NAN)
-    low, high, _ = interval_of(resampled)
-    few = outcomes.n_patients < _FEW_PATIENTS
-    note = f"{outcomes.n_patients} patients are too few for a trustworthy interval" if few else ""
+    difference = _estimate_with_classes(name, two - one, resampled, outcomes)
     defined = resampled[np.isfinite(resampled)]
     # One more on either side: no number of resamples makes it 0.
     tails = (int((defined <= 0).sum()) + 1, int((defined >= 0).sum()) + 1)
-    return Comparison(one, two, Estimate(two - one, low, high, note), min(1.0, 2 * min(tails) / (defined.size + 1)))
+    p_like = min(1.0, 2 * min(tails) / (defined.size + 1))
+    return Comparison(one, two, difference, p_like if math.isfinite(difference.low) else _NAN)

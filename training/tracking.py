@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from training.evaluation import Evaluation
 
 REPORT_NAMES = ("report.html", "report.md", "report.json")
-"""What of a model's report is kept with its run. The JSON names files and patients' ids, the page shows images."""
+"""What of a model's report is kept with its run. They name files and no patient's id; the page shows images."""
 
 VERSION_TAG = "xray_version"
 """Tag of a run and of a registered version: MLflow counts 1, 2, 3 where the models have names of their own."""

@@ -15,6 +15,7 @@ from schemas.registry import (
     CHALLENGER_FILE,
     CHAMPION_FILE,
     Move,
+    champion_folder,
     clear_challenger,
     find_model,
     list_models,
@@ -67,7 +68,7 @@ def list_versions(json_: Json = False) -> None:
             escape(card.version),
             escape(card.created_at[:16].replace("T", " ")),
             escape(f"{card.network} {card.precision}"),
-            _color_verdict(_verdict_of(report)),
+            _show_verdict(report),
             _headline(card, report),
             ", ".join(f"[green]{name}[/]" if name == CHAMPION_FILE else name for name in names),
         )
@@ -139,7 +140,7 @@ def promote_version(
         err.print(f"note: {remark}", markup=False, soft_wrap=True)
     if promoted and champion != card.version:
         reason = "; ".join(filter(None, (why, decision.why)))
-        promote(settings.models_folder, card.version, why=reason, forced=forced)
+        promote(settings.models_folder, card.version, expected=champion, why=reason, forced=forced)
     answer = {
         "version": card.version,
         "before": champion,
@@ -164,8 +165,8 @@ def promote_version(
             markup=False,
         )
         out.print(f"{decision.why[0].upper()}{decision.why[1:]}.", markup=False, soft_wrap=True)
-    if _verdict_of(report) == "confounded":
-        err.print("[bold yellow]warning:[/] its figures are confounded: no evidence that a disease is detected.")
+    if warning := _warn_of(report):
+        err.print(f"[bold yellow]warning:[/] {escape(warning)}.", soft_wrap=True)
     mirrored = mirror and mirror_aliases(settings, card.name)
     if json_:
         print_json({**answer, "mirrored": mirrored})
@@ -218,6 +219,44 @@ def challenge(
     mirrored = mirror and name is not None and mirror_aliases(settings, name)
     if json_:
         print_json({"version": version, "before": before, "mirrored": mirrored})
+
+
+@models_app.command("shadow")
+def show_shadow(
+    days: Annotated[int, typer.Option(min=1, help="The last so many, of those in which images were scored.")] = 7,
+    json_: Json = False,
+) -> None:
+    """Show what the challenger would have said of the images that were scored lately, beside what was said.
+
+    It is computed from the archive's feature vectors, so nothing runs in the stream for it. Written beside the
+    challenger's report as well.
+    """
+    from training.shadow import capitalize, compare_shadow, list_remarks, list_tables, write_shadow
+
+    settings = load_settings()
+    rival = find_model(settings.models_folder, CHALLENGER_FILE)
+    served = settings.model or champion_folder(settings.models_folder)
+    reports = settings.reports_folder
+    models = [(folder, read_card(folder)) for folder in (served, rival)]
+    with step("asking the challenger"):
+        shadow = compare_shadow(settings.tables_folder, models[0], models[1], days=days, reports_folder=reports)
+    written = reports / shadow.challenger
+    write_shadow(written, shadow)
+    if json_:
+        print_json({**shadow.to_dict(), "folder": str(written)})
+        return
+    out.print(f"[bold]{escape(capitalize(shadow.verdict))}.[/]", soft_wrap=True)
+    for found in list_tables(shadow):
+        table = new_table(*found.columns, title=found.title)
+        for column in table.columns:
+            column.overflow = "fold"  # half an event's id names nothing
+        for row in found.rows:
+            table.add_row(*map(escape, row))
+        out.print(table)
+    for remark in list_remarks(shadow):
+        out.print(f"{capitalize(remark)}.", markup=False, soft_wrap=True)
+    out.print(f"Written to {written}", markup=False, soft_wrap=True)
+    out.print(DISCLAIMER)
 
 
 @models_app.command("sync")
@@ -328,8 +367,23 @@ def _verdict_of(report: Mapping[str, Any] | None) -> str:
     return "" if report is None else str(report["verdict"]["verdict"])
 
 
-def _color_verdict(verdict: str) -> str:
-    return f"[red]{verdict}[/]" if verdict == "confounded" else escape(verdict)
+def _show_verdict(report: Mapping[str, Any] | None) -> str:
+    verdict = _verdict_of(report)
+    if verdict == "confounded":
+        return f"[red]{verdict}[/]"
+    if report is not None and verdict == "unknown":
+        return f"[yellow]{verdict}[/]{', after a confounded one' if report['verdict']['reasons'] else ''}"
+    return escape(verdict)
+
+
+def _warn_of(report: Mapping[str, Any] | None) -> str:
+    """Say what speaks against a model's figures; empty where nothing does."""
+    verdict = _verdict_of(report)
+    if verdict == "confounded":
+        return "its figures are confounded: no evidence that a disease is detected"
+    if report is not None and verdict == "unknown":
+        return "; ".join(("shortcuts were not looked for", *report["verdict"]["reasons"]))
+    return ""
 
 
 def _headline(card: ModelCard, report: Mapping[str, Any] | None) -> str:
@@ -389,7 +443,7 @@ def _print_facts(folder: Path, card: Mapping[str, Any], damage: str, aliases: li
 
 def _print_report(report: Mapping[str, Any]) -> None:
     verdict, provenance, internal = report["verdict"], report["provenance"], report["internal"]
-    out.print(f"Verdict: {_color_verdict(verdict['verdict'])}")
+    out.print(f"Verdict: {_show_verdict(report)}")
     for reason in (*verdict["reasons"], *verdict["notes"]):
         out.print(f"  {reason}.", markup=False, soft_wrap=True)
     origin = {

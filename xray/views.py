@@ -112,6 +112,8 @@ def show_training(trained: "Trained", decision: "Decision | None", *, as_json: b
 def _verdict_text(verdict: "Verdict") -> str:
     if verdict.verdict == "confounded":
         return "[bold red]Confounded[/]: the figures below are no evidence that a disease is detected."
+    if verdict.verdict == "unknown":
+        return "[bold yellow]Not judged[/]: no shortcut probe could be measured, so nothing is known of shortcuts."
     return "[bold]No shortcut found[/] by the probes, which is not proof that there is none."
 
 

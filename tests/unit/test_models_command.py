@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ import pytest
 from schemas.envelope import DISCLAIMER
 from schemas.registry import champion_folder, promote, read_aliases, read_history, set_challenger
 from streaming.settings import load_settings
+from tests.challenger import add_challenger, add_labels_said
 from tests.shelf import add_model, add_report, evaluate
+from tests.stored import add_champion, score_images
 from training import gate, tracking
+from training.probes import Verdict
 from xray import console
+from xray import models as command
 from xray.__main__ import run
 
 needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the tracking extra (MLflow)")
@@ -215,9 +219,49 @@ def test_force_that_was_not_needed_is_not_written_down(shelf: Path, models: Mode
 def test_a_confounded_model_is_promoted_with_a_warning(shelf: Path, models: Models) -> None:
     done = models("promote", "v3")
     assert done.code == 0
-    assert "Not worse than the model in service: AUROC 0.970" in done.out
+    assert "Not shown to be worse than the model in service: AUROC 0.970" in done.out
     assert "warning: its figures are confounded" in done.err
     assert champion_folder(shelf / "models").name == "v3"
+
+
+@pytest.fixture
+def retrained(shelf: Path) -> Path:
+    """v5 and v6 were not probed for shortcuts; v6 comes after a confounded model."""
+    for version, reasons in {"v5": (), "v6": ("the model in service was confounded: a [thumbnail] tells",)}.items():
+        evaluation = evaluate(add_model(shelf, version), served="v1", difference=(0.01, -0.01, 0.03))
+        add_report(shelf, replace(evaluation, verdict=Verdict("unknown", reasons, ("no image was read",))))
+    return shelf
+
+
+@without_mlflow
+def test_a_model_that_nobody_probed_is_not_called_ok(retrained: Path, models: Models) -> None:
+    rows = {line.split()[1]: line for line in models("list").out.splitlines() if line.startswith("│ v")}
+    assert " unknown " in rows["v5"]
+    assert " unknown, after a confounded one " in rows["v6"]
+    verdicts = {row["version"]: row["verdict"] for row in models("list", "--json").json}
+    assert (verdicts["v5"], verdicts["v6"]) == ("unknown", "unknown")
+    shown = models("show", "v6").out
+    assert "Verdict: unknown, after a confounded one" in shown
+    assert "the model in service was confounded: a [thumbnail] tells." in shown
+    assert models("show", "v6", "--json").json["verdict"]["verdict"] == "unknown"
+    assert "warning: shortcuts were not looked for.\n" in models("promote", "v5").err
+    warned = models("promote", "v6").err
+    assert "warning: shortcuts were not looked for; the model in service was confounded: a [thumbnail] tells." in warned
+
+
+@without_mlflow
+def test_a_model_that_came_into_service_while_this_one_was_looked_at_stays(
+    shelf: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decide(*arguments: Any, **options: Any) -> gate.Decision:
+        promote(shelf / "models", "v4")
+        return gate.decide(*arguments, **options)
+
+    monkeypatch.setattr(command, "decide", decide)
+    done = models("promote", "v3")
+    assert (done.code, done.out) == (1, "")
+    assert "v3 was decided on while v1 was in service, and now v4 is" in " ".join(done.err.split())
+    assert read_aliases(shelf / "models") == {"champion": "v4"}
 
 
 @without_mlflow
@@ -305,6 +349,57 @@ def test_challenge_and_promote_the_challenger(shelf: Path, models: Models) -> No
 @pytest.mark.parametrize("words", [(), ("v1", "--none")])
 def test_challenge_wants_one_of_two(shelf: Path, models: Models, words: tuple[str, ...]) -> None:
     assert models("challenge", *words).code == 2
+
+
+# --- shadow -----------------------------------------------------------------------------------------------------------
+
+
+def test_shadow_shows_the_sentence_and_the_tables_and_writes_them_down(home: Path, models: Models) -> None:
+    card = add_champion(home)
+    score_images(home, card, 400, days=10)
+    add_labels_said(home)
+    rival = add_challenger(home, card, coefficients=(0.5, 1.0, 0.0))
+    done = models("shadow")
+    assert done.code == 0
+    sentence, *rest = done.out.splitlines()
+    assert sentence.startswith(f"{rival.version} would have given the same answer as {card.version} on ")
+    assert " of 280 images of 2026-01-08 to 2026-01-14, " in sentence
+    for part in ("All images", "champion \\ challenger", "By source", "ward 1", "Largest disagreements", DISCLAIMER):
+        assert any(part in line for line in rest), part
+    folder = home / "reports" / rival.version
+    assert sorted(path.name for path in folder.iterdir()) == ["shadow.json", "shadow.md"]
+    assert sentence in (folder / "shadow.md").read_text(encoding="utf-8")
+    found = models("shadow", "--days", "3", "--json")
+    assert (found.code, found.json["n_images"], found.json["disclaimer"]) == (0, 120, DISCLAIMER)
+    stored = json.loads((folder / "shadow.json").read_text(encoding="utf-8"))
+    assert found.json == {**stored, "folder": str(folder)}
+
+
+def test_shadow_of_too_few_images_says_so_and_succeeds(home: Path, models: Models) -> None:
+    card = add_champion(home)
+    add_challenger(home, card)
+    score_images(home, card, 40)
+    add_labels_said(home)
+    done = models("shadow")
+    assert done.code == 0
+    assert done.out.startswith("40 images that both models judge, fewer than 100: nothing is said of so few.\n")
+
+
+def test_shadow_says_in_a_line_what_is_missing(home: Path, models: Models) -> None:
+    def refused() -> str:
+        done = models("shadow")
+        assert (done.code, done.out) == (1, "")
+        lines = [line for line in done.err.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1
+        return " ".join(done.err.split())
+
+    card = add_champion(home)
+    assert "there is no challenger. 'xray models challenge VERSION' sets one." in refused()
+    add_challenger(home, card, "other", pooling="none")
+    assert "other has another featurizer than 20260101T000000Z" in refused()
+    add_challenger(home, card)
+    assert "there is no archive" in refused()
+    assert not (home / "reports").exists()
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------

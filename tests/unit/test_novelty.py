@@ -30,7 +30,7 @@ from sparkdl.batches import run_batches
 from sparkdl.novelty import StoredGate, find_gate, read_gate, write_gate
 from training.calibration import AbstainBand, fit_gate
 from training.decision import Decision, check_decision, fit_decision, measure_decision, store_decision
-from training.statistics import Outcomes, gather_outcomes
+from training.statistics import Outcomes, estimate_image_share, gather_outcomes
 
 _N = 60
 _LENGTH = 24
@@ -262,6 +262,33 @@ def test_a_decision_is_measured_on_other_images(decision: Decision) -> None:
     assert abstention.share.value == pytest.approx(0.2, abs=0.02)
     assert novelty.threshold == decision.gate.threshold  # type: ignore[union-attr]
     assert 0 <= novelty.flagged.value < 0.4
+
+
+def test_the_gates_figures_are_given_with_and_without(decision: Decision) -> None:
+    outcomes, features = known(), make_features(9)
+    features[:30] = 0  # unlike everything
+    _, novelty = measure_decision(decision, outcomes, features)
+    assert novelty is not None
+    assert decision.gate is not None
+    flagged = decision.gate.flags(features)
+    assert flagged[:30].all()
+    right = outcomes.predictions == outcomes.labels
+    assert novelty.all_images["accuracy"].value == pytest.approx(right.mean())
+    assert novelty.judged["accuracy"].value == pytest.approx(right[~flagged].mean())
+
+
+def test_shares_of_images_are_those_of_patients(decision: Decision) -> None:
+    outcomes, features = known(), make_features(9)
+    features[:30] = 0  # unlike everything
+    abstention, novelty = measure_decision(decision, outcomes, features)
+    assert abstention is not None
+    assert novelty is not None
+    assert decision.band is not None
+    assert decision.gate is not None
+    inside = decision.band.covers(outcomes.probabilities[:, 1])
+    assert abstention.share == estimate_image_share(inside, outcomes.patients, n_resamples=500)
+    assert novelty.flagged == estimate_image_share(decision.gate.flags(features), outcomes.patients)
+    assert outcomes.n_patients < outcomes.labels.size
 
 
 def test_a_decision_is_said_in_words() -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from schemas.errors import DependencyError, JobError
 from schemas.modelcard import CARD_FILE, ModelCard
 from tests.shelf import add_model, add_report, as_json, evaluate
 from training import tracking
+from training.probes import Verdict
 from training.tracking import mirror_alias, show_uri, track_run
 
 needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the tracking extra (MLflow)")
@@ -79,6 +81,15 @@ def test_a_run_is_read_back(home: Path, uri: str) -> None:
     assert tags["verdict_reasons"] == evaluation.verdict.reasons[0]
     assert tags["model_folder"] == str(home / "models" / "v1")
     assert client.get_experiment(run.info.experiment_id).name == "xray"
+
+
+@needs_mlflow
+def test_a_model_that_nobody_probed_is_tagged_so(home: Path, uri: str) -> None:
+    card = add_model(home, "unprobed")
+    reasons = ("the model in service was confounded: a thumbnail tells",)
+    run_id = _track(uri, home, card, replace(evaluate(card), verdict=Verdict("unknown", reasons)))
+    tags = _client(uri).get_run(run_id).data.tags
+    assert (tags["verdict"], tags["verdict_reasons"]) == ("unknown", reasons[0])
 
 
 @needs_mlflow

@@ -1,7 +1,5 @@
 """Calibration is told and mended on other images, the band and the gate hold what was asked for."""
 
-import io
-import json
 import math
 import warnings
 from collections.abc import Iterator
@@ -12,7 +10,6 @@ import pytest
 from training.calibration import (
     AbstainBand,
     Calibrator,
-    NoveltyGate,
     calibrate,
     choose_abstain_band,
     fit_calibrator,
@@ -133,11 +130,6 @@ def test_threshold_is_in_calibrated_probability(test_images: Outcomes) -> None:
     np.testing.assert_array_equal(decided.predictions, decided.probabilities[:, 1] >= 0.2)
 
 
-def test_calibrator_survives_json(validation: Outcomes) -> None:
-    calibrator = fit_calibrator(validation)
-    assert Calibrator.from_dict(json.loads(json.dumps(calibrator.to_dict()))) == calibrator
-
-
 # --- how well calibrated
 
 
@@ -178,6 +170,45 @@ def test_degenerate_data_give_notes() -> None:
         measure_calibration(gather_outcomes([0], [[0.2, 0.3, 0.5]], ["a"]))
 
 
+def test_bins_say_that_their_intervals_ignore_patients(test_images: Outcomes) -> None:
+    for item in measure_calibration(test_images, n_resamples=10).table:
+        assert "Wilson's, which take images for independent" in item.observed.note
+
+
+def test_probabilities_that_are_all_the_same_are_not_called_separating() -> None:
+    labels = np.repeat([0, 1], [40, 20])
+    found = measure_calibration(gather_outcomes(labels, np.full(60, 0.4), [str(i) for i in range(60)]))
+    assert math.isnan(found.slope.value)
+    assert found.slope.note == "all probabilities are the same: there is no slope"
+    assert found.intercept.low < found.intercept.value < found.intercept.high
+    assert found.intercept.value == pytest.approx(math.log(20 / 40) - math.log(0.4 / 0.6))
+    assert found.intercept.note == ""
+
+
+@pytest.mark.parametrize(("n_crossed", "noted", "shown"), [(1, True, False), (3, True, True), (9, False, True)])
+def test_resamples_without_a_slope_are_counted(n_crossed: int, noted: bool, shown: bool) -> None:
+    """As many images of each class are where the other's are; a resample without them has no slope."""
+    labels = np.repeat([0, 1], 20)
+    logits = np.r_[np.linspace(-3, -0.5, 20), np.linspace(0.5, 3, 20)]
+    crossed = slice(20 - n_crossed, 20 + n_crossed)
+    logits[crossed] = logits[crossed][::-1]
+    outcomes = gather_outcomes(labels, _sigmoid(logits), [str(index) for index in range(40)])
+    found = measure_calibration(outcomes, n_resamples=200).slope
+    assert math.isfinite(found.value)
+    assert math.isfinite(found.low) is math.isfinite(found.high) is shown
+    assert found.note.startswith("a class was missing, or the classes were separated, in ") is noted
+    assert found.note.endswith("no interval") is not shown
+
+
+def test_one_patient_gives_no_interval() -> None:
+    scores = np.random.default_rng(0).uniform(0.2, 0.8, 10)
+    found = measure_calibration(gather_outcomes([0, 1] * 5, scores, ["a"] * 10), n_resamples=50)
+    for figure in (found.slope, found.intercept):
+        assert math.isfinite(figure.value)
+        assert math.isnan(figure.low)
+        assert figure.note.startswith("the same in every resample: no interval; 1 patient of class 0 is too few")
+
+
 # --- abstain band
 
 
@@ -195,10 +226,17 @@ def test_abstaining_makes_the_rest_better(validation: Outcomes, test_images: Out
     assert found.decided["accuracy"].low > found.all_images["accuracy"].value
 
 
+def test_the_share_in_the_band_is_resampled_by_patients() -> None:
+    scores = np.repeat(np.where(np.arange(50) < 10, 0.5, 0.9), 10)
+    outcomes = gather_outcomes(np.arange(500) % 2, scores, [str(index // 10) for index in range(500)])
+    found = measure_abstention(outcomes, AbstainBand(0.4, 0.6)).share
+    assert found.value == 0.2
+    assert (found.low, found.high) == pytest.approx((0.1, 0.32), abs=0.03), "of 500 images 0.17 to 0.24"
+
+
 def test_no_share_is_an_empty_band(validation: Outcomes) -> None:
     band = choose_abstain_band(validation, threshold=0.3, share=0)
     assert not band.covers([0.0, 0.3, 1.0]).any()
-    assert AbstainBand(**json.loads(json.dumps(band.to_dict()))) == band
 
 
 def test_band_of_everything_leaves_nothing_to_measure() -> None:
@@ -264,18 +302,6 @@ def test_gate_flags_numbers_that_are_none() -> None:
     features = _features(3, 2)
     features[0], features[1, 5] = 0, np.nan
     assert gate.flags(features)[:2].tolist() == [True, True]
-
-
-def test_gate_survives_a_file_without_pickle() -> None:
-    gate = fit_gate(_features(100, 1), _patients(100))
-    buffer = io.BytesIO()
-    np.savez(buffer, **gate.to_arrays())
-    buffer.seek(0)
-    with np.load(buffer, allow_pickle=False) as stored:
-        again = NoveltyGate.from_arrays(stored)
-    features = _features(50, 7)
-    np.testing.assert_array_equal(again.measure_distances(features), gate.measure_distances(features))
-    assert (again.threshold, again.quantile) == (gate.threshold, gate.quantile)
 
 
 def test_a_seed_gives_one_gate() -> None:

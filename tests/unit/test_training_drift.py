@@ -130,6 +130,31 @@ def test_energy_grows_with_the_shift_and_names_the_feature() -> None:
     assert found == compare_vectors(reference, recent)
 
 
+@pytest.mark.parametrize("varied", [0.0, 1e-3], ids=["constant", "hardly varied"])
+def test_a_feature_that_never_varied_does_not_decide(varied: float) -> None:
+    rng = np.random.default_rng(5)
+    mix = rng.standard_normal((30, 1280))
+    old, new = (
+        (rng.standard_normal((n, 30)) @ mix + rng.standard_normal((n, 1280))).astype(np.float32) for n in (600, 200)
+    )
+    old[:, 7] = varied * rng.standard_normal(600)
+    new[:, 7] = varied * rng.standard_normal(200)
+    reference = make_reference(old, [])
+    before = compare_vectors(reference, new)
+    assert before.still_moved == ()
+    new[:20, 7] = 1.0
+    found = compare_vectors(reference, new)
+    assert (found.energy, found.p_value) == (before.energy, before.p_value)
+    assert abs(found.energy) < ENERGY_LIMIT
+    assert found.still_moved == (7,)
+    assert 7 not in dict(found.largest)
+
+
+def test_vectors_that_never_varied_have_no_energy() -> None:
+    found = compare_vectors(make_reference(np.ones((200, 3), np.float32), []), np.full((200, 3), 2, np.float32))
+    assert (found.energy, found.p_value, found.still_moved) == (0, 1, (0, 1, 2))
+
+
 # --- the archive ------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +199,75 @@ def test_the_models_own_reference_is_what_counts(tmp_path: Path, card: ModelCard
     found = look(tmp_path, card, shifted)
     assert found.called_for is True
     assert found.reference == "the 400 images of the model's training set"
+
+
+def count_positive(share: float) -> np.ndarray:
+    """Scores of 1,000 images, of which a share is positive."""
+    rng = np.random.default_rng(8)
+    logits = rng.normal(np.where(np.arange(1000) < 1000 * share, 1.2, -1.2), 1)
+    return count(1 / (1 + np.exp(-2.4 * logits)))
+
+
+def test_another_share_of_positive_images_does_not_call_for_retraining(tmp_path: Path, card: ModelCard) -> None:
+    shift = compare_scores(count_positive(0.5), count_positive(0.1))
+    assert shift.psi > PSI_LIMIT
+    scored = score_images(tmp_path, card, 400, days=1)
+    made = replace(make_reference(scored.features, []), scores=count_positive(0.1))
+    found = look(tmp_path, card, made)
+    assert found.called_for is False
+    assert found.scores is not None
+    assert found.scores.psi > PSI_LIMIT
+    [note] = found.reasons
+    assert note.startswith("scores differ from the training set's: PSI ")
+    assert "another share of positive images is enough for that" in note
+    assert look(tmp_path, card, replace(made, sample=made.sample[:50])).called_for is None, "nothing else was compared"
+
+
+def test_scores_are_compared_with_the_models_first_days_in_service(tmp_path: Path, card: ModelCard) -> None:
+    score_images(tmp_path, replace(card, sha256="0" * 64), 300, seed=2, days=WINDOW_DAYS)
+    first, later = FIRST_DAY + timedelta(days=30), FIRST_DAY + timedelta(days=60)
+    score_images(tmp_path, card, 400, seed=1, days=WINDOW_DAYS, first_day=first)
+    scored = score_images(tmp_path, card, 400, days=WINDOW_DAYS, first_day=later)
+    made = replace(make_reference(scored.features, []), scores=count_positive(0.1))
+    found = look(tmp_path, card, made)
+    assert (found.called_for, found.reasons) == (False, ())
+    assert found.scores is not None
+    assert found.scores.psi < 0.1
+    assert found.reference == (
+        "the 400 images of the model's training set; scores with the model's first days in service, 2026-02-04 to "
+        "2026-02-10"
+    )
+
+
+def test_scores_that_leave_the_first_days_call_for_retraining(tmp_path: Path, card: ModelCard) -> None:
+    score_images(tmp_path, card, 400, seed=1, days=WINDOW_DAYS, shift=1.5)
+    scored = score_images(tmp_path, card, 400, days=WINDOW_DAYS, first_day=FIRST_DAY + timedelta(days=30))
+    recent = make_reference(scored.features, 1 / (1 + np.exp(1 - scored.features[:, 1])))
+    found = look(tmp_path, card, recent)
+    assert found.called_for is True
+    assert [reason.partition(":")[0] for reason in found.reasons] == ["scores have shifted"]
+
+
+def test_first_days_of_few_scores_or_that_are_not_over_do_not_count(tmp_path: Path, card: ModelCard) -> None:
+    score_images(tmp_path, card, 99, seed=1, days=WINDOW_DAYS, shift=1.5)
+    scored = score_images(tmp_path, card, 400, days=WINDOW_DAYS, first_day=FIRST_DAY + timedelta(days=30))
+    recent = make_reference(scored.features, 1 / (1 + np.exp(1 - scored.features[:, 1])))
+    assert look(tmp_path, card, recent).called_for is False
+    score_images(tmp_path, card, 400, seed=2, days=2 * WINDOW_DAYS - 1, first_day=FIRST_DAY + timedelta(days=90))
+    young = replace(card, sha256="1" * 64)
+    score_images(tmp_path, young, 400, seed=3, days=2 * WINDOW_DAYS - 1, first_day=FIRST_DAY + timedelta(days=120))
+    featurizer = describe_featurizer(tmp_path / "models" / card.version, card)
+    found = measure_drift(str(tmp_path / "tables"), young, featurizer, [card.sha256, young.sha256], recent)
+    assert found.reference == "the 400 images of the model's training set"
+
+
+def test_features_that_never_varied_are_named(tmp_path: Path, card: ModelCard) -> None:
+    scored = score_images(tmp_path, card, 400, days=1)
+    still = scored.features.copy()
+    still[:, 2] = 0.5
+    found = look(tmp_path, card, make_reference(still, []))
+    assert found.called_for is False
+    assert "feature 2: hardly varied before and moved; not in the energy" in found.reasons
 
 
 def test_other_models_scores_are_not_this_ones(tmp_path: Path, card: ModelCard) -> None:

@@ -1,6 +1,7 @@
 """A model that is worse than the one in service is refused, and nothing else is."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from schemas.errors import ModelLoadError
 from tests.shelf import add_model, add_report, as_json, evaluate
 from training.gate import REPORT_FILE, decide, read_report
+from training.statistics import Comparison, Estimate
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,51 @@ def test_a_refusal_says_all_that_it_rests_on(tmp_path: Path) -> None:
     decision = decide(card, as_json(evaluate(card, served=remark, difference=(-0.02, -0.05, 0.01))), "old")
     for part in ("AUROC 0.970", f"{remark} 0.990", "-0.020", "-0.050 to +0.010", "48", "24 patients", "0.01:"):
         assert part in decision.why
+
+
+def test_an_interval_with_a_remark_makes_nothing_sure(tmp_path: Path) -> None:
+    card = add_model(tmp_path, "new")
+    evaluation = evaluate(card, served="old", difference=(-0.005, -0.009, -0.001))
+    assert evaluation.in_service is not None
+    auroc = evaluation.in_service["auroc"]
+    few = replace(auroc, difference=replace(auroc.difference, note="12 patients are too few"))
+    decision = decide(card, as_json(replace(evaluation, in_service={"auroc": few})), "old")
+    assert decision.allowed
+    assert "-0.009 to -0.001 (12 patients are too few)" in decision.why
+
+
+@pytest.mark.parametrize(
+    ("difference", "note", "margin", "allowed"),
+    [
+        ((-0.83, -0.9, -0.7), "", 0.01, False),
+        ((-0.83, -0.9, -0.7), "3 patients are too few", 0.01, True),
+        ((-0.83, -0.9, -0.7), "", 0.9, True),
+        ((-0.1, -0.3, 0.1), "", 0.01, True),  # by luck, maybe
+        ((-0.005, -0.009, -0.001), "", 0.01, True),  # surely, and little
+        ((0.2, 0.1, 0.3), "", 0.01, True),
+    ],
+)
+def test_a_model_that_surely_finds_fewer_is_refused(
+    tmp_path: Path, difference: tuple[float, float, float], note: str, margin: float, allowed: bool
+) -> None:
+    def judge(*labels: str) -> bool:
+        card = add_model(tmp_path, f"new-{len(labels)}", labels=labels)
+        found = evaluate(card, served="old", difference=(0.0, -0.01, 0.01))
+        sensitivity = Comparison(0.95, 0.95 + difference[0], Estimate(*difference, note), 0.5)
+        compared = {**(found.in_service or {}), "sensitivity": sensitivity}
+        decision = decide(card, as_json(replace(found, in_service=compared)), "old", margin=margin)
+        said = f"sensitivity {0.95 + difference[0]:.3f}, that of old 0.950, difference {difference[0]:+.3f}"
+        assert (said in decision.why) is (len(labels) == 2)
+        return decision.allowed
+
+    assert judge("normal", "ill") is allowed
+    assert judge("normal", "ill", "very ill")  # which has no threshold
+
+
+def test_a_wide_interval_is_no_proof_of_being_as_good(tmp_path: Path) -> None:
+    card = add_model(tmp_path, "new")
+    decision = decide(card, as_json(evaluate(card, served="old", difference=(-0.005, -0.25, 0.24))), "old")
+    assert decision.why.startswith("not shown to be worse than the model in service: AUROC 0.970")
 
 
 def test_without_a_comparison_with_the_champion_it_is_said_and_allowed(tmp_path: Path) -> None:

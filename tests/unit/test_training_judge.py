@@ -1,11 +1,26 @@
-"""External sets: named by what a person would call them, their classes put in the training data's order."""
+"""Judging without Spark: external sets, sources left out, copies, and the model in service."""
 
+import hashlib
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from schemas.errors import DatasetError
-from training.judge import read_external
+from schemas.errors import DatasetError, ModelLoadError
+from schemas.modelcard import ModelCard, hash_model_folder, write_card
+from tests.stored import NO_CARD, add_champion
+from training.calibration import Calibrator
+from training.classifier import PAPER, Head
+from training.dataset import Dataset, Sample
+from training.duplicates import DuplicatePair
+from training.features import ImageFacts
+from training.fit import Fitted, Material, Procedure, Step, TrainingResult
+from training.judge import IMAGES_FILE, _Judge, load_served, name_served, read_external
+from training.statistics import Estimate, OperatingPoint
 
 
 def _manifest(folder: Path, name: str, *rows: str) -> Path:
@@ -40,3 +55,135 @@ def test_a_set_without_a_class_is_refused(tmp_path: Path) -> None:
     path = _manifest(tmp_path / "data", "m.csv", "a.png,normal,", "b.png,flu,")
     with pytest.raises(DatasetError, match="no class 'covid'"):
         read_external(path, ("normal", "covid"))
+
+
+# --- a training run on made-up features -------------------------------------------------------------------------------
+
+N_IMAGES = 200
+NOTHING = Estimate(0.9, 0.8, 0.95)
+
+
+def judge_of(
+    *, procedure: Procedure | None = None, threshold: float = 0.5, calibrator: Calibrator | None = None
+) -> _Judge:
+    """A model of 200 images in two wards, of which every third is held out."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, N_IMAGES)
+    features = rng.normal(size=(N_IMAGES, 3)).astype(np.float32)
+    features[:, 1] += labels
+    samples = tuple(
+        Sample(Path(f"/x/{index}.png"), int(label), f"p{index}", source=f"ward {index % 2}")
+        for index, label in enumerate(labels)
+    )
+    facts = tuple(ImageFacts(hashlib.sha256(bytes([index])).hexdigest()) for index in range(N_IMAGES))
+    held_out = np.arange(N_IMAGES) % 3 == 0
+    dataset = Dataset(samples, ("normal", "ill"), True)
+    material = Material(dataset, facts, tuple(sample.patient_id for sample in samples), (), held_out)
+    point = None if threshold == 0.5 else OperatingPoint(threshold, 0.95, NOTHING, NOTHING)
+    featurizer: Any = None
+    step = Step("as fitted", Head(np.array([[0.0, 1.0, 0.0]]), np.array([-0.5])), threshold)
+    fitted = Fitted(featurizer, features, PAPER, (step,), calibrator, point)
+    result = TrainingResult(
+        folder=Path("/models/new"),
+        card=NO_CARD,
+        metrics={},
+        accuracy_interval=(0.0, 1.0),
+        confusion=np.zeros((2, 2), np.int64),
+        n_train={},
+        n_test={},
+        held_out=(),
+        failed=(),
+        patient_ids_known=True,
+        seconds=0.0,
+        procedure=procedure or Procedure(),
+        material=material,
+        fitted=fitted,
+    )
+    spark: Any = None
+    return _Judge(spark, result, 0, None, lambda *_: None)
+
+
+def test_a_source_that_was_left_out_is_decided_on_as_the_rest_is() -> None:
+    plain, _ = judge_of().leave_sources_out()
+    tuned = Procedure(tune=True, calibrate=True, sensitivity=0.95)
+    low, _ = judge_of(procedure=tuned, threshold=0.2).leave_sources_out()
+    # A calibrator that says 0.2 where the classifier says 0.5 takes the threshold's effect away.
+    shifted, _ = judge_of(threshold=0.2, calibrator=Calibrator("platt", 1.0, float(np.log(0.25)))).leave_sources_out()
+    for before, after, both in zip(plain, low, shifted, strict=True):
+        assert after.figures["sensitivity"].value > before.figures["sensitivity"].value + 0.1
+        assert after.figures["auroc"] == before.figures["auroc"]
+        assert both.figures["sensitivity"] == before.figures["sensitivity"]
+        assert "chosen on all sources" not in before.note
+        assert after.note.endswith("; settings, threshold as the model's, chosen on all sources")
+        assert both.note.endswith("; calibration, threshold as the model's, chosen on all sources")
+
+
+def test_copies_with_different_labels_are_counted() -> None:
+    judge = judge_of()
+    material = judge.material
+    labels = material.labels.tolist()
+    same = labels.index(labels[0], 1)
+    other = labels.index(1 - labels[0])
+    pairs = tuple(DuplicatePair("/x/0.png", f"/x/{index}.png", "exact", 0) for index in (same, other))
+    found = _with(judge, material=replace(material, pairs=pairs)).summarize_data()
+    assert (found.exact_copies, found.unlike_copies, found.copies_across) == (2, 1, 0)
+
+
+def _with(judge: _Judge, **changes: Any) -> _Judge:
+    return replace(judge, result=replace(judge.result, **changes))
+
+
+# --- the model in service ---------------------------------------------------------------------------------------------
+
+
+def _compare(judge: _Judge, home: Path) -> tuple[Any, str, tuple[str, ...]]:
+    outcomes = judge.held_out(judge.result.fitted.final)
+    return judge.compare_with_service(outcomes, home / "models", home / "reports")
+
+
+def _rewrite_hash(folder: Path, card: ModelCard) -> None:
+    write_card(folder, replace(card, sha256=hash_model_folder(folder)))
+
+
+def test_a_champion_of_other_classes_than_a_model_is_made_of_is_not_loaded(tmp_path: Path) -> None:
+    card = add_champion(tmp_path)
+    folder = tmp_path / "models" / card.version
+    [part] = folder.glob("stages/1_*/metadata/part-*")
+    metadata = json.loads(part.read_text(encoding="utf-8"))
+    part.write_text(json.dumps({**metadata, "class": "os.system"}) + "\n", encoding="utf-8")
+    _rewrite_hash(folder, card)
+
+    compared, name, [note] = _compare(judge_of(), tmp_path)
+
+    assert (compared, name) == (None, "")
+    assert note.startswith(f"comparison with the model in service: the model at {folder} is not loaded: ")
+    assert "is of class 'os.system'" in note
+
+
+@pytest.mark.parametrize("lost", ["stages/1_*/data", "stages/0_*/network"])
+def test_a_champion_that_cannot_be_loaded_is_a_note_and_no_end(tmp_path: Path, lost: str) -> None:
+    card = add_champion(tmp_path)
+    folder = tmp_path / "models" / card.version
+    [part] = folder.glob(lost)
+    shutil.rmtree(part)
+    _rewrite_hash(folder, card)
+
+    compared, name, [note] = _compare(judge_of(), tmp_path)
+
+    assert (compared, name) == (None, "")
+    assert note.startswith("comparison with the model in service: the ")
+    assert str(folder) in note
+    assert len(note.splitlines()) == 1
+    with pytest.raises(ModelLoadError):
+        load_served(folder)
+
+
+def test_the_model_in_service_is_named_with_what_it_knows(tmp_path: Path) -> None:
+    asked = ["a", "b", "c"]
+    assert name_served("v1", asked, None) == name_served("v1", asked, tmp_path)
+    assert "not known whether it was trained on some of these images" in name_served("v1", asked, tmp_path)
+    for listed, said in (("a\nc\nz\n", "2"), ("x\ny\n", "none")):
+        (tmp_path / "v1").mkdir(exist_ok=True)
+        (tmp_path / "v1" / IMAGES_FILE).write_text(listed, encoding="utf-8")
+        wanted = f"v1 (trained on {said} of these 3 images; patients were not compared)"
+        assert name_served("v1", asked, tmp_path) == wanted

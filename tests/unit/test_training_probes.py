@@ -83,6 +83,14 @@ def test_nothing_planted_is_near_chance_and_ok(radiographs: list[np.ndarray]) ->
     assert judge(0.95, probes) == Verdict("ok", ())
 
 
+def test_without_a_measured_probe_of_the_label_nothing_is_known() -> None:
+    nan = Estimate(math.nan, math.nan, math.nan, "not measured")
+    unmeasured = [Probe(name, "label", nan, 5) for name in ("thumbnail", "borders")]
+    assert judge(0.95, []).verdict == "unknown"
+    assert judge(0.95, [*unmeasured, _probe("source_from_thumbnail", 0.5)]).verdict == "unknown"
+    assert judge(0.95, [*unmeasured, _probe("corners", 0.5)]).verdict == "ok"
+
+
 @pytest.mark.parametrize("darker", [False, True])
 def test_a_corner_marker_is_found_by_the_corners(radiographs: list[np.ndarray], darker: bool) -> None:
     rng = np.random.default_rng(1)
@@ -145,7 +153,7 @@ def test_too_few_patients_give_a_note_and_no_verdict_against_the_model(radiograp
         probes = run_probes(_summaries(radiographs[:n_images], [1] * n_images), LABELS[:n_images], PATIENTS[:n_images])
         assert all(math.isnan(probe.auroc.value) and message in probe.auroc.note for probe in probes)
         verdict = judge(0.9, probes)
-        assert (verdict.verdict, len(verdict.notes)) == ("ok", 4)
+        assert (verdict.verdict, len(verdict.notes)) == ("unknown", 4)
 
 
 def test_lengths_must_agree(radiographs: list[np.ndarray]) -> None:

@@ -3,12 +3,13 @@
 import json
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from schemas import registry
-from schemas.errors import ModelLoadError
+from schemas.errors import ChampionChangedError, ModelLoadError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from schemas.registry import (
     CHALLENGER_FILE,
@@ -259,6 +260,38 @@ def test_moves_at_the_same_time_are_one_after_the_other(tmp_path: Path) -> None:
     assert sorted(str(move.after) for move in moves) == versions
     assert [move.before for move in moves] == [None, *[move.after for move in moves[:-1]]]
     assert champion_folder(tmp_path).name == moves[-1].after
+
+
+@pytest.mark.parametrize("expected", [None, "v1"])
+def test_a_champion_that_nobody_decided_against_is_not_replaced(tmp_path: Path, expected: str | None) -> None:
+    _champions(tmp_path, "v1", "v2")
+    _add_model(tmp_path, "v3")
+    said = f"v3 was decided on while {expected or 'no model'} was in service, and now v2 is: nothing was changed"
+    with pytest.raises(ChampionChangedError, match=said):
+        promote(tmp_path, "v3", expected=expected)
+    assert champion_folder(tmp_path).name == "v2"
+    assert len(read_history(tmp_path)) == 2
+    promote(tmp_path, "v2", expected=expected)  # it is what was wanted
+    promote(tmp_path, "v3", expected="v2")
+    assert champion_folder(tmp_path).name == "v3"
+
+
+def test_of_two_that_were_decided_on_at_once_one_is_promoted(tmp_path: Path) -> None:
+    _champions(tmp_path, "v0")
+    versions = [f"v{number}" for number in range(1, 9)]
+    for version in versions:
+        _add_model(tmp_path, version)
+
+    def try_to(version: str) -> bool:
+        try:
+            promote(tmp_path, version, expected="v0")
+        except ChampionChangedError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(versions)) as pool:
+        promoted = [version for version, done in zip(versions, pool.map(try_to, versions), strict=True) if done]
+    assert promoted == [champion_folder(tmp_path).name]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from training.metrics import weighted_metrics
 from training.probes import Probe, judge
 from training.report import render_markdown, render_page, words, write_report
 from training.statistics import (
+    Comparison,
     Estimate,
     Outcomes,
     choose_threshold,
@@ -223,7 +224,7 @@ def complete() -> Evaluation:
         ),
         operating_point=point,
         abstention=measure_abstention(decided, band, n_resamples=N_RESAMPLES),
-        novelty=Novelty(0.2134, estimate_share(7, 600)),
+        novelty=Novelty(0.2134, estimate_share(7, 600), _measure(decided.take(np.arange(600) >= 7)), _measure(decided)),
         candidates=(
             Candidate("EfficientNetLite0, C = 0.1", Estimate(0.921, 0.90, 0.94), False),
             Candidate("EfficientNetLite0, C = 1", Estimate(0.934, 0.915, 0.95), True),
@@ -411,7 +412,7 @@ def test_a_verdict_of_ok_says_what_the_probes_cannot_see() -> None:
 
 
 def test_ok_without_any_measured_probe_is_not_called_ok() -> None:
-    assert nearly_empty().verdict.verdict == "ok"
+    assert nearly_empty().verdict.verdict == "unknown"
     page = _page(nearly_empty())
     assert not page.find("section", class_="ok")
     assert page.find("h2")[0].text == "Not judged: no shortcut probe could be measured"
@@ -481,7 +482,14 @@ def test_every_part_that_is_there_is_shown_and_no_other() -> None:
         *("#in-service", "#provenance"),
     ]
     page = _page(complete())
-    for table, n_rows in {"ways": 4, "abstention": 2, "candidates": 3, "comparison": 9, "by-source": 3}.items():
+    for table, n_rows in {
+        "ways": 4,
+        "abstention": 2,
+        "novelty": 2,
+        "candidates": 3,
+        "comparison": 9,
+        "by-source": 3,
+    }.items():
         assert len(_rows(page, table)) == n_rows, table
     assert _rows(page, "candidates")[1][2] == "chosen"
     assert "A sensitivity of 0.950 was asked for" in page.text
@@ -534,6 +542,34 @@ def test_what_is_no_number_says_why() -> None:
     assert "Not defined: no image of class 'covid'." in page.text
 
 
+def test_notes_on_intervals_stand_beside_them() -> None:
+    made = complete()
+    few = "8 patients are too few for a trustworthy interval"
+    share = Estimate(0.2, 0.1, 0.4, few)
+    sure = Estimate(-0.04, math.nan, math.nan, "1 patient of class 1 is too few for a trustworthy interval")
+    assert made.abstention is not None
+    assert made.novelty is not None
+    assert made.operating_point is not None
+    made = replace(
+        made,
+        abstention=replace(made.abstention, share=share),
+        novelty=replace(made.novelty, flagged=share),
+        operating_point=replace(made.operating_point, specificity=share),
+        in_service={"auroc": Comparison(0.9, 0.86, sure, math.nan)},
+    )
+    page, markdown = _page(made).text, render_markdown(made)
+    for text in (page, markdown):
+        assert text.count(f") of the held-out images. {few}.") == 1
+        assert text.count(f"it flags 0.200 (0.100\u20130.400). {few}.") == 1
+        assert text.count(f", specificity 0.200 (0.100\u20130.400). {few}.") == 1
+        assert f"1 patient of class '{made.data.labels[1]}' is too few for a trustworthy interval" in text
+    [row] = _rows(_page(made), "comparison")
+    assert row[3:] == ["\u22120.040 1 \u2014", "\u2014", "\u2014"]
+    pictures = [figure for figure in _page(made).find("figure") if "Reliability" in figure.text]
+    assert pictures
+    assert all("Wilson's, which take images for independent" in figure.text for figure in pictures)
+
+
 def test_nothing_is_written_as_nan(evaluation: Evaluation) -> None:
     for text in (render_page(evaluation), render_markdown(evaluation)):
         assert not re.search(r"\b(nan|inf|None|undefined)\b", re.sub(r"(?s)<style>.*</style>", "", text))
@@ -565,6 +601,9 @@ def _hostile(folder: Path) -> Evaluation:
         failed=((EVIL, EVIL),),
         copies=((EVIL, EVIL, EVIL),),
         split=EVIL,
+        patient_ids_known=False,
+        unknown_patients=EVIL,
+        left_out={EVIL: 3},
     )
     return replace(
         made,
@@ -651,8 +690,7 @@ def test_a_page_stays_small(tmp_path: Path) -> None:
     page = write_report(made, tmp_path)
     assert page.stat().st_size < 3_000_000
     root = Page(page.read_text("utf-8")).root
-    assert len(root.find("img")) == 24
-    assert "24 of 30" in root.text
+    assert len(root.find("img")) == 30
     assert "5,000 files were left out" in root.text
 
 
@@ -684,7 +722,9 @@ def test_without_jinja_it_says_what_to_install(tmp_path: Path, monkeypatch: pyte
 def test_markdown_says_the_same_in_the_same_order() -> None:
     headings = re.findall(r"(?m)^#+ (.*)$", render_markdown(complete()))
     assert headings[1:] == [
-        *("No shortcut found by these probes", "Figures", "Data", "What an answer means", "Per source"),
+        *("No shortcut found by these probes", "Figures", "Data", "Confusion matrix", "Calibration"),
+        *("What an answer means", "Per source", "Ways to decide", "Operating point", "Abstain band"),
+        *("Gate for unlike images", "Settings tried", "Worst mistakes"),
         *("Model in service", "Provenance", "What was not looked at"),
     ]
     text = render_markdown(confounded())
@@ -692,6 +732,53 @@ def test_markdown_says_the_same_in_the_same_order() -> None:
     assert DISCLAIMER in text
     assert "| Label: Thumbnail, 8x8 pixels | 0.945 (0.915\u20130.975) |" in text
     assert "hospital in Valencia (external) | 400 | 200 |" in text
+
+
+def test_every_figure_of_the_pages_tables_is_in_markdown(evaluation: Evaluation) -> None:
+    page, text = _page(evaluation), render_markdown(evaluation)
+    tables = {
+        "headline",
+        "split",
+        "confusion",
+        "calibration",
+        "by-source",
+        "ways",
+        "abstention",
+        "novelty",
+        "candidates",
+    }
+    shown = tables & {table.attributes["id"] for table in page.find("table", class_="data")}
+    assert shown == tables or evaluation is not complete()
+    for table in shown:
+        for cell in (cell for row in _rows(page, table) for cell in row[1:]):
+            # On the page an interval stands below its figure, behind the number of a footnote.
+            number = cell.split(" ")[0]
+            assert number in text, (table, cell)
+    for mistake in evaluation.mistakes:
+        assert words.file_name(mistake.path) in text
+
+
+def test_a_report_that_looked_for_no_copies_does_not_say_there_are_none() -> None:
+    data = replace(
+        three_classes().data,
+        copies_across=None,
+        unknown_patients="of 3 of all 9 images the patient is not known; each counts as a patient of its own",
+        left_out={"whose vector is of another network": 4},
+    )
+    retrained = replace(three_classes(), data=data)
+    for text in (_page(retrained).text, render_markdown(retrained)):
+        assert "Near copies were not looked for" in text
+        assert "No image is a copy" not in text
+        assert "Of 3 of all 9 images the patient is not known" in text
+        assert "each file name counts as one" not in text
+        assert "4 images whose vector is of another network were left out." in text
+        assert "Nothing was left out" not in text
+
+
+def test_copies_with_different_labels_are_counted() -> None:
+    made = replace(complete(), data=replace(complete().data, unlike_copies=2))
+    for text in (_page(made).text, render_markdown(made)):
+        assert "The labels of 2 pairs differ: of each, one is wrong." in text
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

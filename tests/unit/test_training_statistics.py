@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from training.statistics import (
     choose_threshold,
     compare,
     count_confusion,
+    estimate_image_share,
     estimate_share,
     gather_outcomes,
     measure,
     measure_groups,
-    one_vs_rest,
     predict_values,
     resample_patients,
     trace_precision_recall,
@@ -176,6 +177,84 @@ def test_few_patients_are_noted() -> None:
     assert "12 patients are too few" in measure(_two_classes(24, images_each=2))["brier"].note
 
 
+def _with_few_positives(n_positive: int, *, images_each: int = 1) -> Outcomes:
+    """100 negative patients, and some positive ones: scores overlap."""
+    labels = np.repeat([0, 1], [100, n_positive * images_each])
+    logits = np.random.default_rng(n_positive).normal(labels, 1)
+    patients = [*range(100), *(100 + index // images_each for index in range(n_positive * images_each))]
+    return gather_outcomes(labels, 1 / (1 + np.exp(-logits)), [str(patient) for patient in patients])
+
+
+def test_patients_of_the_rarer_class_are_those_that_count() -> None:
+    few, enough = (measure(_with_few_positives(n, images_each=4), n_resamples=200) for n in (4, 10))
+    for name in ("auroc", "auprc", "sensitivity"):
+        assert few[name].note == "4 patients of class 1 are too few for a trustworthy interval", name
+        assert enough[name].note == "", name
+    for name in ("accuracy", "specificity", "brier"):
+        assert few[name].note == "", name
+    (values, *_) = predict_values(_with_few_positives(4, images_each=4), n_resamples=200)
+    assert "4 patients of class 1 are too few" in values.ppv.note
+
+
+def test_one_patient_of_a_class_gives_no_interval() -> None:
+    found = measure(_with_few_positives(1, images_each=3), n_resamples=400)["auroc"]
+    assert 0 < found.value < 1
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    missing, few = found.note.split("; ")
+    assert missing.startswith("a class was missing in 3")
+    assert missing.endswith("% of the resamples: no interval")
+    assert few == "1 patient of class 1 is too few for a trustworthy interval"
+    assert "was missing" in measure(_with_few_positives(2), n_resamples=400)["auroc"].note
+
+
+def test_many_classes_keep_their_interval() -> None:
+    """Each has patients enough, though in a third of the resamples one of them is missing."""
+    labels = np.repeat(np.arange(60), 5)
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(60), 300) + 0.1 * np.eye(60)[labels]
+    found = measure(gather_outcomes(labels, probabilities / 1.1, [str(i) for i in range(300)]), n_resamples=100)[
+        "auroc"
+    ]
+    assert found.low < found.value
+    assert "a class was missing in 3" in found.note
+    assert "no interval" not in found.note
+
+
+# --- shares of images
+
+
+def test_a_share_of_images_is_resampled_by_patients() -> None:
+    alike = np.repeat(np.arange(60) < 12, 20)
+    found = estimate_image_share(alike, np.repeat(np.arange(60), 20))
+    wanted = estimate_share(12, 60)
+    assert found.value == wanted.value == 0.2
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=0.02)
+    assert found.note == ""
+    weights = np.concatenate(list(resample_patients(np.repeat(np.arange(60), 20), n_resamples=2000, seed=0)))
+    shares = weights @ alike / weights.sum(axis=1)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(shares, [0.025, 0.975])))
+
+
+def test_intervals_of_shares_cover_the_truth_though_images_of_a_patient_are_alike() -> None:
+    covered = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        inside = rng.random((60, 20)) < rng.beta(0.4, 1.6, 60)[:, None]  # 0.2 on the whole
+        found = estimate_image_share(inside.ravel(), np.repeat(np.arange(60), 20), n_resamples=400)
+        covered += found.low <= 0.2 <= found.high
+    assert covered >= 88
+
+
+def test_degenerate_shares_have_notes() -> None:
+    assert estimate_image_share([], []).note == "nothing to count"
+    none = estimate_image_share([False] * 30, [str(index // 3) for index in range(30)])
+    assert (none.value, none.low, none.high) == pytest.approx((0, 0, estimate_share(0, 10).high))
+    assert "over 10 patients" in none.note
+    one = estimate_image_share([True, False], ["a", "a"])
+    assert (one.value, one.note) == (0.5, "the same in every resample: no interval")
+    assert "5 patients are too few" in estimate_image_share([True] * 6 + [False] * 14, np.arange(20) // 4).note
+
+
 @pytest.mark.parametrize(
     ("labels", "probabilities", "patients", "message"),
     [
@@ -196,14 +275,6 @@ def test_threshold_decides_from_itself_on() -> None:
     assert gather_outcomes([0, 0, 1], [0.2, 0.3, 0.4], list("abc"), threshold=0.3).predictions.tolist() == [0, 1, 1]
     with pytest.raises(ValueError, match="between two classes, found 3"):
         gather_outcomes([0], [[0.2, 0.3, 0.5]], ["a"], threshold=0.3)
-
-
-def test_one_vs_rest_keeps_the_decisions() -> None:
-    outcomes = _three_classes()
-    last = one_vs_rest(outcomes, -1)
-    assert (last.predictions == (outcomes.predictions == 2)).all()
-    assert (last.labels == (outcomes.labels == 2)).all()
-    assert last.probabilities[:, 1].tolist() == outcomes.probabilities[:, 2].tolist()
 
 
 # --- curves and thresholds
@@ -282,6 +353,15 @@ def test_predictive_values_without_a_false_alarm_are_not_certain() -> None:
     assert found.ppv.note
 
 
+def test_predictive_values_that_hang_on_two_answers_say_so() -> None:
+    labels = np.repeat([0, 1], 40)
+    scores = np.where(np.isin(np.arange(80), [0, 79]), 0.9, 0.1)
+    (found,) = predict_values(gather_outcomes(labels, scores, [str(index) for index in range(80)]), prevalences=[0.5])
+    assert found.ppv.value == pytest.approx(0.5)
+    assert "a class, or every such answer, was missing in 1" in found.ppv.note
+    assert found.npv.note == ""
+
+
 def test_predictive_values_refuse_an_impossible_prevalence() -> None:
     with pytest.raises(ValueError, match="prevalence is 0, expected"):
         predict_values(_two_classes(20), prevalences=[0.5, 0])
@@ -335,6 +415,39 @@ def test_a_model_beside_itself_makes_no_difference() -> None:
     outcomes = _two_classes(100)
     found = compare(outcomes, outcomes)["auroc"]
     assert (found.difference.value, found.difference.low, found.difference.high, found.p_like) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("worse", [-0.03, 0.03])
+def test_two_patients_make_no_difference_sure(worse: float) -> None:
+    labels, patients = np.repeat([0, 1], 10), ["a"] * 10 + ["b"] * 10
+    scores = np.clip(np.random.default_rng(0).normal(0.4 + 0.2 * labels, 0.1), 0.05, 0.95)
+    first, second = (gather_outcomes(labels, scores + change * labels, patients) for change in (0, worse))
+    found = compare(first, second)["auroc"]
+    assert found.difference.value == pytest.approx(found.second - found.first)
+    assert abs(found.difference.value) > 0.01
+    assert [math.isnan(value) for value in (found.difference.low, found.difference.high, found.p_like)] == [True] * 3
+    assert "the same in every resample: no interval" in found.difference.note
+    assert "1 patient of class 0 is too few" in found.difference.note
+
+
+def test_one_positive_patient_among_many_makes_no_difference_sure() -> None:
+    first = _with_few_positives(1, images_each=3)
+    second = replace(first, probabilities=first.probabilities * np.where(first.labels == 1, 0.8, 1)[:, None])
+    found = compare(first, second)
+    assert found["auroc"].difference.value < 0
+    assert math.isnan(found["auroc"].difference.low)
+    assert "a class was missing in 3" in found["auroc"].difference.note
+    assert math.isfinite(found["brier"].difference.low)
+    assert found["brier"].difference.note == ""
+
+
+def test_comparisons_of_few_positive_patients_say_so() -> None:
+    first = _with_few_positives(4)
+    noise = np.random.default_rng(1).normal(0, 0.1, first.probabilities.shape)
+    found = compare(first, replace(first, probabilities=np.clip(first.probabilities + noise, 0, 1)))
+    assert found["auroc"].difference.note == "4 patients of class 1 are too few for a trustworthy interval"
+    assert math.isfinite(found["auroc"].difference.low)
+    assert found["accuracy"].difference.note == ""
 
 
 def test_other_images_are_not_compared() -> None:

@@ -1,11 +1,12 @@
-"""The report in Markdown: the same order, without pictures, and short."""
+"""The report in Markdown: the same in the same order, without pictures and curves."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.envelope import DISCLAIMER
 from training.evaluation import Evaluation
 from training.report import words
+from training.statistics import Estimate
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&!])")
 
@@ -21,8 +22,7 @@ def render_markdown(evaluation: Evaluation) -> str:
     Returns
     -------
     str
-        Verdict, figures, data, predictive values, figures of sources, the model in service, provenance. Everything that
-        comes from data is escaped.
+        What the page says, but for curves, copies and files by name. Everything that comes from data is escaped.
     """
     made = evaluation.provenance
     parts = [
@@ -31,8 +31,12 @@ def render_markdown(evaluation: Evaluation) -> str:
         *_verdict(evaluation),
         *_figures(evaluation),
         *_data(evaluation),
+        *_confusion(evaluation),
+        *_calibration(evaluation),
         *_predictive_values(evaluation),
         *_sources(evaluation),
+        *_ways_to_decide(evaluation),
+        *_mistakes(evaluation),
         *_in_service(evaluation),
         *_provenance(evaluation),
     ]
@@ -78,6 +82,16 @@ def _named(evaluation: Evaluation, notes: Iterable[str]) -> list[str]:
     return [words.name_classes(note, evaluation.data.labels) for note in notes]
 
 
+def _notes(evaluation: Evaluation, noted: Iterable[tuple[str, Estimate]]) -> list[str]:
+    """List the notes of a table's estimates, each once."""
+    names: dict[str, list[str]] = {}
+    for name, estimate in noted:
+        if estimate.note and name not in names.setdefault(estimate.note, []):
+            names[estimate.note].append(name)
+    lines = [f"{'; '.join(of)}: {note}" for note, of in names.items()]
+    return [_bullets(_named(evaluation, lines))] if lines else []
+
+
 def _figures(evaluation: Evaluation) -> list[str]:
     sets = (evaluation.internal, *evaluation.others)
     header = ("Set", "Images", "Patients", *words.FIGURE_NAMES.values())
@@ -117,12 +131,43 @@ def _data(evaluation: Evaluation) -> list[str]:
     labels = [_escape(label) for label in data.labels]
     return [
         "## Data",
-        f"{data.n_images:,} images of {data.n_patients:,} patients. {words.describe_patients(data)}",
+        f"{data.n_images:,} images of {data.n_patients:,} patients. {_escape(words.describe_patients(data))}",
         _table(("Source", *labels), by_source),
         _escape(words.make_sentence(data.split)),
         _table(("Side", "Images", "Patients", *labels), sides),
-        f"{words.describe_copies(data)} Files left out: {len(data.failed):,}.",
+        f"{words.describe_copies(data)} {_escape(words.describe_left_out(data))}",
     ]
+
+
+def _confusion(evaluation: Evaluation) -> list[str]:
+    labels = evaluation.data.labels
+    rows = [
+        (label, *(f"{count:,}" for count in row))
+        for label, row in zip(labels, evaluation.confusion.tolist(), strict=True)
+    ]
+    header = ("Actual", *map(_escape, labels))
+    return ["## Confusion matrix", "Rows are the actual classes, columns the predicted ones.", _table(header, rows)]
+
+
+def _calibration(evaluation: Evaluation) -> list[str]:
+    rows = [
+        (
+            variant.name,
+            *map(words.format_estimate, (variant.calibration.brier, variant.calibration.slope)),
+            words.format_estimate(variant.calibration.intercept),
+            words.format_number(variant.calibration.expected_error),
+        )
+        for variant in evaluation.variants
+        if variant.calibration is not None
+    ]
+    header = ("Variant", "Brier score", "Slope", "Intercept", "Expected error")
+    noted = [
+        (f"{variant.name}, {title}", estimate)
+        for variant in evaluation.variants
+        if (found := variant.calibration) is not None
+        for title, estimate in zip(header[1:], (found.brier, found.slope, found.intercept), strict=False)
+    ]
+    return ["## Calibration", words.CALIBRATION, _table(header, rows), *_notes(evaluation, noted)] if rows else []
 
 
 def _predictive_values(evaluation: Evaluation) -> list[str]:
@@ -133,7 +178,12 @@ def _predictive_values(evaluation: Evaluation) -> list[str]:
         for row in evaluation.predictive_values
         for answers, estimate in (("positive", row.ppv), ("negative", row.npv))
     ]
-    return ["## What an answer means", _bullets(sentences)]
+    noted = [
+        (f"{answers} answers", estimate)
+        for row in evaluation.predictive_values
+        for answers, estimate in (("Positive", row.ppv), ("negative", row.npv))
+    ]
+    return ["## What an answer means", _bullets(sentences), *_notes(evaluation, noted)]
 
 
 def _sources(evaluation: Evaluation) -> list[str]:
@@ -151,7 +201,59 @@ def _sources(evaluation: Evaluation) -> list[str]:
         )
         for group in evaluation.by_source
     ]
-    return ["## Per source", _table(header, rows)]
+    noted = [
+        (f"{words.name_source(group.name)}, {words.FIGURE_NAMES[name]}", words.figure_of(group.figures, name))
+        for group in evaluation.by_source
+        for name in words.SHORT_FIGURES
+    ]
+    return ["## Per source", _table(header, rows), *_notes(evaluation, noted)]
+
+
+def _ways_to_decide(evaluation: Evaluation) -> list[str]:
+    variants, point = evaluation.variants, evaluation.operating_point
+    parts = []
+    if len(variants) > 1:
+        shown = [(f"{one.name} ({one.note})" if one.note else one.name, one.figures) for one in variants]
+        parts += ["The same held-out patients, decided on in different ways.", _all_figures("Variant", shown)]
+    if point is not None:
+        [sentence] = _named(evaluation, [words.describe_point(point, evaluation.data.labels[-1])])
+        parts += ["### Operating point", _escape(sentence)]
+    if (band := evaluation.abstention) is not None:
+        shown = [("All", band.all_images), ("Outside the band", band.decided)]
+        parts += ["### Abstain band", words.describe_abstention(band), _all_figures("Images", shown)]
+    if (gate := evaluation.novelty) is not None:
+        shown = [("All", gate.all_images), ("Not flagged", gate.judged)]
+        parts += ["### Gate for unlike images", words.describe_novelty(gate), _all_figures("Images", shown)]
+    if evaluation.candidates:
+        rows = [
+            (one.name, words.format_estimate(one.auroc), "chosen" if one.chosen else "")
+            for one in evaluation.candidates
+        ]
+        parts += ["### Settings tried", words.CANDIDATES, _table(("Setting", "AUROC (95 %)", "Chosen"), rows)]
+    return ["## Ways to decide", *parts] if parts else []
+
+
+def _all_figures(what: str, shown: Iterable[tuple[str, Mapping[str, Estimate]]]) -> str:
+    rows = (
+        (name, *(words.format_estimate(words.figure_of(figures, figure)) for figure in words.FIGURE_NAMES))
+        for name, figures in shown
+    )
+    return _table((what, *words.FIGURE_NAMES.values()), rows)
+
+
+def _mistakes(evaluation: Evaluation) -> list[str]:
+    if not evaluation.mistakes:
+        return []
+    rows = [
+        (words.file_name(one.path), one.source, one.actual, one.predicted, words.format_number(one.probability))
+        for one in evaluation.mistakes
+    ]
+    return [
+        "## Worst mistakes",
+        "Held-out images that were judged wrongly, the most certain first. File names may tell who the patients are: "
+        "this text may not be passed on freely.",
+        _table(("File", "Source", "Actual", "Predicted", "Probability"), rows),
+    ]
 
 
 def _in_service(evaluation: Evaluation) -> list[str]:
@@ -168,7 +270,9 @@ def _in_service(evaluation: Evaluation) -> list[str]:
         for name, compared in evaluation.in_service.items()
     ]
     header = ("Figure", "In service", "This model", "Difference (95 %)", "This model is")
-    return ["## Model in service", _escape(evaluation.in_service_name), _table(header, rows)]
+    compared = [(words.FIGURE_NAMES.get(name, name), one.difference) for name, one in evaluation.in_service.items()]
+    name = _escape(evaluation.in_service_name)
+    return ["## Model in service", name, _table(header, rows), *_notes(evaluation, compared)]
 
 
 def _provenance(evaluation: Evaluation) -> list[str]:

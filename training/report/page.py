@@ -16,7 +16,6 @@ from training.statistics import Estimate
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-MAX_MISTAKES = 24
 _MAX_FILES = 20  # of files left out and of copies; the JSON has all
 _TWO_CLASSES = 2
 
@@ -63,7 +62,7 @@ def render_page(evaluation: Evaluation, *, with_thumbnails: bool = True) -> str:
     evaluation : Evaluation
         What to say.
     with_thumbnails : bool
-        Whether to show the worst mistakes as pictures, at most 24.
+        Whether to show the worst mistakes as pictures.
 
     Returns
     -------
@@ -199,5 +198,5 @@ def _draw_reliability(evaluation: Evaluation) -> tuple[tuple[Variant, str], ...]
 def _show_mistakes(evaluation: Evaluation, *, with_thumbnails: bool) -> tuple[_Shown, ...]:
     return tuple(
         _Shown(mistake, words.file_name(mistake.path), make_thumbnail(mistake.path) if with_thumbnails else None)
-        for mistake in evaluation.mistakes[:MAX_MISTAKES]
+        for mistake in evaluation.mistakes
     )

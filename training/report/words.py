@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from training.evaluation import DataSummary, Evaluation, SetFigures
+from training.calibration import Abstention
+from training.evaluation import DataSummary, Evaluation, Novelty, SetFigures
 from training.probes import BLIND_SHARE, LABEL_BLIND_PROBES, THUMBNAIL_SHARE, Probe, judge
-from training.statistics import Comparison, Estimate
+from training.statistics import Comparison, Estimate, OperatingPoint
 
 NOTHING = "\N{EM DASH}"
 """Stands where there is no number."""
@@ -50,6 +51,16 @@ INTERVALS = (
     "Intervals are 95 %, from a bootstrap that draws patients with all their images, unless a note says otherwise."
 )
 
+CALIBRATION = (
+    "Slope 1 and intercept 0 are right. A slope below 1 says that probabilities are too extreme, an intercept below 0 "
+    "that they are too high on the whole."
+)
+
+CANDIDATES = (
+    "AUROC on training patients, each predicted by a fit on others. The best of several is a little too good by "
+    "choice; the held-out patients took no part in it."
+)
+
 _DIGITS = 3
 _HUNDRED = 100
 _BINARY = 2
@@ -67,7 +78,7 @@ class Banner:
     Parameters
     ----------
     tone : str
-        ``"confounded"``, ``"ok"``, or ``"unknown"`` where a verdict of ok rests on no measurement at all.
+        The verdict.
     title : str
         A few words.
     meaning : str
@@ -88,7 +99,7 @@ def word_verdict(evaluation: Evaluation) -> Banner:
             "The label can be told from what shows no disease, nearly as well as the model tells it. The figures "
             "below say how well this collection's labels are guessed, not how well disease is seen.",
         )
-    if not any(math.isfinite(probe.auroc.value) for probe in label_probes(evaluation)):
+    if evaluation.verdict.verdict == "unknown":
         return Banner(
             "unknown",
             "Not judged: no shortcut probe could be measured",
@@ -254,19 +265,35 @@ def name_set(measured: SetFigures) -> str:
 
 def describe_copies(data: DataSummary) -> str:
     """Say how many copies there are, and on which side."""
-    across = "none is" if data.copies_across == 0 else f"{data.copies_across:,} are"
+    if data.copies_across is None:
+        return (
+            "Each image is there once, by its bytes. Near copies were not looked for: they may be on both sides of the "
+            "split, and have different labels."
+        )
     if not data.exact_copies + data.near_copies:
         return "No image is a copy of another, exact or near."
+    across = "none is" if data.copies_across == 0 else f"{data.copies_across:,} are"
+    unlike = f" The labels of {data.unlike_copies:,} pairs differ: of each, one is wrong." if data.unlike_copies else ""
     return (
         f"Pairs of copies: {data.exact_copies:,} exact and {data.near_copies:,} near. The images of a pair are kept on "
-        f"the same side of the split: {across} on both."
+        f"the same side of the split: {across} on both.{unlike}"
     )
+
+
+def describe_left_out(data: DataSummary) -> str:
+    """Say how many files or images took no part."""
+    n_failed = len(data.failed)
+    sentences = [f"{n_failed:,} file{' was' if n_failed == 1 else 's were'} left out."] if n_failed else []
+    sentences += [f"{count:,} images {why} were left out." for why, count in data.left_out.items()]
+    return " ".join(sentences) or "Nothing was left out."
 
 
 def describe_patients(data: DataSummary) -> str:
     """Say whether patients are known, and what it means when not."""
     if data.patient_ids_known:
         return "The data name each image's patient: no patient is on both sides of the split."
+    if data.unknown_patients:
+        return make_sentence(data.unknown_patients)
     return (
         "The data do not name patients: each file name counts as one. Two images of one patient under different names "
         "may be on both sides of the split, which makes figures too good and intervals too narrow."
@@ -284,6 +311,42 @@ def describe_figures(evaluation: Evaluation) -> str:
     )
 
 
+def describe_point(point: OperatingPoint, positive: str) -> str:
+    """Say what the threshold is that was chosen for a sensitivity, and what it did where it was chosen."""
+    asked = f"A sensitivity of {format_number(point.wanted_sensitivity)} was asked for."
+    if point.threshold is None:
+        return f"{asked} No threshold could be chosen: {point.sensitivity.note}."
+    return (
+        f"{asked} The stream answers '{positive}' from a probability of {format_number(point.threshold)} on. On the "
+        "validation images it was chosen on, so a little too good: sensitivity "
+        f"{format_estimate(point.sensitivity)}, specificity {format_estimate(point.specificity)}."
+        f"{_remark(point.sensitivity, point.specificity)}"
+    )
+
+
+def describe_abstention(abstention: Abstention) -> str:
+    """Say how many images are left to a person."""
+    return (
+        "Too close to the threshold to decide, so a person does: "
+        f"{format_estimate(abstention.share)} of the held-out images.{_remark(abstention.share)}"
+    )
+
+
+def describe_novelty(novelty: Novelty) -> str:
+    """Say what the gate for unlike images flags."""
+    return (
+        f"An image at a distance above {format_number(novelty.threshold)} from the training images is flagged as "
+        "unlike them, and not judged. Of the held-out images, which are alike, it flags "
+        f"{format_estimate(novelty.flagged)}.{_remark(novelty.flagged)}"
+    )
+
+
+def _remark(*estimates: Estimate) -> str:
+    """Give the notes of figures that stand in a sentence, as sentences behind it."""
+    notes = dict.fromkeys(estimate.note for estimate in estimates if estimate.note)
+    return "".join(f" {make_sentence(note)}" for note in notes)
+
+
 def list_unexamined(evaluation: Evaluation) -> tuple[str, ...]:
     """List what this run did not look at."""
     kinds = {measured.kind for measured in evaluation.others}
@@ -294,7 +357,7 @@ def list_unexamined(evaluation: Evaluation) -> tuple[str, ...]:
         "Images of another hospital: no external set was given.": "external" not in kinds,
         f"A source left out of training: the data name {n_sources} source{'' if n_sources == 1 else 's'}, and none was "
         "left out.": "leave-one-source-out" not in kinds | noted,
-        "Whether one patient is on both sides of the split: the data do not name patients.": (
+        "Whether one patient is on both sides of the split: the data do not name each image's patient.": (
             not evaluation.data.patient_ids_known
         ),
         "Whether the probabilities mean what they say: calibration was not measured.": (
