@@ -4,10 +4,24 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from schemas.modelcard import ModelCard
 from streaming.metrics import StreamMetrics
+from training.drift import Drift, ScoreShift, VectorShift
+from training.shadow import Pair, ScoreDifference, Shadow
+from training.statistics import Estimate
+from xray.monitor import Findings, MonitorMetrics
+
+DRIFT = Drift(
+    "a reference", "a week", ScoreShift(0.3, 0.2, 0.001, 900, 400), VectorShift(0.02, 0.005, (), 900, 350), True, ("",)
+)
+SHADOW = Shadow(
+    champion="1", challenger="2", positive_label="opacities", first=None, last=None, n_images=400, n_without_vector=0,
+    n_unlike=Pair(10, 0), n_judged=390, n_undecided=Pair(0, 0), answers={}, agreement=Estimate(0.9, 0.8, 0.95),
+    positive_shares=None, difference=ScoreDifference(-0.01, ()), by_source=(), disagreements=(), labelled=None,
+    notes=(),
+)  # fmt: skip
 
 
 def render_metrics_page() -> str:
-    """Render the page of a stream that has seen its first micro-batch."""
+    """Render the page of a stream that has seen its first micro-batch, and looked at its models once."""
     registry = CollectorRegistry()
     card = ModelCard(
         name="cxr", version="1", labels=("normal", "opacities"), positive_label="opacities", threshold=0.5,
@@ -18,4 +32,5 @@ def render_metrics_page() -> str:
     # Two families have no sample, and so show no label, before the first batch.
     metrics.record_batch("score", 1.0)
     metrics.record_lag({}, {"xray.images": {"0": 1}})
+    MonitorMetrics(registry).show(Findings("1", DRIFT, "2", SHADOW, 1_767_225_600.0))
     return generate_latest(registry).decode()

@@ -1,68 +1,19 @@
 """The installed command, run as a user runs it."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import free_ports
+from tests.e2e.conftest import Shell
 from tests.specimens import good_files
 from xray.phantom import write_folder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.spark]
 
 _NOISE = re.compile(r"WARN|incubator|ivy|tensorflow|log4j|SLF4J|Traceback|Deprecat", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Shell:
-    """Runs the command with one user's environment."""
-
-    environ: Mapping[str, str]
-
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "xray", *arguments]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(self.environ)
-        )
-
-    def run(self, *arguments: str, timeout_s: float = 200) -> "subprocess.CompletedProcess[str]":
-        process = self.start(*arguments)
-        try:
-            stdout, stderr = process.communicate(timeout=timeout_s)
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-    def json(self, *arguments: str) -> Any:
-        done = self.run(*arguments, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.fixture
-def shell(tmp_path: Path, jars: Path) -> Iterator[Shell]:
-    """A user with an empty state folder and a free port; what the user started is ended."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("XRAY_")}
-    environ |= {
-        "XRAY_HOME": str(tmp_path / "home"),
-        "XRAY_JARS": str(jars),
-        "XRAY_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{free_ports()}",
-        "XRAY_KAFKA__PARTITIONS": "2",
-        "XRAY_METRICS__PORT": "0",
-        "XRAY_ARCHIVE__TRIGGER_S": "1",
-    }
-    shell = Shell(environ)
-    yield shell
-    shell.run("down")
 
 
 def test_a_day_at_the_command_line(shell: Shell, tmp_path: Path) -> None:
