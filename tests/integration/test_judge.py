@@ -220,8 +220,8 @@ def test_the_command_takes_the_manifests_split_and_refuses_a_leak(tmp_path: Path
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["n_test"] == {"normal": 6, "opacities": 6}
-    assert answer["verdict"]["verdict"] in ("ok", "confounded")
-    assert {"probes", "intervals", "external", "accuracy_interval"} <= set(answer)
+    assert answer["verdict"] in ("ok", "confounded")
+    assert {"verdict_reasons", "verdict_notes", "probes", "intervals", "external", "accuracy_interval"} <= set(answer)
     report = Path(answer["report"])
     assert report.parent == tmp_path / "home" / "reports" / Path(answer["model"]).name
     stored = json.loads((report.parent / "report.json").read_text(encoding="utf-8"))

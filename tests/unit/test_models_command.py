@@ -243,7 +243,7 @@ def test_a_model_that_nobody_probed_is_not_called_ok(retrained: Path, models: Mo
     shown = models("show", "v6").out
     assert "Verdict: unknown, after a confounded one" in shown
     assert "the model in service was confounded: a [thumbnail] tells." in shown
-    assert models("show", "v6", "--json").json["verdict"]["verdict"] == "unknown"
+    assert models("show", "v6", "--json").json["verdict"] == "unknown"
     assert "warning: shortcuts were not looked for.\n" in models("promote", "v5").err
     warned = models("promote", "v6").err
     assert "warning: shortcuts were not looked for; the model in service was confounded: a [thumbnail] tells." in warned
