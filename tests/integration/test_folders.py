@@ -210,6 +210,8 @@ def _run_until_a_batch_is_done(sent: signal.Signals, folder: Path, out: Path, ho
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "XRAY_HOME": str(home)},
+        # A test run that a shell started in the background was told to ignore Ctrl-C, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no other thread of ours forks
     )
     try:
         deadline = time.monotonic() + 100
