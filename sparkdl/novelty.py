@@ -62,10 +62,7 @@ class StoredGate:
         numpy.ndarray
             Shape (n,), 0 to 2; not a number where a feature is none.
         """
-        units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), _TINY)
-        cosines = (self.references @ units.T).T
-        k = min(N_NEIGHBOURS, len(self.references))
-        return np.asarray(1 - np.partition(cosines, -k, axis=1)[:, -k:].mean(axis=1, dtype=np.float64))
+        return measure_nearest((self.references @ to_units(features).T).T)
 
     def flags(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Tell which images are novel; those whose features are not numbers are.
@@ -87,6 +84,17 @@ class StoredGate:
         for place in np.flatnonzero(np.abs(distances - self.threshold) < _ROUNDING):
             distances[place] = self.measure_distances(features[place : place + 1])[0]
         return np.asarray(~(distances <= self.threshold))
+
+
+def to_units(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Give each vector, shape (n, n_features), the length 1."""
+    return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), _TINY))
+
+
+def measure_nearest(cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Compute each image's distance from its cosines, shape (n, n_references): one minus the mean of the largest."""
+    k = min(N_NEIGHBOURS, cosines.shape[1])
+    return np.asarray(1 - np.partition(cosines, -k, axis=1)[:, -k:].mean(axis=1, dtype=np.float64))
 
 
 def write_gate(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sparkdl.novelty import N_NEIGHBOURS
+from sparkdl.novelty import N_NEIGHBOURS, measure_nearest, to_units
 from training.statistics import (
     Estimate,
     Outcomes,
@@ -519,20 +519,18 @@ class NoveltyGate:
 
 
 def _unit(features: npt.NDArray[np.floating]) -> Features:
-    values = np.asarray(features, np.float32)
-    return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), np.float32(1e-12)))
+    return to_units(np.asarray(features, np.float32))
 
 
 def _distances(units: Features, references: Features, own: tuple[Ints, Ints] | None = None) -> Floats:
     """Shape (n,); ``own`` is each image's and each reference's patient: a patient's own references do not count."""
     found = np.zeros(len(units))
-    k = min(N_NEIGHBOURS, len(references))
     for start in range(0, len(units), _GATE_BLOCK):
         rows = slice(start, start + _GATE_BLOCK)
         cosines = units[rows] @ references.T
         if own is not None:
             cosines[own[0][rows, None] == own[1]] = -1
-        found[rows] = 1 - np.partition(cosines, -k, axis=1)[:, -k:].mean(axis=1, dtype=np.float64)
+        found[rows] = measure_nearest(cosines)
     return found
 
 
