@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _BINARY = 2
+_BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,30 @@ class Head:
         """
         params = settings.to_params(threshold)
         write_pipeline(folder, featurizer, Regression(self.coefficients, self.intercepts, params))
+
+
+def predict_rows(head: Head, features: Features, rows: Ints) -> Floats:
+    """Give the probabilities of some rows, a few thousand at a time.
+
+    Parameters
+    ----------
+    head : Head
+        The classifier.
+    features : numpy.ndarray
+        float32, shape (n, n_features).
+    rows : numpy.ndarray
+        int64, shape (n_rows,).
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, shape (n_rows, n_classes).
+    """
+    found = np.zeros((rows.size, head.n_classes))
+    for start in range(0, rows.size, _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        found[part] = head.predict(features[rows[part]])
+    return found
 
 
 PAPER = ClassifierSettings()

@@ -607,14 +607,14 @@ class _Fitter:
 
     def predict_out_of_fold(self, settings: ClassifierSettings) -> OutOfFold:
         """Predict the training side by cross-validation."""
-        train = ~self.material.held_out
-        labels = self.material.labels[train]
+        rows = np.flatnonzero(~self.material.held_out)
+        labels = self.material.labels[rows]
         folds = deal_folds(labels, self.material.training_groups, self.seed)
         if not folds:
             msg = "cross-validation needs at least two patients of each class among the training patients"
             raise DatasetError(msg)
         n_classes = len(self.material.dataset.labels)
-        return predict_out_of_fold(self.features[train], labels, folds, settings, n_classes)
+        return predict_out_of_fold(self.features, rows, labels, folds, settings, n_classes)
 
     def gather(self, predicted: OutOfFold) -> Outcomes:
         """Put out-of-fold predictions beside what is true."""

@@ -1,12 +1,12 @@
 """Cross-validation over groups of images: what is said of each by a classifier that was fitted without its group."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from training.classifier import ClassifierSettings, Floats, Ints
+from training.classifier import ClassifierSettings, Floats, Ints, predict_rows
 from training.features import Features
 from training.regression import fit_regression
 
@@ -53,27 +53,34 @@ class OutOfFold:
 
 def predict_out_of_fold(
     features: Features,
+    rows: Ints,
     labels: Ints,
     folds: Sequence[tuple[Ints, Ints]],
     settings: ClassifierSettings,
     n_classes: int,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> OutOfFold:
     """Predict each training image by a classifier fitted on the other folds.
 
     Parameters
     ----------
     features : numpy.ndarray
-        float32, shape (n, n_features).
+        float32, shape (n_images, n_features); not copied.
+    rows : numpy.ndarray
+        int64, shape (n,): which of them are the training images, rising.
     labels : numpy.ndarray
-        int64, shape (n,).
+        int64, shape (n,): the rows' classes.
     folds : sequence of (numpy.ndarray, numpy.ndarray)
-        See `deal_folds`.
+        Places in ``rows``, rising, see `deal_folds`.
     settings, n_classes
         See `fit_regression`.
+    tell : callable
+        Called with the number of folds that are done.
     """
     probabilities = np.full((len(labels), n_classes), 1 / n_classes)
     known = np.zeros(len(labels), bool)
-    for train, test in folds:
-        head = fit_regression(features, np.sort(train), labels[np.sort(train)], settings, n_classes)
-        probabilities[test], known[test] = head.predict(features[test]), True
+    for done, (train, test) in enumerate(folds, start=1):
+        head = fit_regression(features, rows[train], labels[train], settings, n_classes)
+        probabilities[test], known[test] = predict_rows(head, features, rows[test]), True
+        tell(done)
     return OutOfFold(probabilities, known)

@@ -25,12 +25,13 @@ from sparkdl.decode import RENDERING_VERSION
 from sparkdl.featurizer import DeepImageFeaturizer
 from sparkdl.network import Network
 from training.calibration import Calibration, calibrate, fit_calibrator, measure_abstention, measure_calibration
-from training.classifier import PAPER, Floats, Head, Ints
+from training.classifier import PAPER, Floats, Head, Ints, predict_rows
 from training.decision import Decision, fit_decision, store_decision
 from training.drift import make_reference, save_reference
 from training.evaluation import DataSummary, Evaluation, Mistake, Novelty, Provenance, SetFigures, Side, Variant
-from training.features import Features, Report, ignore
+from training.features import Report, ignore
 from training.fit import reserve_version
+from training.folds import predict_out_of_fold
 from training.gate import read_report
 from training.judge import IMAGES_FILE, load_served, name_served
 from training.metrics import weighted_metrics
@@ -68,7 +69,6 @@ _FOLDS_KEY = b"xray: folds"
 _N_FOLDS = 5
 _BINARY = 2
 _EVEN = 0.5
-_BLOCK_ROWS = 8192
 _N_RESAMPLES = 2000
 # Of 30,000 held-out images so many take 8 s on one core; 2,000 would take longer than all the rest.
 _MANY_IMAGES, _FEW_RESAMPLES, _FEW_CALIBRATIONS = 5000, 500, 200
@@ -407,18 +407,22 @@ class _Work:
         """Predict the training side by cross-validation over its patients."""
         labels, patients = self.stored.labels[rows], self.stored.patients[rows]
         folds = (_hash(patients, _FOLDS_KEY) * _N_FOLDS).astype(np.int64)
-        probabilities = np.full((rows.size, self.n_classes), 1 / self.n_classes)
-        known = np.zeros(rows.size, bool)
-        for fold in range(_N_FOLDS):
-            out = folds == fold
-            if np.unique(labels[~out]).size == self.n_classes:
-                head = fit_regression(self.stored.features, rows[~out], labels[~out], PAPER, self.n_classes)
-                probabilities[out], known[out] = predict_rows(head, self.stored.features, rows[out]), True
-            self.report("fitting", 2 + fold, total)
+        dealt = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(_N_FOLDS)]
+        found = predict_out_of_fold(
+            self.stored.features,
+            rows,
+            labels,
+            [(train, test) for train, test in dealt if np.unique(labels[train]).size == self.n_classes],
+            PAPER,
+            self.n_classes,
+            lambda done: self.report("fitting", 1 + done, total),
+        )
+        self.report("fitting", total, total)
+        known = found.known
         if not known.any():
             msg = "cross-validation needs images of each class in several folds: record more with 'xray label FILE.csv'"
             raise DatasetError(msg)
-        return gather_outcomes(labels[known], probabilities[known], patients[known].tolist())
+        return gather_outcomes(labels[known], found.probabilities[known], patients[known].tolist())
 
     def ask(self, head: Head, threshold: float | None) -> Outcomes:
         """Put what a classifier says of the held-out images beside what is true."""
@@ -659,27 +663,3 @@ class _Work:
             created_at=card.created_at,
             seconds=0.0,
         )
-
-
-def predict_rows(head: Head, features: Features, rows: Ints) -> Floats:
-    """Give the probabilities of some rows, a few thousand at a time.
-
-    Parameters
-    ----------
-    head : Head
-        The classifier.
-    features : numpy.ndarray
-        float32, shape (n, n_features).
-    rows : numpy.ndarray
-        int64, shape (n_rows,).
-
-    Returns
-    -------
-    numpy.ndarray
-        float64, shape (n_rows, n_classes).
-    """
-    found = np.zeros((rows.size, head.n_classes))
-    for start in range(0, rows.size, _BLOCK_ROWS):
-        part = slice(start, start + _BLOCK_ROWS)
-        found[part] = head.predict(features[rows[part]])
-    return found

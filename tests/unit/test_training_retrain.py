@@ -15,14 +15,14 @@ from schemas.registry import promote, read_aliases
 from tests.shelf import as_json, evaluate
 from tests.stored import NO_CARD, add_champion, score_images
 from training.calibration import fit_gate
-from training.classifier import PAPER, ClassifierSettings, Head
+from training.classifier import PAPER, ClassifierSettings, Head, predict_rows
 from training.decision import Decision
 from training.drift import ENERGY_LIMIT, MIN_IMAGES, P_LIMIT, PSI_LIMIT, WINDOW_DAYS
 from training.gate import MARGIN
 from training.labels import Confirmation, record_labels
 from training.regression import fit_regression
 from training.report.words import describe_copies, describe_left_out, describe_patients
-from training.retrain import HELD_OUT_SHARE, MIN_LABELS, _Work, check_labels, choose_held_out, predict_rows
+from training.retrain import HELD_OUT_SHARE, MIN_LABELS, _Work, check_labels, choose_held_out
 from training.statistics import estimate_image_share, measure
 from training.stored import StoredSet
 from xray import console
