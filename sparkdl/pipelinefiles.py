@@ -244,9 +244,7 @@ def _to_spark(spark: SparkSession, regression: Regression) -> LogisticRegression
         rows > 1,
     )
     model = LogisticRegressionModel(java)
-    for name, value in regression.params.items():
-        # Not _set: it checks against the other parameters, which may not be set yet.
-        model.set(model.getParam(name), value)
+    model._set(**regression.params)
     model._transfer_params_to_java()
     return model
 

@@ -10,7 +10,6 @@ from pyspark.sql import SparkSession
 
 from schemas.errors import ModelLoadError, SettingsError
 from schemas.modelcard import NOVELTY_FILE, ModelCard, read_card
-from schemas.modelstages import check_stages
 from schemas.registry import champion_folder
 from sparkdl.decode import RENDERING_VERSION
 from sparkdl.featurizer import DeepImageFeaturizer
@@ -92,9 +91,10 @@ def load_model(folder: Path) -> PipelineModel:
         The folder is no `PipelineModel`, names a class that is none of those a model is made of, its first stage is
         no `DeepImageFeaturizer` on OpenVINO, or its gate cannot be read or is for another network.
     """
-    check_stages(folder)  # loading imports and runs whatever class the files name
     try:
-        quick = is_featurizer_and_regression(folder)  # what Spark would read with eight jobs of its own
+        # Loading imports and runs whatever class the files name, so this looks at them first. What it says yes to,
+        # Spark would read with eight jobs of its own.
+        quick = is_featurizer_and_regression(folder)
         model = load_pipeline(SparkSession.active(), folder) if quick else PipelineModel.load(str(folder))
     except Exception as exc:  # pyspark raises Java's errors, ours, and plain Python ones here
         if isinstance(exc, ModelLoadError):
