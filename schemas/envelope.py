@@ -33,6 +33,7 @@ SCORE_SOURCE = "/xray-stream/score"
 
 # What is true of one delivery travels in headers, so that the value stays the same whenever the record is replayed.
 INPUT_TOPIC = "xray_input_topic"
+INPUT_TOPIC_ID = "xray_input_topic_id"
 INPUT_PARTITION = "xray_input_partition"
 INPUT_OFFSET = "xray_input_offset"
 INPUT_TIMESTAMP = "xray_input_timestamp"
@@ -55,6 +56,22 @@ ERROR_EXCEPTION_MESSAGE = ERROR_PREFIX + "exception.message"
 ERROR_EXCEPTION_STACKTRACE = ERROR_PREFIX + "exception.stacktrace"
 
 DISCLAIMER = "Research use only. Not a medical device."
+
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+"""Largest Kafka message by default, at broker, topic, producer and consumer alike."""
+
+# What a record of the images topic may carry besides the image. Key, id and trace go on to every outcome, so without a
+# bound one record could make an outcome that no topic takes, and stop the stream for as long as the record is kept.
+MAX_KEY_BYTES = 4 * 1024
+MAX_HEADER_BYTES = 8 * 1024
+"""Of one header, name and value."""
+MAX_HEADERS_BYTES = 64 * 1024
+"""Of all headers, names and values, each counted with `HEADER_OVERHEAD_BYTES` more."""
+HEADER_OVERHEAD_BYTES = 8
+"""So that the sum bounds the number of headers too: a million empty ones are no bytes and still a million objects."""
+MAX_KEPT_HEADERS = MAX_HEADERS_BYTES // HEADER_OVERHEAD_BYTES
+"""How many headers a dead letter keeps; with more it keeps none. librdkafka reads no headers of a record that has more
+than 100,000, so nobody would see whose dead letter it is."""
 
 
 def derive_event_id(*parts: str) -> str:

@@ -14,6 +14,8 @@
         ├── DependencyError              Java, a jar or an optional package is missing; says what to install
         ├── BrokerError                  Kafka cannot be started, reached or used
         ├── DataLossError                records are gone that were not read yet; says which offsets
+        ├── RepetitionError              a stream without a checkpoint would score images again
+        ├── NoCheckpointError            no stream has run from this state folder, so there is no account of it
         └── DatasetError                 training data is missing or cannot be used as labelled
             └── LeakError                the same patient or picture is in both training and test
 """
@@ -30,6 +32,10 @@ class Reason(StrEnum):
     TOMBSTONE = "tombstone"
     EMPTY_PAYLOAD = "empty_payload"
     PAYLOAD_TOO_LARGE = "payload_too_large"
+    RECORD_TOO_LARGE = "record_too_large"
+    KEY_TOO_LARGE = "key_too_large"
+    HEADER_TOO_LARGE = "header_too_large"
+    HEADERS_TOO_LARGE = "headers_too_large"
     INVALID_HEADER = "invalid_header"
     STRUCTURED_MODE = "structured_mode"
     CONTENT_TYPE_MISMATCH = "content_type_mismatch"
@@ -44,6 +50,7 @@ class Reason(StrEnum):
     DICOM_UNSUPPORTED_TRANSFER_SYNTAX = "dicom_unsupported_transfer_syntax"
     DICOM_UNSUPPORTED_PIXELS = "dicom_unsupported_pixels"
     DECODER_CRASH = "decoder_crash"
+    NO_FEATURES = "no_features"
     UNEXPECTED = "unexpected"
 
 
@@ -117,6 +124,14 @@ class TableError(JobError):
 
 class DataLossError(JobError):
     """Records are gone from a topic that a query had not read yet; the message says which offsets."""
+
+
+class RepetitionError(JobError):
+    """A stream without a checkpoint would score images that have an outcome already; the message says how many."""
+
+
+class NoCheckpointError(JobError):
+    """No stream has run from this state folder, so nobody can say what it has consumed."""
 
 
 class DatasetError(JobError):

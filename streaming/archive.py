@@ -280,8 +280,10 @@ def _position() -> list[Column]:
 
 
 def _header(name: str) -> Column:
-    # A header has any bytes; a table with text that is not UTF-8 cannot be read by anything but Spark.
-    return make_valid_utf8(col("headers")[name].cast("string"))
+    # A header has any bytes; a table with text that is not UTF-8 cannot be read by anything but Spark. One that is
+    # larger than the contract allows is a dead letter's, which keeps it; in a table it would be read again and again.
+    value = col("headers")[name]
+    return when(length(value) <= envelope.MAX_HEADER_BYTES, make_valid_utf8(value.cast("string")))
 
 
 def _time(name: str) -> Column:

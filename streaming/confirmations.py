@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,7 +30,14 @@ from schemas.errors import BrokerError, ContractError
 from schemas.labels import LabelReason
 from streaming.messages import list_partitions
 from streaming.settings import KafkaSettings
-from streaming.topics import HEADROOM_BYTES, check_label_topics, create_topics, describe_cluster, label_topics
+from streaming.topics import (
+    HEADROOM_BYTES,
+    LABEL_BYTES,
+    check_label_topics,
+    create_topics,
+    describe_cluster,
+    label_topics,
+)
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +117,12 @@ class Event:
         """``partition@offset``."""
         return f"{self.partition}@{self.offset}"
 
+    @property
+    def size_bytes(self) -> int:
+        """Key, value and headers together; more than the broker measured where the sender's client compressed them."""
+        headers = sum(len(name.encode()) + len(value or b"") for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers
+
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
@@ -139,10 +152,14 @@ class Confirmations:
         Broker and topics.
     to_end : bool
         Read what is there, and no further.
+    max_event_bytes : int
+        Largest event whose dead letter holds all of it; of a larger one only the headers that say why are written, and
+        it stays in the labels topic alone.
     """
 
-    def __init__(self, kafka: KafkaSettings, *, to_end: bool = False) -> None:
+    def __init__(self, kafka: KafkaSettings, *, to_end: bool = False, max_event_bytes: int = LABEL_BYTES) -> None:
         self._kafka = kafka
+        self._max_event_bytes = max_event_bytes
         self._to_end = to_end
         self._reports: list[KafkaError] = []
         self._open: list[Event] = []
@@ -246,6 +263,8 @@ class Confirmations:
     def reject(self, rejections: Sequence[Rejection]) -> None:
         """Write events to the dead letters' topic as they came, with headers that say why; wait until they are there.
 
+        One that no dead letter can hold is written without key, value and headers of its own.
+
         Raises
         ------
         BrokerError
@@ -254,9 +273,10 @@ class Confirmations:
         failed: list[str] = []
         topic = self._kafka.labels_deadletters_topic
         for one in rejections:
-            headers = add_error_headers(one, self._kafka.labels_topic)
+            kept = one if one.event.size_bytes <= self._max_event_bytes else _without_content(one)
+            headers = add_error_headers(kept, self._kafka.labels_topic)
             try:
-                self._produce(topic, one.event, headers, failed)
+                self._produce(topic, kept.event, headers, failed)
             except KafkaException as exc:
                 failed.append(exc.args[0].str())
         while self._producer.flush(_POLL_S):
@@ -361,8 +381,7 @@ def open_confirmations(
         No client can be made of the settings.
     """
     create_topics(kafka, label_topics(kafka))
-    check_label_topics(kafka)
-    reader = Confirmations(kafka, to_end=to_end)
+    reader = Confirmations(kafka, to_end=to_end, max_event_bytes=check_label_topics(kafka))
     try:
         reader.join(ended)
         yield reader
@@ -398,6 +417,10 @@ def add_error_headers(rejection: Rejection, topic: str) -> Headers:
     }
     taken = {name for name, _ in event.headers if name.startswith(envelope.ERROR_PREFIX)}
     return event.headers + [(name, text.encode()) for name, text in added.items() if name not in taken]
+
+
+def _without_content(rejection: Rejection) -> Rejection:
+    return replace(rejection, event=replace(rejection.event, key=None, value=None, headers=[]))
 
 
 def _size(events: Iterable[Event]) -> int:

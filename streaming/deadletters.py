@@ -258,6 +258,7 @@ class Skip(StrEnum):
     TOMBSTONE = "tombstone"
     EMPTY_PAYLOAD = "empty_payload"
     TOO_LARGE = "too_large"
+    OVER_BOUND = "over_bound"
     OTHER_TOPIC = "other_topic"
     REPEATED = "repeated"
     ALREADY_REDRIVEN = "already_redriven"
@@ -511,7 +512,15 @@ class _Attempt(NamedTuple):
     reason: str
 
 
+_OVER_BOUND = frozenset(
+    {Reason.RECORD_TOO_LARGE, Reason.KEY_TOO_LARGE, Reason.HEADER_TOO_LARGE, Reason.HEADERS_TOO_LARGE}
+)
+"""Bounds of the contract that no setting moves: such a record would come back, if it is there as a whole at all."""
+
+
 def _find_obstacle(letter: DeadLetter, kafka: KafkaSettings, max_payload_bytes: int) -> Skip | None:
+    if letter.reason in _OVER_BOUND:
+        return Skip.OVER_BOUND
     if letter.payload_bytes is None:
         return Skip.TOMBSTONE
     if letter.payload_bytes == 0:

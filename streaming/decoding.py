@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas import envelope
 from schemas.errors import ContractError, Reason, RecordError
@@ -26,7 +28,7 @@ DECODED_DDL = f"""
     reason string, error_class string, error_message string, error_trace string, payload binary
 """
 """What decoding gives for every Kafka row. ``image`` is null where decoding failed; ``payload``, the original bytes, is
-null where it did not: rows stay small on their way to the network."""
+null where it did not, unless the plan keeps payloads: rows stay small on their way to the network."""
 
 _MAX_TRACE_CHARS = 8000
 """Of a stack trace in a dead letter's header: enough to find the place, small beside the broker's message limit."""
@@ -68,11 +70,46 @@ class DecodePlan:
         Caps on bytes and pixels.
     model_sha256 : str
         Part of every prediction's id.
+    max_record_bytes : int
+        Largest record whose dead letter can hold all of it: key, headers and value together. Brokers and clients
+        limit a batch of records as it was compressed, so what is unpacked here can be larger.
+    keep_payloads : bool
+        Keep the original bytes of every row, for whoever has to refuse one that was decoded.
     """
 
     size: tuple[int, int]
     limits: DecodeLimits
     model_sha256: str
+    max_record_bytes: int = envelope.MAX_MESSAGE_BYTES
+    keep_payloads: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSizes:
+    """How large a Kafka record is, in bytes.
+
+    Parameters
+    ----------
+    key, value : int
+        0 where there is none.
+    largest_header : int
+        Name and value.
+    headers : int
+        Names and values, and `envelope.HEADER_OVERHEAD_BYTES` for each header.
+    n_headers : int
+        How many there are.
+    """
+
+    key: int
+    value: int
+    largest_header: int
+    headers: int
+    n_headers: int
+
+    @property
+    def whole(self) -> int:
+        """All of it."""
+        return self.key + self.value + self.headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +149,84 @@ def decode_batches(
     """
     decode = decode or decode_record
     for batch in batches:
-        payloads = batch.column("value")
-        rows = batch.select(["topic", "partition", "offset", "headers"]).to_pylist()
-        added = [decode(row, payload.as_py(), plan) for row, payload in zip(rows, payloads, strict=True)]
+        measured = measure_records(batch)
+        added = [_decode_row(batch, i, sizes, plan, decode) for i, sizes in enumerate(measured)]
         columns = [pa.array([row.get(field.name) for row in added], field.type) for field in _ADDED_FIELDS]
-        kept = [batch.column(name) for name in _KEPT]
+        kept = [_kept_column(batch, name, [_left_out(sizes, plan) for sizes in measured]) for name in _KEPT]
         kept_fields = [batch.schema.field(name) for name in _KEPT]
         yield pa.RecordBatch.from_arrays([*kept, *columns], schema=pa.schema([*kept_fields, *_ADDED_FIELDS]))
+
+
+def _decode_row(
+    batch: pa.RecordBatch, i: int, sizes: RecordSizes, plan: DecodePlan, decode: DecodeRecord
+) -> dict[str, Any]:
+    row = {name: batch.column(name)[i].as_py() for name in ("topic", "partition", "offset")}
+    payload = batch.column("value")[i].as_py()
+    error = _find_excess(sizes, plan, name_origin(row))
+    if error is not None:
+        # Headers are not made Python's own before they are known to be few.
+        rejected = reject_record(row, payload, error)
+        return rejected | {"payload": None} if "value" in _left_out(sizes, plan) else rejected
+    added = decode(row | {"headers": batch.column("headers")[i].as_py()}, payload, plan)
+    return added | {"payload": payload} if plan.keep_payloads else added
+
+
+def _left_out(sizes: RecordSizes, plan: DecodePlan) -> frozenset[str]:
+    """Name the parts of a record that its dead letter cannot hold; they stay in the images topic alone."""
+    if sizes.whole > plan.max_record_bytes:
+        return frozenset({"key", "headers", "value"})
+    return frozenset({"headers"} if sizes.n_headers > envelope.MAX_KEPT_HEADERS else ())
+
+
+def _kept_column(batch: pa.RecordBatch, name: str, left_out: Sequence[frozenset[str]]) -> pa.Array:
+    column = batch.column(name)
+    if not any(name in parts for parts in left_out):
+        return column
+    return column.take(pa.array([None if name in parts else i for i, parts in enumerate(left_out)], pa.int64()))
+
+
+def measure_records(batch: pa.RecordBatch) -> list[RecordSizes]:
+    """Measure Kafka rows without making Python objects of them.
+
+    Parameters
+    ----------
+    batch : pyarrow.RecordBatch
+        Columns of Spark's Kafka source.
+    """
+    headers = batch.column("headers")
+    flat = headers.flatten()
+    sizes = _lengths(pc.struct_field(flat, "key")) + _lengths(pc.struct_field(flat, "value"))
+    ends = np.cumsum(pc.fill_null(pc.list_value_length(headers), 0).to_numpy())
+    keys, values = _lengths(batch.column("key")), _lengths(batch.column("value"))
+    measured = []
+    for key, value, own in zip(keys, values, np.split(sizes, ends)[:-1], strict=True):
+        overhead = envelope.HEADER_OVERHEAD_BYTES * len(own)
+        largest, total = int(own.max(initial=0)), int(own.sum()) + overhead
+        measured.append(RecordSizes(int(key), int(value), largest, total, len(own)))
+    return measured
+
+
+def _lengths(column: pa.Array) -> Any:
+    return pc.fill_null(pc.binary_length(column), 0).to_numpy().astype(np.int64)
+
+
+def _find_excess(sizes: RecordSizes, plan: DecodePlan, origin: str) -> ContractError | None:
+    """Say which bound of the contract a record breaks; None where it keeps them all."""
+    bounds = (
+        (
+            Reason.RECORD_TOO_LARGE,
+            "the record unpacked",
+            sizes.key + sizes.value + sizes.headers,
+            plan.max_record_bytes,
+        ),
+        (Reason.KEY_TOO_LARGE, "the key", sizes.key, envelope.MAX_KEY_BYTES),
+        (Reason.HEADER_TOO_LARGE, "the largest header", sizes.largest_header, envelope.MAX_HEADER_BYTES),
+        (Reason.HEADERS_TOO_LARGE, "all headers together", sizes.headers, envelope.MAX_HEADERS_BYTES),
+    )
+    for reason, what, found, most in bounds:
+        if found > most:
+            return ContractError(reason, origin, f"{what} has {found} bytes, expected at most {most}")
+    return None
 
 
 def decode_record(row: Mapping[str, Any], payload: bytes | None, plan: DecodePlan) -> dict[str, Any]:

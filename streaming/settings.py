@@ -15,10 +15,8 @@ from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import SettingsError
-
-MAX_MESSAGE_BYTES = 32 * 1024 * 1024
-"""Largest Kafka message, in bytes: at broker, topic, producer and consumer alike."""
 
 _PREFIX = "XRAY_"
 _PASSWORD = "XRAY_KAFKA__SASL_PASSWORD"  # noqa: S105 - its name

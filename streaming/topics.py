@@ -1,20 +1,42 @@
 """Creates the topics of the stream and of the labels, and checks the ones that are there."""
 
+import logging
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
+from schemas import envelope
 from schemas.errors import BrokerError, SettingsError
+from schemas.modelcard import ModelCard
 from streaming.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
 
 HEADROOM_BYTES = 1024 * 1024
 """How much larger a dead letter may be than the message it was."""
 LABEL_BYTES = 1024 * 1024
 """Largest event about a finding; one has some hundred bytes."""
+CARRIED_BYTES = (
+    envelope.MAX_KEY_BYTES
+    + envelope.MAX_HEADERS_BYTES
+    + 2 * 6 * envelope.MAX_HEADER_BYTES
+    + 2 * envelope.MAX_HEADER_BYTES
+)
+"""What an outcome can take over from its image: the key; trace headers; source and id in JSON, where one control
+character is six; id and time once more as headers."""
+
+_OWN_BYTES = 16 * 1024
+"""What the stream itself says in an outcome, model apart: ids, sizes, times, names of fields; about 2 kB."""
+_BYTES_PER_FEATURE = 16
+"""The longest float in JSON, ``-1.17549435E-38``, and a comma."""
+_SAFE_REPLICAS = 3
+_SAFE_IN_SYNC = 2
+"""With three replicas: a confirmed record is on two disks, and one broker may be away."""
 
 _TIMEOUT_S = 20
 _TRY_S = 2.0
@@ -35,9 +57,9 @@ def wanted_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
         from them stays longer. Images carry the broker's time: with a device's own, a clock that is years behind would
         have retention remove them at once.
     """
-    size = {"max.message.bytes": str(kafka.max_message_bytes)}
+    size = {"max.message.bytes": str(kafka.max_message_bytes), "min.insync.replicas": str(wanted_in_sync(kafka))}
     # A dead letter is its original and the headers that explain it: the largest image must still fit with them.
-    roomy = {"max.message.bytes": str(kafka.max_message_bytes + HEADROOM_BYTES)}
+    roomy = {**size, "max.message.bytes": str(kafka.max_message_bytes + HEADROOM_BYTES)}
     broker_time = {"message.timestamp.type": "LogAppendTime"}
     week = {"retention.ms": str(7 * _DAY_MS), **size}
     hour = {"retention.ms": str(_HOUR_MS), **size}
@@ -51,6 +73,15 @@ def wanted_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
     }
 
 
+def wanted_in_sync(kafka: KafkaSettings) -> int:
+    """How many replicas must have a record before the broker confirms it.
+
+    Always said, whatever the broker's own default: with 1 a single disk's loss takes confirmed images along, with more
+    than there are replicas to spare nothing can be written while one broker is away.
+    """
+    return _SAFE_IN_SYNC if kafka.replication_factor >= _SAFE_REPLICAS else 1
+
+
 def label_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
     """Topics of the confirmed findings, with their configuration.
 
@@ -62,7 +93,7 @@ def label_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
         Topic name to topic properties. Events carry the broker's time: what they are held back by and what counts as
         the time of those that give none must not hang on a sender's clock.
     """
-    month = {"retention.ms": str(30 * _DAY_MS)}
+    month = {"retention.ms": str(30 * _DAY_MS), "min.insync.replicas": str(wanted_in_sync(kafka))}
     return {
         kafka.labels_topic: {
             **month,
@@ -120,33 +151,162 @@ def _await_creation(name: str, future: Any) -> None:
 
 
 def check_topics(kafka: KafkaSettings) -> None:
-    """Check that every topic is there and takes messages as large as the settings promise.
+    """Check that every topic is there, keeps what it confirms, and takes the largest message that can come to it.
+
+    What is no danger to an image yet, and may be meant so, is a warning in the log.
 
     Raises
     ------
     BrokerError
         One line that says which topic, what was found and what to do.
     """
-    present = set(describe_cluster(kafka).topics)
-    missing = sorted(set(wanted_topics(kafka)) - present)
+    cluster = describe_cluster(kafka)
+    missing = sorted(set(wanted_topics(kafka)) - set(cluster.topics))
     if missing:
         msg = f"missing topics at {kafka.bootstrap_servers}: {', '.join(missing)}. Create them with 'xray up'."
         raise BrokerError(msg)
-    wanted = {
+    topics = _read_topics(kafka, cluster)
+    for topic in topics.values():
+        if topic.problem(kafka) is not None:
+            raise BrokerError(topic.problem(kafka))
+    for topic in topics.values():
+        for warning in topic.warnings(kafka, len(cluster.brokers)):
+            log.warning("%s", warning)
+
+
+@dataclass(frozen=True)
+class _Topic:
+    """A topic that was found: its configuration, and on how many brokers each partition is at least."""
+
+    name: str
+    config: Mapping[str, str]
+    replicas: int
+
+    @property
+    def in_sync(self) -> int:
+        return int(self.config["min.insync.replicas"])
+
+    def problem(self, kafka: KafkaSettings) -> str | None:
+        """Say what would lose records, or stop the stream later; None where nothing would."""
+        wanted = _largest_messages(kafka)[self.name]
+        if (found := int(self.config["max.message.bytes"])) < wanted:
+            return (
+                f"topic {self.name} takes messages up to {found} bytes, wanted {wanted}. Raise the topic's "
+                f"max.message.bytes{_or_lower(kafka, self.name)}."
+            )
+        if "compact" in self.config["cleanup.policy"] and not _is_canary(kafka, self.name):
+            return (
+                f"topic {self.name} has cleanup.policy={self.config['cleanup.policy']}, wanted delete: compaction "
+                "removes all records of a key but the last, read or not. Change the topic's cleanup.policy."
+            )
+        if self.in_sync > self.replicas:
+            return (
+                f"topic {self.name} has {self.replicas} replica(s) and min.insync.replicas={self.in_sync}: nothing can "
+                "be written to it. Lower min.insync.replicas or add replicas."
+            )
+        return None
+
+    def warnings(self, kafka: KafkaSettings, n_brokers: int) -> Iterator[str]:
+        """Say what may be meant so, and is not safe."""
+        if _is_canary(kafka, self.name):
+            return
+        if self.in_sync < _SAFE_IN_SYNC and self.replicas >= _SAFE_REPLICAS:
+            yield (
+                f"topic {self.name} has {self.replicas} replicas and min.insync.replicas={self.in_sync}: a record is "
+                f"confirmed when one disk has it. Set min.insync.replicas={_SAFE_IN_SYNC}."
+            )
+        elif self.in_sync < _SAFE_IN_SYNC and (self.replicas > 1 or n_brokers > 1):
+            yield (
+                f"topic {self.name} has {self.replicas} replica(s): a record is confirmed when one disk has it, and "
+                f"lost with that. Use {_SAFE_REPLICAS} replicas and min.insync.replicas={_SAFE_IN_SYNC}."
+            )
+        if self.name == kafka.images_topic and (kind := self.config["message.timestamp.type"]) != "LogAppendTime":
+            yield (
+                f"topic {self.name} has message.timestamp.type={kind}, wanted LogAppendTime: images of a device whose "
+                "clock is wrong may be removed at once, or kept for ever."
+            )
+
+
+def _largest_messages(kafka: KafkaSettings) -> dict[str, int]:
+    """How large a message of each topic can be; of outcomes without what their model adds (`check_outcome_sizes`)."""
+    outcome = CARRIED_BYTES + _OWN_BYTES
+    return dict.fromkeys(wanted_topics(kafka), outcome) | {
         kafka.images_topic: kafka.max_message_bytes,
         kafka.deadletters_topic: kafka.max_message_bytes + HEADROOM_BYTES,
     }
-    for name, found in _max_message_bytes(kafka, wanted).items():
-        if found < wanted[name]:
+
+
+def _or_lower(kafka: KafkaSettings, name: str) -> str:
+    follows = name in (kafka.images_topic, kafka.deadletters_topic)
+    return " or lower XRAY_KAFKA__MAX_MESSAGE_BYTES" if follows else ""
+
+
+def _is_canary(kafka: KafkaSettings, name: str) -> bool:
+    return name in (kafka.canary_topic, kafka.canary_results_topic)
+
+
+def check_outcome_sizes(kafka: KafkaSettings, card: ModelCard, n_features: int) -> None:
+    """Check that the largest prediction and feature record of a model pass their topics and the stream's own producer.
+
+    Parameters
+    ----------
+    kafka : KafkaSettings
+        Broker and topics.
+    card : ModelCard
+        Its names and texts are in every prediction.
+    n_features : int
+        Length of its feature vectors.
+
+    Raises
+    ------
+    BrokerError
+        One of them does not; one line that says which, and what to do.
+    """
+    outcome = CARRIED_BYTES + _OWN_BYTES + 6 * len(card.to_json())
+    wanted = {
+        kafka.predictions_topic: outcome,
+        kafka.canary_results_topic: outcome,
+        kafka.features_topic: CARRIED_BYTES + _OWN_BYTES + _BYTES_PER_FEATURE * n_features,
+    }
+    cluster = describe_cluster(kafka)
+    for name, topic in _read_topics(kafka, cluster).items():
+        found = min(int(topic.config["max.message.bytes"]), kafka.max_message_bytes + HEADROOM_BYTES)
+        if name in wanted and found < wanted[name]:
             msg = (
-                f"topic {name} takes messages up to {found} bytes, wanted {wanted[name]}. Raise the topic's "
-                "max.message.bytes or lower XRAY_KAFKA__MAX_MESSAGE_BYTES."
+                f"model {card.version} makes messages of up to {wanted[name]} bytes for {name}, which takes {found}. "
+                "Raise the topic's max.message.bytes and XRAY_KAFKA__MAX_MESSAGE_BYTES."
             )
             raise BrokerError(msg)
 
 
-def check_label_topics(kafka: KafkaSettings) -> None:
+def _read_topics(kafka: KafkaSettings, cluster: Any) -> dict[str, _Topic]:
+    """Read the stream's topics.
+
+    The user must be allowed to read the configuration of the two topics that hold images. Of the others it is a matter
+    of taste so far: where that is denied, they are left out with a warning.
+    """
+    essential = (kafka.images_topic, kafka.deadletters_topic)
+    found = _read_configs(kafka, essential)
+    for name in wanted_topics(kafka):
+        if name not in found:
+            try:
+                found |= _read_configs(kafka, (name,))
+            except _DeniedError as exc:
+                log.warning("%s; it is not checked", exc)
+    return {name: _Topic(name, config, _count_replicas(cluster, name)) for name, config in found.items()}
+
+
+def _count_replicas(cluster: Any, name: str) -> int:
+    return min((len(partition.replicas) for partition in cluster.topics[name].partitions.values()), default=1)
+
+
+def check_label_topics(kafka: KafkaSettings) -> int:
     """Check that every event of the labels topic can become a dead letter.
+
+    Returns
+    -------
+    int
+        Largest event, in bytes, whose dead letter can hold all of it.
 
     Raises
     ------
@@ -154,7 +314,8 @@ def check_label_topics(kafka: KafkaSettings) -> None:
         A topic is missing, its configuration may not be read, or the dead letters' topic takes too little.
     """
     events, letters = kafka.labels_topic, kafka.labels_deadletters_topic
-    found = _max_message_bytes(kafka, (events, letters))
+    configs = _read_configs(kafka, (events, letters))
+    found = {name: int(config["max.message.bytes"]) for name, config in configs.items()}
     wanted = found[events] + HEADROOM_BYTES
     if found[letters] < wanted:
         msg = (
@@ -162,19 +323,26 @@ def check_label_topics(kafka: KafkaSettings) -> None:
             f"{HEADROOM_BYTES} more. Raise its max.message.bytes or lower that of {events}."
         )
         raise BrokerError(msg)
+    return min(found[letters], kafka.max_message_bytes) - HEADROOM_BYTES
 
 
-def _max_message_bytes(kafka: KafkaSettings, names: Iterable[str]) -> dict[str, int]:
+class _DeniedError(BrokerError):
+    """The user may not read a topic's configuration."""
+
+
+def _read_configs(kafka: KafkaSettings, names: Iterable[str]) -> dict[str, dict[str, str]]:
     resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
     admin = connect_admin(kafka)  # must outlive the futures it gives
     answers = admin.describe_configs(resources, request_timeout=_TIMEOUT_S)
     try:
-        return {resource.name: int(future.result()["max.message.bytes"].value) for resource, future in answers.items()}
+        found = {resource.name: future.result() for resource, future in answers.items()}
     except KafkaException as exc:
-        denied = exc.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
-        hint = ". The user needs DescribeConfigs on them; see the roles in docs/security.md" if denied else ""
-        msg = f"cannot read the configuration of {', '.join(names)}: {exc.args[0].str()}{hint}"
-        raise BrokerError(msg) from exc
+        what = f"cannot read the configuration of {', '.join(names)}: {exc.args[0].str()}"
+        if exc.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            msg = f"{what}. The user needs DescribeConfigs on them; see the roles in docs/security.md"
+            raise _DeniedError(msg) from exc
+        raise BrokerError(what) from exc
+    return {name: {key: entry.value for key, entry in config.items()} for name, config in found.items()}
 
 
 def connect_admin(kafka: KafkaSettings, **options: Any) -> AdminClient:

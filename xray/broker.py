@@ -16,10 +16,11 @@ from string import Template
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import BrokerError, SettingsError
 from sparkdl.java import find_java
 from streaming.jars import KAFKA_JARS, resolve_jars
-from streaming.settings import MAX_MESSAGE_BYTES, StreamSettings
+from streaming.settings import StreamSettings
 
 log = logging.getLogger(__name__)
 

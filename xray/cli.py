@@ -117,7 +117,7 @@ def up(json_: Json = False) -> None:
 
     With XRAY_KAFKA__BOOTSTRAP_SERVERS naming a Kafka elsewhere, only the topics are created there.
     """
-    from streaming.topics import create_topics, label_topics, wanted_topics
+    from streaming.topics import check_topics, create_topics, label_topics, wanted_topics
     from xray.broker import LOCAL_HOSTS, LocalBroker
 
     settings = load_settings()
@@ -126,6 +126,7 @@ def up(json_: Json = False) -> None:
         with step("starting the broker (the first time fetches its jars, 45 MB)"):
             started = LocalBroker.of(settings).start()
     created = create_topics(settings.kafka, wanted_topics(settings.kafka) | label_topics(settings.kafka))
+    check_topics(settings.kafka)
     answer = {"bootstrap_servers": settings.kafka.bootstrap_servers, "started": started, "created_topics": created}
     if json_:
         print_json(answer)

@@ -27,6 +27,7 @@ _SKIP_TEXTS = {
     Skip.TOMBSTONE: "tombstones: there are no bytes to send",
     Skip.EMPTY_PAYLOAD: "empty: there are no bytes to send",
     Skip.TOO_LARGE: "larger than XRAY_SCORE__MAX_PAYLOAD_BYTES: they would come back; raise it here and for the stream",
+    Skip.OVER_BOUND: "with a key or headers larger than the contract allows: they would come back; publish them anew",
     Skip.OTHER_TOPIC: "read from another images topic; set XRAY_KAFKA__IMAGES_TOPIC to that one",
     Skip.REPEATED: "of an attempt that has a newer dead letter",
     Skip.ALREADY_REDRIVEN: "re-driven before; --again sends them once more",

@@ -169,7 +169,12 @@ def poison() -> tuple[Specimen, ...]:
     for kind, wrong in specimens.wrong_files().items():
         declared = ((("content-type", wrong.content_type.encode())),) if wrong.content_type else ()
         found.append(Specimen(kind, wrong.reason.value, wrong.payload, declared))
-    found.append(Specimen("header_not_utf8", "invalid_header", specimens.png(), (("content-type", b"\xff\xfe"),)))
+    image = specimens.png()
+    found += [
+        Specimen("header_not_utf8", "invalid_header", image, (("content-type", b"\xff\xfe"),)),
+        Specimen("header_of_1_MB", "header_too_large", image, (("x-thumbnail", b"\x01" * 1024 * 1024),)),
+        Specimen("headers_of_72_kB", "headers_too_large", image, (("x-part", b"\x01" * 8000),) * 9),
+    ]
     return tuple(found)
 
 

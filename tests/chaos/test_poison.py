@@ -35,6 +35,8 @@ NAMED = {
     "htj2k.dcm": "dicom_unsupported_transfer_syntax",
     "too_large.png": "payload_too_large",
     "header_not_utf8": "invalid_header",
+    "header_of_1_MB": "header_too_large",
+    "headers_of_72_kB": "headers_too_large",
     # These are read: docs/publishing.md.
     "gray16.png": None,
     "rgba.png": None,

@@ -370,6 +370,25 @@ def test_nothing_is_lost_while_there_is_no_archive(place: StreamSettings, card: 
     assert dead_letters(place) == []
 
 
+def test_an_event_that_no_dead_letter_can_hold_stops_nothing(place: StreamSettings, card: ModelCard) -> None:
+    """A broker measures what a client has compressed: this event is some kilobytes there, and 20 MB when it is read."""
+    [digest] = score_images(place.home, card, 1).digests
+    producer = Producer(place.kafka.to_librdkafka() | {"compression.type": "gzip", "message.max.bytes": 100_000_000})
+    failed: list[Any] = []
+    producer.produce(
+        place.kafka.labels_topic, bytes(20_000_000), partition=0, on_delivery=lambda e, _: failed.append(e)
+    )
+    producer.flush()
+    assert failed == [None]
+    send(place.kafka, {"label": "ill", "sha256": digest})
+    last = last_of(record_now(place))
+    assert (last["added"], last["left_out"]) == (1, 1)
+    [letter] = dead_letters(place)
+    assert letter.value is None
+    assert letter.text("xray_reason")
+    assert committed(place.kafka) == 2
+
+
 def test_it_gives_up_after_the_time_of_the_settings(place: StreamSettings, card: ModelCard) -> None:
     send(place.kafka, {"label": "ill", "sha256": "0" * 64})
     with following(place, XRAY_RETRY__GIVE_UP_S="0") as process:

@@ -245,8 +245,8 @@ def test_varied_images_still_decode() -> None:
 
 
 def test_poison_covers_every_reason_a_message_alone_can_have() -> None:
-    # The others are no property of a message: one kills its decoder, one is a defect of ours.
-    beyond = {"unexpected", "decoder_crash"}
+    # The others are no property of value and headers, but of key, client, decoder, model, or a defect of ours.
+    beyond = {"key_too_large", "record_too_large", "decoder_crash", "no_features", "unexpected"}
     assert {str(reason) for reason in Reason} - beyond <= {specimen.reason for specimen in poison()}
 
 

@@ -1,6 +1,7 @@
 """The decode stage without Spark: envelopes, identities, and the boundary that no record crosses."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 from schemas.errors import CorruptImageError, Reason
 from sparkdl.decode import DecodeLimits
 from streaming import decoding
-from streaming.decoding import DecodePlan, decode_batches, decode_record
+from streaming.decoding import DecodePlan, RecordSizes, decode_batches, decode_record, measure_records
 from tests.specimens import good_files, png
 
 _PLAN = DecodePlan(size=(20, 30), limits=DecodeLimits(), model_sha256="m" * 64)
@@ -109,18 +110,89 @@ def test_lack_of_memory_is_the_jobs_fault(monkeypatch: pytest.MonkeyPatch) -> No
         record(png())
 
 
-def test_batches_keep_rows_order_and_columns() -> None:
-    rows = [
-        {"topic": "t", "partition": 0, "offset": i, "timestamp": None, "key": b"k", "headers": None, "value": value}
-        for i, value in enumerate([png(), None, b"no image"])
-    ]
+def batch_of(*rows: dict[str, Any]) -> pa.RecordBatch:
+    """Rows as Spark's Kafka source gives them; each names what differs from a plain one."""
+    plain = {"topic": "t", "partition": 0, "timestamp": None, "key": b"k", "headers": None, "value": png()}
     header = pa.struct([("key", pa.string()), ("value", pa.binary())])
     schema = pa.schema(
         [("topic", pa.string()), ("partition", pa.int32()), ("offset", pa.int64()),
          ("timestamp", pa.timestamp("us", tz="UTC")), ("key", pa.binary()), ("headers", pa.list_(header)),
          ("value", pa.binary())]
     )  # fmt: skip
-    [decoded] = decode_batches(iter([pa.RecordBatch.from_pylist(rows, schema=schema)]), _PLAN)
+    return pa.RecordBatch.from_pylist([plain | {"offset": i} | row for i, row in enumerate(rows)], schema=schema)
+
+
+def headers_of(*headers: tuple[str, bytes | None]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": value} for key, value in headers]
+
+
+def test_batches_keep_rows_order_and_columns() -> None:
+    batch = batch_of({}, {"value": None}, {"value": b"no image"})
+    [decoded] = decode_batches(iter([batch]), _PLAN)
     assert decoded.column("offset").to_pylist() == [0, 1, 2]
     assert decoded.column("reason").to_pylist() == [None, "tombstone", "unsupported_format"]
     assert "value" not in decoded.schema.names
+
+
+def test_records_are_measured_wherever_a_batch_is_cut() -> None:
+    rows = [
+        {"key": None, "headers": headers_of(("ab", b"cde"), ("f", None)), "value": b"1234"},
+        {"headers": headers_of()},
+        {"headers": None, "value": None},
+        {"key": b"kk", "headers": headers_of(("\u00e9", b"x" * 10)), "value": b""},
+    ]
+    wanted = [
+        RecordSizes(key=0, value=4, largest_header=5, headers=6 + 2 * 8, n_headers=2),
+        RecordSizes(key=1, value=len(png()), largest_header=0, headers=0, n_headers=0),
+        RecordSizes(key=1, value=0, largest_header=0, headers=0, n_headers=0),
+        RecordSizes(key=2, value=0, largest_header=12, headers=12 + 8, n_headers=1),
+    ]
+    batch = batch_of(*rows)
+    assert measure_records(batch) == wanted
+    assert measure_records(batch.slice(1, 3)) == wanted[1:]
+    assert measure_records(batch.slice(3)) == wanted[3:]
+    assert measure_records(batch.slice(4)) == []
+
+
+_BIG = 8 * 1024
+_BOUNDS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "key": ({"key": b"k" * 4096}, None),
+    "longer key": ({"key": b"k" * 4097}, "key_too_large"),
+    "header": ({"headers": headers_of(("x", b"y" * (_BIG - 1)))}, None),
+    "longer header": ({"headers": headers_of(("x", b"y" * _BIG))}, "header_too_large"),
+    "header's name": ({"headers": headers_of(("x" * (_BIG + 1), None))}, "header_too_large"),
+    "headers": ({"headers": headers_of(*[("x", b"y" * (_BIG - 9))] * 8)}, None),
+    "longer headers": ({"headers": headers_of(*[("x", b"y" * (_BIG - 9))] * 8, ("", b""))}, "headers_too_large"),
+    "many headers": ({"headers": headers_of(*[("", b"")] * 8192)}, None),
+    "more headers": ({"headers": headers_of(*[("", b"")] * 8193)}, "headers_too_large"),
+    "record": ({"value": bytes(99_999)}, "unsupported_format"),
+    "larger record": ({"value": bytes(100_000)}, "record_too_large"),
+    "larger record by its headers": ({"headers": headers_of(("x", bytes(100_000)))}, "record_too_large"),
+}
+
+
+@pytest.mark.parametrize("name", _BOUNDS)
+def test_what_travels_on_has_bounds(name: str) -> None:
+    row, reason = _BOUNDS[name]
+    plan = replace(_PLAN, max_record_bytes=100_000)
+    [decoded] = decode_batches(iter([batch_of({}, row, {})]), plan)
+    assert decoded.column("reason").to_pylist() == [None, reason, None]
+    kept = {part: decoded.column(part)[1].as_py() for part in ("key", "headers", "payload")}
+    sent = batch_of({}, row)
+    whole = {part: sent.column(part)[1].as_py() for part in ("key", "headers")}
+    if reason == "record_too_large":  # no dead letter could hold it
+        assert kept == {"key": None, "headers": None, "payload": None}
+        assert decoded.column("payload_bytes")[1].as_py() == len(sent.column("value")[1].as_py())
+    elif name == "more headers":
+        assert kept == {"key": b"k", "headers": None, "payload": png()}
+    else:
+        assert kept == {**whole, "payload": None if reason is None else sent.column("value")[1].as_py()}
+    if reason and reason != "unsupported_format":
+        assert "expected at most" in decoded.column("error_message")[1].as_py()
+        assert len(decoded.column("event_id")[1].as_py()) == 32
+
+
+def test_payloads_are_kept_where_the_plan_says_so() -> None:
+    batch = batch_of({}, {"value": b"no image"}, {"value": None})
+    [decoded] = decode_batches(iter([batch]), replace(_PLAN, keep_payloads=True))
+    assert decoded.column("payload").to_pylist() == [png(), b"no image", None]
