@@ -23,10 +23,11 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from schemas import envelope
-from schemas.errors import SettingsError
-from streaming.checkpoints import committed_offsets
+from schemas.errors import NoCheckpointError, RepetitionError, SettingsError
+from streaming.checkpoints import committed_offsets, has_begun
 from streaming.messages import find_offsets, offsets_at, open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings, StreamSettings
+from streaming.topicids import check_topic_ids, is_about, read_topic_ids
 
 _TIMEOUT_S = 20.0
 _SHOWN_OFFSETS = 20
@@ -35,6 +36,7 @@ _MISSING_LOOKED_AT = 1000
 """Offsets without outcome that were seen to hold a record; when so many are missing, the others are believed."""
 _NEAR = 100
 """Offsets to read on rather than to jump over: a jump throws away what was fetched."""
+_SUMMED = ("predicted", "dead_lettered", "both", "missing", "repeated", "repeated_under_another_id")
 _CLOCK_SLACK_MS = 15 * 60_000
 """How far the clock of the machine that scores may be behind the broker's. Outcomes carry the first, images the second;
 with a larger difference an account of a time range reports images as missing that are not, never the reverse."""
@@ -81,7 +83,10 @@ class PartitionAccount:
     both, missing : int
         Offsets with two kinds of outcome, and with none. Both should be 0.
     repeated : int
-        Outcomes beyond the first of an offset; a kill can leave some, each with the id of the first.
+        Outcomes beyond the first of an offset. A consumer that drops ids it has seen does not notice those that have
+        the id of the first.
+    repeated_under_another_id : int
+        Of them, those with another id than the first: another model scored the image again. Consumers act on them anew.
     missing_offsets : list of int
         The first few.
     """
@@ -95,6 +100,7 @@ class PartitionAccount:
     both: int = 0
     missing: int = 0
     repeated: int = 0
+    repeated_under_another_id: int = 0
     missing_offsets: list[int] = field(default_factory=list)
 
 
@@ -173,7 +179,7 @@ class Account:
 
     def to_dict(self) -> dict[str, Any]:
         """Render for JSON."""
-        sums = {name: self.total(name) for name in ("predicted", "dead_lettered", "both", "missing", "repeated")}
+        sums = {name: self.total(name) for name in _SUMMED}
         return {
             "balanced": self.balanced,
             "since": None if self.scope.since is None else self.scope.since.isoformat(),
@@ -192,9 +198,14 @@ class Account:
 
 @dataclass
 class _Outcomes:
-    """What one outcome topic says: how often each input offset occurs, and which events ARCHIVE should have."""
+    """What one outcome topic says: how often each input offset occurs, and which events ARCHIVE should have.
+
+    ``first_ids`` holds the first 64 bits of the first event id of each offset, ``other_ids`` how many have another.
+    """
 
     counts: dict[int, npt.NDArray[np.int32]]
+    first_ids: dict[int, npt.NDArray[np.uint64]]
+    other_ids: dict[int, npt.NDArray[np.int32]]
     archived_ids: set[bytes] = field(default_factory=set)
     pending_ids: set[bytes] = field(default_factory=set)
     reasons: Counter[bytes] = field(default_factory=Counter)
@@ -222,6 +233,10 @@ def audit_stream(settings: StreamSettings, scope: Scope | None = None) -> Accoun
 
     Raises
     ------
+    NoCheckpointError
+        No stream has run from this state folder.
+    DataLossError
+        The images topic is another one than SCORE has read.
     BrokerError
         The topics cannot be read.
     SettingsError
@@ -230,11 +245,13 @@ def audit_stream(settings: StreamSettings, scope: Scope | None = None) -> Accoun
     started = time.monotonic()
     scope = scope or Scope()
     kafka = settings.kafka
+    _require_checkpoint(settings)
+    topic_id = check_topic_ids(settings, "score").topics.get(kafka.images_topic)
     partitions = _read_positions(settings, scope)
     archived = committed_offsets(settings.checkpoints_folder / "archive") or {}
     since_ms = 0 if scope.whole else _earliest_ms(kafka, partitions)
     predictions, dead_letters = (
-        _read_outcomes(kafka, topic, partitions, archived.get(topic, {}), since_ms, whole=scope.whole)
+        _read_outcomes(kafka, topic, topic_id, partitions, archived.get(topic, {}), since_ms, whole=scope.whole)
         for topic in (kafka.predictions_topic, kafka.deadletters_topic)
     )
     for partition in partitions:
@@ -248,13 +265,58 @@ def audit_stream(settings: StreamSettings, scope: Scope | None = None) -> Accoun
     return Account(partitions, tables, reasons, scope, read, time.monotonic() - started)
 
 
+def _require_checkpoint(settings: StreamSettings) -> None:
+    checkpoint = settings.checkpoints_folder / "score"
+    if not has_begun(checkpoint):
+        msg = (
+            f"no stream has run from this state folder: there is no checkpoint in {checkpoint}. It alone says what "
+            "SCORE has consumed, so there is no account. Is XRAY_HOME the stream's?"
+        )
+        raise NoCheckpointError(msg)
+
+
+def check_not_scored(settings: StreamSettings) -> None:
+    """Refuse to begin without a checkpoint where images have outcomes already: they would all be scored again.
+
+    Raises
+    ------
+    RepetitionError
+        How many images it is, and what to do.
+    BrokerError
+        The topics cannot be read.
+    """
+    checkpoint = settings.checkpoints_folder / "score"
+    if settings.score.starting_offsets == "latest" or has_begun(checkpoint):
+        return
+    kafka = settings.kafka
+    count = _count_scored(kafka, read_topic_ids(kafka, [kafka.images_topic]).topics.get(kafka.images_topic))
+    if count:
+        msg = (
+            f"there is no checkpoint in {checkpoint}, but {count} images of {kafka.images_topic} have an outcome "
+            "already and would be scored again. Is XRAY_HOME the one that the stream had before? To score them again, "
+            "as after a lost checkpoint, start once with 'xray stream --from-beginning'."
+        )
+        raise RepetitionError(msg)
+
+
+def _count_scored(kafka: KafkaSettings, topic_id: str | None) -> int:
+    with open_reader(kafka) as reader:
+        spans = read_spans(reader, kafka.images_topic)
+    partitions = [PartitionAccount(p, span.start, span.stop, span.stop) for p, span in spans.items()]
+    predictions, dead_letters = (
+        _read_outcomes(kafka, topic, topic_id, partitions, {}, 0, whole=False)
+        for topic in (kafka.predictions_topic, kafka.deadletters_topic)
+    )
+    return sum(int(((predictions.counts[p] > 0) | (dead_letters.counts[p] > 0)).sum()) for p in spans)
+
+
 def _read_positions(settings: StreamSettings, scope: Scope) -> list[PartitionAccount]:
-    """Find the scope's offsets, and how far SCORE has committed; without its checkpoint, to the end."""
+    """Find the scope's offsets, and how far SCORE has committed."""
     topic = settings.kafka.images_topic
-    committed = committed_offsets(settings.checkpoints_folder / "score")
+    committed = committed_offsets(settings.checkpoints_folder / "score") or {}
     accounts = []
     for partition, span in _scoped_spans(settings.kafka, scope).items():
-        consumed = span.stop if committed is None else committed.get(topic, {}).get(partition, span.start)
+        consumed = committed.get(topic, {}).get(partition, span.start)
         clipped = min(max(consumed, span.start), span.stop)
         accounts.append(PartitionAccount(partition, span.start, span.stop, clipped))
     return accounts
@@ -305,6 +367,7 @@ def _span_of(account: PartitionAccount) -> range:
 def _read_outcomes(
     kafka: KafkaSettings,
     topic: str,
+    topic_id: str | None,
     partitions: Sequence[PartitionAccount],
     archived: Mapping[int, int],
     since_ms: int,
@@ -312,7 +375,11 @@ def _read_outcomes(
     whole: bool,
 ) -> _Outcomes:
     spans = {p.partition: _span_of(p) for p in partitions}
-    outcomes = _Outcomes({partition: np.zeros(len(span), np.int32) for partition, span in spans.items()})
+    outcomes = _Outcomes(
+        counts={p: np.zeros(len(span), np.int32) for p, span in spans.items()},
+        first_ids={p: np.zeros(len(span), np.uint64) for p, span in spans.items()},
+        other_ids={p: np.zeros(len(span), np.int32) for p, span in spans.items()},
+    )
     if not any(spans.values()) and not whole:
         return outcomes
     images_topic = kafka.images_topic.encode()
@@ -321,7 +388,8 @@ def _read_outcomes(
             headers = dict(message.headers() or ())  # of several with one name the last one counts
             outcomes.read += 1
             # Outside: another topic's, or not in the scope, or retention removed the image after it was scored.
-            if _count_input(headers, images_topic, spans, outcomes.counts) or whole:
+            about_these = headers.get(envelope.INPUT_TOPIC) == images_topic and is_about(headers, topic_id)
+            if (about_these and _count_input(headers, spans, outcomes)) or whole:
                 _note_event(message, headers, archived, outcomes)
     return outcomes
 
@@ -347,19 +415,34 @@ def _spans_since(kafka: KafkaSettings, topic: str, since_ms: int) -> dict[int, r
 
 def _count_input(
     headers: Mapping[str, bytes],
-    images_topic: bytes,
     spans: Mapping[int, range],
-    counts: Mapping[int, npt.NDArray[np.int32]],
+    outcomes: _Outcomes,
 ) -> bool:
     """Count the outcome at its image's offset; False where that is outside."""
-    if headers.get(envelope.INPUT_TOPIC) != images_topic:
-        return False
     place = _read_place(headers)
     span = None if place is None else spans.get(place[0])
     if place is None or span is None or place[1] not in span:
         return False
-    counts[place[0]][place[1] - span.start] += 1
+    partition, i = place[0], place[1] - span.start
+    short = _shorten(headers)
+    outcomes.counts[partition][i] += 1
+    if outcomes.counts[partition][i] == 1:
+        outcomes.first_ids[partition][i] = short
+    elif outcomes.first_ids[partition][i] != short:
+        outcomes.other_ids[partition][i] += 1
     return True
+
+
+def _shorten(headers: Mapping[str, bytes]) -> int:
+    """Give the first 64 bits of an event id: eight bytes an image, and never alike by chance."""
+    try:
+        return int(_event_id(headers)[:16], 16)
+    except ValueError:
+        return 0
+
+
+def _event_id(headers: Mapping[str, bytes]) -> bytes:
+    return headers.get(envelope.EVENT_ID) or headers.get(envelope.CE_ID) or b""
 
 
 def _read_place(headers: Mapping[str, bytes]) -> tuple[int, int] | None:
@@ -373,7 +456,7 @@ def _read_place(headers: Mapping[str, bytes]) -> tuple[int, int] | None:
 def _note_event(
     message: Message, headers: Mapping[str, bytes], archived: Mapping[int, int], outcomes: _Outcomes
 ) -> None:
-    event_id = headers.get(envelope.EVENT_ID) or headers.get(envelope.CE_ID)
+    event_id = _event_id(headers)
     if not event_id or envelope.INPUT_TOPIC not in headers:
         return  # nobody's outcome; ARCHIVE leaves it out, too
     is_archived = message.offset() < archived.get(message.partition(), 0)
@@ -393,6 +476,9 @@ def _account_partition(
     account.dead_lettered = int((dead > 0).sum())
     account.both = int(((predicted > 0) & (dead > 0)).sum())
     account.repeated = int(np.maximum(predicted - 1, 0).sum() + np.maximum(dead - 1, 0).sum())
+    account.repeated_under_another_id = sum(
+        int(outcomes.other_ids[account.partition][:upto].sum()) for outcomes in (predictions, dead_letters)
+    )
     without = [int(place) + account.first for place in np.flatnonzero((predicted == 0) & (dead == 0))]
     missing = _with_record(kafka, account.partition, without)
     account.missing = len(missing)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from deltalake.exceptions import DeltaError
 
-from schemas.errors import XrayError
+from schemas.errors import NoCheckpointError, XrayError
 from streaming.audit import Account, Scope, audit_stream
 from streaming.metrics import StreamMetrics
 from streaming.settings import StreamSettings
@@ -46,6 +46,8 @@ class Auditor:
             since = datetime.now(UTC) - timedelta(seconds=self._settings.audit.window_s)
             try:
                 account = audit_stream(self._settings, Scope(since=since))
+            except NoCheckpointError:  # not one image came yet: that is an account, too
+                account = Account([], {}, {})
             except (XrayError, DeltaError, OSError) as exc:
                 # The broker may be away: the stream's own business. That no account was drawn up shows in its time.
                 log.warning("no account could be drawn up: %s", str(exc).splitlines()[0])

@@ -37,6 +37,11 @@ class UnfinishedBatch:
     spans: Mapping[tuple[str, int], range]
 
 
+def has_begun(checkpoint: Path) -> bool:
+    """Tell whether a query has ever planned a micro-batch with this checkpoint."""
+    return _last_number(checkpoint / "offsets") is not None
+
+
 def committed_offsets(checkpoint: Path) -> Offsets | None:
     """Return the offsets up to which a query has committed.
 

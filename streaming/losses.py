@@ -11,6 +11,7 @@ from schemas.errors import DataLossError
 from streaming.checkpoints import committed_offsets
 from streaming.messages import open_reader, read_spans
 from streaming.settings import KafkaSettings, StreamSettings
+from streaming.topicids import describe_renewal
 
 QUERIES = ("score", "archive")
 
@@ -94,13 +95,7 @@ def check_losses(losses: Iterable[Loss], kafka: KafkaSettings, *, accepted: bool
     """
     losses = [loss for loss in losses if loss.topic != kafka.canary_topic]
     if renewed := [loss for loss in losses if loss.renewed]:
-        query = renewed[0].query
-        msg = (
-            f"{_name(renewed)}: the checkpoint of {query} is ahead of the topic, so this is another topic of that name "
-            f"(deleted and created again, or another cluster). To read it from its beginning move "
-            f"checkpoints/{query} aside; see the runbook."
-        )
-        raise DataLossError(msg)
+        raise DataLossError(describe_renewal(sorted({loss.topic for loss in renewed}), renewed[0].query))
     if losses and not accepted:
         count = sum(len(loss.offsets) for loss in losses)
         msg = (

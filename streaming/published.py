@@ -16,6 +16,7 @@ from schemas import envelope
 from streaming.checkpoints import UnfinishedBatch, unfinished_batch
 from streaming.messages import offsets_at, open_reader, read_headers, read_spans, scan_offsets
 from streaming.settings import KafkaSettings, StreamSettings
+from streaming.topicids import TopicIds, is_about
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,15 @@ class Published:
 NOTHING = Published()
 
 
-def find_published(settings: StreamSettings) -> Published:
+def find_published(settings: StreamSettings, ids: TopicIds) -> Published:
     """Find what SCORE's unfinished micro-batch has published.
 
     Parameters
     ----------
     settings : StreamSettings
         Topics and checkpoints. SCORE must not run, nor any producer of it.
+    ids : TopicIds
+        Of the topics that SCORE reads.
 
     Returns
     -------
@@ -67,15 +70,15 @@ def find_published(settings: StreamSettings) -> Published:
     if batch is None:
         return NOTHING
     kafka = settings.kafka
-    answered = _find_places(kafka, (kafka.predictions_topic, kafka.deadletters_topic), batch)
-    featured = _find_places(kafka, (kafka.features_topic,), batch)
+    answered = _find_places(kafka, (kafka.predictions_topic, kafka.deadletters_topic), batch, ids)
+    featured = _find_places(kafka, (kafka.features_topic,), batch, ids)
     if answered or featured:
         count = sum(map(len, answered.values()))
         log.info("batch %s is done again; %s of its images have their outcome already", batch.number, count)
     return Published(answered, featured)
 
 
-def _find_places(kafka: KafkaSettings, topics: tuple[str, ...], batch: UnfinishedBatch) -> Places:
+def _find_places(kafka: KafkaSettings, topics: tuple[str, ...], batch: UnfinishedBatch, ids: TopicIds) -> Places:
     found: dict[tuple[str, int], set[int]] = defaultdict(set)
     for topic in topics:
         with open_reader(kafka) as reader:
@@ -83,17 +86,19 @@ def _find_places(kafka: KafkaSettings, topics: tuple[str, ...], batch: Unfinishe
             firsts = offsets_at(reader, topic, spans, max(0, batch.started_ms - _CLOCK_SLACK_MS))
         unread = {partition: range(firsts[partition], span.stop) for partition, span in spans.items()}
         for message in scan_offsets(kafka, topic, unread):
-            place = _read_place(message)
+            place = _read_place(message, ids)
             if place is not None and place[2] in batch.spans.get(place[:2], ()):
                 found[place[:2]].add(place[2])
     return {place: frozenset(offsets) for place, offsets in found.items()}
 
 
-def _read_place(message: Message) -> tuple[str, int, int] | None:
-    """Give topic, partition and offset of the outcome's image; None for a record that is no outcome."""
+def _read_place(message: Message, ids: TopicIds) -> tuple[str, int, int] | None:
+    """Give topic, partition and offset of the outcome's image; None for a record that is no outcome of these topics."""
     headers = read_headers(message)
     try:
         topic = headers[envelope.INPUT_TOPIC].decode()
+        if not is_about(headers, ids.topics.get(topic)):
+            return None
         return topic, int(headers[envelope.INPUT_PARTITION]), int(headers[envelope.INPUT_OFFSET])
     except (KeyError, ValueError):  # UnicodeDecodeError is a ValueError
         return None

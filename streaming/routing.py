@@ -4,7 +4,8 @@ An image gives a prediction and a feature record; a row that failed gives a dead
 its own topic. Everything here is Spark SQL, so the JVM does it without asking Python.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import Column, DataFrame
@@ -18,17 +19,25 @@ from pyspark.sql.functions import (
     explode,
     expr,
     filter,
+    length,
     lit,
     lower,
+    lpad,
     map_from_arrays,
+    octet_length,
+    sha2,
     struct,
+    substring,
     timestamp_millis,
     to_json,
     transform,
+    unhex,
     when,
 )
+from pyspark.sql.functions import hex as hex_
 
 from schemas import envelope
+from schemas.errors import Reason
 from schemas.modelcard import Flag, ModelCard
 from sparkdl.featurizer import NOVEL_COLUMN
 from streaming.published import NOTHING, Places, Published
@@ -51,12 +60,15 @@ class Route:
         Where the featurizer put its vectors.
     published : Published
         Outcomes that are on the topics already and are left out.
+    topic_ids : Mapping of str to str
+        Kafka's ids of the topics that images come from, by name; a canary is in no account and needs none.
     """
 
     kafka: KafkaSettings
     card: ModelCard
     features_column: str
     published: Published = NOTHING
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
 
 
 def add_decision(frame: DataFrame, card: ModelCard) -> DataFrame:
@@ -133,9 +145,9 @@ def route_outcomes(frame: DataFrame, route: Route) -> DataFrame:
     """
     is_canary = col("topic") == route.kafka.canary_topic
     outcomes = (
-        when(is_canary, array(_prediction(route.kafka.canary_results_topic, route.card)))
-        .when(col("reason").isNotNull(), array(_dead_letter(route.kafka.deadletters_topic)))
-        .otherwise(array(_prediction(route.kafka.predictions_topic, route.card), _features(route)))
+        when(is_canary, array(_prediction(route.kafka.canary_results_topic, replace(route, topic_ids={}))))
+        .when(col("reason").isNotNull(), array(_dead_letter(route.kafka.deadletters_topic, route)))
+        .otherwise(array(_prediction(route.kafka.predictions_topic, route), _features(route)))
     )
     place = struct("topic", "partition", "offset").alias("place")
     routed = frame.select(place, explode(outcomes).alias("outcome"))
@@ -159,7 +171,8 @@ def _is_at(places: Places) -> Column:
     return found
 
 
-def _prediction(topic: str, card: ModelCard) -> Column:
+def _prediction(topic: str, route: Route) -> Column:
+    card = route.card
     # Only what follows from the image and the model: a replay writes the same bytes.
     value = to_json(
         struct(
@@ -180,7 +193,7 @@ def _prediction(topic: str, card: ModelCard) -> Column:
         _header(envelope.DECODE_SECONDS, col("decode_seconds")),
         _header(envelope.PREDICT_SECONDS, col("predict_seconds")),
     ]
-    return _outcome(topic, value, _cloud_event(envelope.PREDICTION_TYPE, timings))
+    return _outcome(topic, value, _cloud_event(envelope.PREDICTION_TYPE, timings, route))
 
 
 def _features(route: Route) -> Column:
@@ -197,7 +210,7 @@ def _features(route: Route) -> Column:
             vector_to_array(col(route.features_column), "float32").alias("features"),
         )
     )
-    return _outcome(route.kafka.features_topic, value, _cloud_event(envelope.FEATURES_TYPE, []))
+    return _outcome(route.kafka.features_topic, value, _cloud_event(envelope.FEATURES_TYPE, [], route))
 
 
 def _model(card: ModelCard) -> Column:
@@ -209,7 +222,7 @@ def _model(card: ModelCard) -> Column:
     )
 
 
-def _cloud_event(event_type: str, more: list[Column]) -> Column:
+def _cloud_event(event_type: str, more: list[Column], route: Route) -> Column:
     scored_at = date_format(timestamp_millis(col("scored_ms")), _ISO_UTC)
     own = [
         _header(envelope.CONTENT_TYPE, lit("application/json")),
@@ -218,7 +231,7 @@ def _cloud_event(event_type: str, more: list[Column]) -> Column:
         _header(envelope.CE_SOURCE, lit(envelope.SCORE_SOURCE)),
         _header(envelope.CE_TYPE, lit(event_type)),
         _header(envelope.CE_TIME, scored_at),
-        *_position(),
+        *_position(route),
         *more,
     ]
     subject = when(col("id").isNotNull(), array(_header(envelope.CE_SUBJECT, col("id"))))
@@ -227,13 +240,13 @@ def _cloud_event(event_type: str, more: list[Column]) -> Column:
     return concat(array(*own), *[coalesce(part, _no_headers()) for part in (subject, captured, traced)])
 
 
-def _dead_letter(topic: str) -> Column:
+def _dead_letter(topic: str, route: Route) -> Column:
     """Give the original record, and Kafka Connect's headers that say what was wrong with it.
 
     Spark's sink cannot set a record's timestamp, so the original one travels in a header.
     """
     added = [
-        *_position(),
+        *_position(route),
         _header(envelope.EVENT_ID, col("event_id")),
         _header(envelope.REASON, col("reason")),
         _header(envelope.ERROR_TOPIC, col("topic")),
@@ -257,14 +270,37 @@ def _dead_letter(topic: str) -> Column:
     return _outcome(topic, col("payload"), concat(original, new), value_is_bytes=True)
 
 
-def _position() -> list[Column]:
+def _failed_in() -> Column:
+    in_model = col("reason") == Reason.NO_FEATURES.value
+    return when(in_model, lit("streaming.score.apply_model")).otherwise(lit("streaming.decoding.decode_record"))
+
+
+def dead_letter_id() -> Column:
+    """Derive a dead letter's id as decoding does (`schemas.envelope.derive_event_id`), in SQL."""
+    named = (length("source") > 0) & (length("id") > 0)
+    identity = when(named, concat(_framed(col("source")), _framed(col("id")))).otherwise(
+        concat(*[_framed(col(name).cast("string")) for name in ("topic", "partition", "offset")])
+    )
+    whole = concat(identity, _framed(col("sha256")), _framed(lit("dead-letter")))
+    return substring(sha2(whole, 256), 1, 32)
+
+
+def _framed(text: Column) -> Column:
+    """Give a text as UTF-8 behind its length in eight bytes."""
+    return concat(unhex(lpad(hex_(octet_length(text)), 16, "0")), text.cast("binary"))
+
+
+def _position(route: Route) -> list[Column]:
     received_at = date_format(col("timestamp"), _ISO_UTC)
     return [
+    topic_id = route.topic_ids.get(route.kafka.images_topic)
+    noted = [_header(envelope.INPUT_TOPIC_ID, lit(topic_id))] if topic_id else []
         _header(envelope.INPUT_TOPIC, col("topic")),
         _header(envelope.INPUT_PARTITION, col("partition")),
         _header(envelope.INPUT_OFFSET, col("offset")),
         _header(envelope.INPUT_TIMESTAMP, received_at),
     ]
+        *noted,
 
 
 def _outcome(topic: str, value: Column, headers: Column, *, value_is_bytes: bool = False) -> Column:

@@ -4,8 +4,9 @@ Spark's own guarantees hold because nothing else is written: a micro-batch that 
 same offsets. Outcomes are published at least once, each with an id that a replay repeats.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
 from typing import Any
@@ -72,6 +73,8 @@ def start_score(
     *,
     available_now: bool = False,
 ) -> StreamingQuery:
+    topic_ids : Mapping of str to str
+        Kafka's ids of the topics that images are read from, by name; every outcome says which one it is about.
     """Start the query.
 
     Parameters
@@ -79,6 +82,7 @@ def start_score(
     spark : SparkSession
         With the Kafka connector's jars.
     model : PipelineModel
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
         A `DeepImageFeaturizer` first, with a gate where the card names one; a classifier last.
     card : ModelCard
         The model's card.
@@ -133,6 +137,8 @@ def _sink_options(kafka: KafkaSettings) -> dict[str, str]:
         "kafka.buffer.memory": str(4 * largest),
         # Not compressed: beside the images the outcomes are small, and a plain client of any language reads them
         # (kafka-python, for one, has lz4 and zstd only as extras).
+        # Images of a transaction that was aborted were never published, and the account does not count them.
+        "kafka.isolation.level": "read_committed",
         "kafka.compression.type": "none",
     }
 
@@ -159,7 +165,7 @@ def build_outcomes(
     decoded = decode_frame(images, decoding, tries_apart=settings.score.decode_tries if plan.apart else 0)
     scored = add_decision(apply_model(model, decoded), card)
     observed = scored.observe(OBSERVATION, *_observations(card, settings.kafka))
-    route = Route(settings.kafka, card, featurizer_of(model).getOutputCol(), plan.published)
+    route = Route(settings.kafka, card, featurizer_of(model).getOutputCol(), plan.published, plan.topic_ids)
     return route_outcomes(observed, route)
 
 

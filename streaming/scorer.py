@@ -12,7 +12,7 @@ from dataclasses import replace
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
-from schemas.errors import ModelLoadError
+from schemas.errors import BrokerError, ModelLoadError
 from streaming.checkpoints import last_committed, unfinished_batch
 from streaming.keeper import FailureKind, Keeper, QueryFailure
 from streaming.listener import ProgressListener
@@ -20,8 +20,10 @@ from streaming.losses import check_losses, find_losses
 from streaming.metrics import StreamMetrics
 from streaming.models import ChampionWatch, ServedModel, serve_model
 from streaming.published import find_published
-from streaming.score import ScorePlan, start_score
+from streaming.score import ScorePlan, featurizer_of, start_score
 from streaming.settings import StreamSettings
+from streaming.topicids import check_topic_ids
+from streaming.topics import check_outcome_sizes
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,8 @@ class Scorer:
 
     def _start(self) -> StreamingQuery:
         self._started_behind = last_committed(self._checkpoint)
-        plan = replace(self._plan, published=find_published(self._settings))
+        ids = check_topic_ids(self._settings, "score")
+        plan = replace(self._plan, published=find_published(self._settings, ids), topic_ids=ids.topics)
         served = self._served
         self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "score")
         query = start_score(
@@ -145,10 +148,19 @@ class Scorer:
         if self._watch is None:
             return
         folder = None
+    def _check_sizes(self, served: ServedModel) -> None:
+        n_features = featurizer_of(served.pipeline).network.n_features
+        try:
+            check_outcome_sizes(self._settings.kafka, served.card, n_features)
+        except BrokerError as exc:
+            raise ModelLoadError(str(exc)) from exc
+
         try:
             folder = self._watch.find_new()
             if folder is not None:
-                self._served = serve_model(folder)
+                served = serve_model(folder)
+                self._check_sizes(served)
+                self._served = served
                 self._watch.accept(folder)
                 self._metrics.use_model(self._served.card)
                 log.info("serving model %s from now on", self._served.card.version)

@@ -13,23 +13,26 @@ from prometheus_client import CollectorRegistry
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
-from schemas.errors import SettingsError
+from schemas.errors import DataLossError, SettingsError
 from schemas.modelcard import ModelCard
 from schemas.registry import champion_folder
 from sparkdl.session import start_session
 from streaming.archive import DELTA_CONF, create_tables, start_archive
+from streaming.audit import check_not_scored
 from streaming.auditor import Auditor
 from streaming.canary import Canary
 from streaming.folders import check_folders
 from streaming.jars import SPARK_JARS, resolve_jars
 from streaming.keeper import FailureKind, Keeper, QueryFailure
 from streaming.listener import ProgressListener
-from streaming.losses import Loss, check_losses, find_losses
+from streaming.losses import QUERIES, Loss, check_losses, find_losses
 from streaming.metrics import StreamMetrics, serve_metrics
 from streaming.models import ChampionWatch, ServedModel, check_card, load_model
+from streaming.score import featurizer_of
 from streaming.scorer import Scorer
 from streaming.settings import StreamSettings
-from streaming.topics import check_topics, create_topics
+from streaming.topicids import TopicWatch, check_topic_ids, read_topic_ids, record_ids, set_checkpoint_aside, topics_of
+from streaming.topics import check_outcome_sizes, check_topics, create_topics
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
     spark: SparkSession | None = None,
     available_now: bool = False,
     accept_loss: bool = False,
+    from_beginning: bool = False,
     ended: threading.Event | None = None,
     on_ready: Callable[[StreamState], None] = lambda state: None,
     registry: CollectorRegistry | None = None,
@@ -80,7 +84,9 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
     available_now : bool
         Score and archive what is there, then return.
     accept_loss : bool
-        Go on behind records that retention removed before they were read.
+        Go on behind records that retention removed before they were read, and in a topic that was made anew.
+    from_beginning : bool
+        Without a checkpoint: score images again that have an outcome already.
     ended : threading.Event, optional
         Set it to end the stream: the running micro-batches are finished and committed first.
     on_ready : callable
@@ -102,7 +108,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
     check_folders(settings)
     with ExitStack() as stack:
         stack.enter_context(_only_stream(settings.checkpoints_folder))
-        losses = _check_kafka(settings, accept_loss=accept_loss)
+        losses = _check_kafka(settings, accept_loss=accept_loss, from_beginning=from_beginning)
         registry = CollectorRegistry() if registry is None else registry
         metrics = StreamMetrics(registry, card)
         metrics_url, stop_metrics = serve_metrics(registry, settings.metrics)
@@ -111,6 +117,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
             spark = open_session(settings, verbose=verbose)
             stack.callback(spark.stop)
         served = ServedModel(folder, card, load_model(folder))
+        check_outcome_sizes(settings.kafka, card, featurizer_of(served.pipeline).network.n_features)
         listener = ProgressListener(metrics, card)
         spark.streams.addListener(listener)
         stack.callback(spark.streams.removeListener, listener)
@@ -135,20 +142,45 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
             _serve(scorer, archiver, settings, metrics, ended, lambda: on_ready(state))
 
 
-def _check_kafka(settings: StreamSettings, *, accept_loss: bool) -> list[Loss]:
+def _check_kafka(settings: StreamSettings, *, accept_loss: bool, from_beginning: bool) -> list[Loss]:
     create_topics(settings.kafka)
     check_topics(settings.kafka)
+    ids = {query: read_topic_ids(settings.kafka, topics_of(query, settings.kafka)) for query in QUERIES}
+    begun_anew = accept_loss and _set_replaced_aside(settings)
     losses = find_losses(settings)
     check_losses(losses, settings.kafka, accepted=accept_loss)
     for loss in losses:
         log.warning("%s goes on behind records that are gone: %s", loss.query, loss)
+    for query in QUERIES:
+        check_topic_ids(settings, query)
+        # Not before all is checked: a checkpoint of a release that noted no ids is believed to be of these topics.
+        record_ids(settings.checkpoints_folder / query, ids[query])
+    if not from_beginning and not begun_anew:
+        check_not_scored(settings)
     return losses
+
+
+def _set_replaced_aside(settings: StreamSettings) -> bool:
+    """Put checkpoints aside whose topics were made anew: all of those is read; return whether SCORE's was one."""
+    renewed = {
+        loss.query for loss in find_losses(settings) if loss.renewed and loss.topic != settings.kafka.canary_topic
+    }
+    for query in QUERIES:
+        try:
+            check_topic_ids(settings, query)
+        except DataLossError:
+            renewed.add(query)
+    for query in sorted(renewed):
+        aside = set_checkpoint_aside(settings.checkpoints_folder / query)
+        log.warning("%s reads topics that were made anew from their beginning; its checkpoint is now %s", query, aside)
+    return "score" in renewed
 
 
 def _keep_archive(spark: SparkSession, settings: StreamSettings, losses: list[Loss], *, available_now: bool) -> Keeper:
     skip_lost = any(loss.query == "archive" for loss in losses)
 
     def start() -> StreamingQuery:
+        check_topic_ids(settings, "archive")
         create_tables(spark, settings.tables_folder)
         # A scheduler pool of its own: no archive write queues ahead of images.
         spark.sparkContext.setLocalProperty("spark.scheduler.pool", "archive")
@@ -182,6 +214,9 @@ def _serve(
         stack.callback(archiver.stop)
         stack.callback(scorer.stop)
         scorer.begin()
+        watch = TopicWatch(settings, "score")
+        stack.callback(watch.stop)
+        watch.start()
         canary = _start_canary(settings, metrics)
         if canary is not None:
             stack.callback(canary.stop)
@@ -197,6 +232,7 @@ def _serve(
         stack.callback(auditor.stop)
         auditor.start()
         while not ended.wait(_POLL_S):
+            watch.check()
             scorer.tend()
             archiver.tend()
             readiness.look()

@@ -5,13 +5,16 @@ import os
 import sys
 from contextlib import suppress
 
-from schemas.errors import SettingsError, XrayError
+from schemas.errors import NoCheckpointError, SettingsError, XrayError
 from xray.cli import app
 from xray.console import show_error
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
+EXIT_NO_ACCOUNT = 3
 EXIT_INTERRUPTED = 130
+
+_CODES = {SettingsError: EXIT_USAGE, NoCheckpointError: EXIT_NO_ACCOUNT}
 
 
 def main() -> None:
@@ -44,12 +47,9 @@ def run() -> int:
         app()
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-    except SettingsError as exc:
-        show_error(str(exc))
-        return EXIT_USAGE
     except XrayError as exc:
         show_error(str(exc))
-        return EXIT_ERROR
+        return next((code for kind, code in _CODES.items() if isinstance(exc, kind)), EXIT_ERROR)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception:

@@ -217,7 +217,15 @@ def stream(
         Path | None, typer.Option(help="Serve this folder and stay with it; by default the promoted model.")
     ] = None,
     accept_loss: Annotated[
-        bool, typer.Option("--accept-loss", help="Go on behind records that retention removed before they were read.")
+        bool,
+        typer.Option(
+            "--accept-loss",
+            help="Go on behind records that retention removed unread, or from the beginning of a topic made anew.",
+        ),
+    ] = False,
+    from_beginning: Annotated[
+        bool,
+        typer.Option("--from-beginning", help="Without a checkpoint: score images again that have an outcome already."),
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="One JSON line when ready, and one at the end.")] = False,
     verbose: Verbose = False,
@@ -259,6 +267,7 @@ def stream(
             model_folder=model,
             available_now=available_now,
             accept_loss=accept_loss,
+            from_beginning=from_beginning,
             ended=ended,
             on_ready=on_ready,
             registry=registry,
@@ -401,6 +410,8 @@ def audit(
     json_: Json = False,
 ) -> None:
     """Draw up the account: is every consumed image a prediction or a dead letter? Exit code 1 when it is not.
+
+    Exit code 3 when no stream has run from this XRAY_HOME: what was consumed is known from its checkpoint alone.
 
     Of all images, or of those that the broker received in a time (--since 2h) or that have certain offsets (--from
     0@1200 --to 0@1300). With --from or --to only the partitions that they name are in the account.

@@ -52,6 +52,12 @@ def show_account(account: Account) -> None:
     out.print(tables)
     for reason, count in account.dead_letter_reasons.items():
         out.print(f"  {count:>6} dead letters: {reason}")
+    again = account.total("repeated_under_another_id")
+    if again:
+        out.print(
+            f"[bold yellow]{again} of the repeated outcomes have another event id[/]: another model scored the image"
+        )
+        out.print("again. A consumer that drops ids it has seen has acted on them a second time.")
     if account.balanced:
         scope = "" if account.scope.whole else " in this range"
         out.print(f"[green]Balanced[/]: {account.consumed} images consumed{scope}, each with its outcome.")

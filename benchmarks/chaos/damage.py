@@ -124,6 +124,8 @@ class CheckpointDeleted:
         was = Checkpoint(checkpoint).committed()
         shutil.rmtree(checkpoint)
         note = f"deleted at batch {was}, with {there} outcomes on the topics (stopped with exit {code})"
+        if self.query == "score":
+            scene.supervise("--from-beginning")  # as the runbook says: without it the stream does not start
         return recover(scene, drained and was >= 0, note, after)
 
 

@@ -229,15 +229,18 @@ class Scene:
         msg = f"the stream does not come up: {self.stderr.read_text(encoding='utf-8', errors='replace')[-500:]}"
         raise JobError(msg)
 
-    def supervise(self) -> StreamProcess:
-        """Start the stream where it does not run, as a supervisor does; note the death of one that ended by itself."""
+    def supervise(self, *options: str) -> StreamProcess:
+        """Start the stream where it does not run, as a supervisor does; note the death of one that ended by itself.
+
+        Options are those of ``xray stream``, for such a start alone.
+        """
         if self.stream is not None and not self.stream.alive:
             said = self.stderr.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             self.deaths.append(f"exit {self.stream.exit_code}: {said[-1] if said else ''}"[:300])
             self.stream.kill()  # what it left behind
             self.stream = None
         if self.stream is None:
-            self.stream = StreamProcess(self.environ, self.stderr)
+            self.stream = StreamProcess(self.environ, self.stderr, options)
         return self.stream
 
     def kill(self) -> None:

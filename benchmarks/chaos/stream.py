@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +91,11 @@ class StreamProcess:
         Its environment.
     stderr : Path
         What it prints on standard error is appended here.
+    options : sequence of str
+        More options of the command.
     """
 
-    def __init__(self, environ: Mapping[str, str], stderr: Path) -> None:
+    def __init__(self, environ: Mapping[str, str], stderr: Path, options: Sequence[str] = ()) -> None:
         self.events: list[dict[str, Any]] = []
         self._ready = threading.Event()
         self._known: list[int] = []
@@ -101,7 +103,7 @@ class StreamProcess:
         with stderr.open("ab") as log:
             self.started_s = time.monotonic()
             self._popen = subprocess.Popen(
-                command_line("stream", "--json"),
+                command_line("stream", "--json", *options),
                 env=dict(environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

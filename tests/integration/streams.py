@@ -28,8 +28,8 @@ def publish(settings: StreamSettings, messages: dict[str, tuple[bytes | None, He
     assert failed == {}
 
 
-def drain(spark: SparkSession, settings: StreamSettings, trained: Trained) -> None:
-    run_stream(settings, model_folder=trained.folder, spark=spark, available_now=True)
+def drain(spark: SparkSession, settings: StreamSettings, trained: Trained, **options: bool) -> None:
+    run_stream(settings, model_folder=trained.folder, spark=spark, available_now=True, **options)
 
 
 def outcomes(settings: StreamSettings) -> tuple[list[Record], list[Record]]:

@@ -168,7 +168,7 @@ def test_only_what_the_model_knows_is_decided(spark: SparkSession, settings: Str
     assert {events[name]["label"] for name in images.clear} <= set(card.labels)
 
     shutil.rmtree(settings.checkpoints_folder)
-    drain(spark, settings, images.trained)
+    drain(spark, settings, images.trained, from_beginning=True)
     again, _ = outcomes(settings)
     by_id: dict[str, set[bytes | None]] = {}
     for record in again:

@@ -125,7 +125,7 @@ def test_a_lost_checkpoint_repeats_ids_and_bytes_and_adds_no_row(
     first, first_dead = outcomes(settings)
 
     shutil.rmtree(settings.checkpoints_folder)
-    drain(spark, settings, trained)
+    drain(spark, settings, trained, from_beginning=True)
 
     again, again_dead = outcomes(settings)
     assert len(again) == 2 * len(first)

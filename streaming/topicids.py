@@ -1,0 +1,220 @@
+"""Which topics a query has read: Kafka's own ids of them and of the cluster, kept beside the query's checkpoint.
+
+A checkpoint holds names and offsets. A topic that was deleted and made again, or another cluster with the same names,
+has other records at the same offsets: the query would go on in the middle of them and never read those before. Names
+and offsets cannot tell, however long the new topic is; its id can.
+"""
+
+import base64
+import json
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import KafkaException, TopicCollection
+
+from schemas import envelope
+from schemas.errors import BrokerError, DataLossError, JobError
+from streaming.settings import KafkaSettings, StreamSettings
+from streaming.topics import connect_admin, describe_cluster
+
+log = logging.getLogger(__name__)
+
+IDS_FILE = "kafka_ids.json"
+"""In a query's checkpoint folder, where Spark leaves it alone; moved aside with it."""
+
+_TIMEOUT_S = 20
+_WATCH_S = 10.0
+"""A topic made anew while the stream runs fails the query almost always; this finds the rest."""
+
+
+@dataclass(frozen=True)
+class TopicIds:
+    """Kafka's ids.
+
+    Parameters
+    ----------
+    cluster : str
+        Of the cluster; empty where the broker tells none.
+    topics : Mapping of str to str
+        By the topic's name; brokers before Kafka 2.8 have none, and their topics are left out.
+    """
+
+    cluster: str
+    topics: Mapping[str, str]
+
+    def differ_from(self, other: "TopicIds") -> list[str]:
+        """Name what both know and is not the same: topics; or the cluster, where only that tells."""
+        shared = sorted({*self.topics} & {*other.topics})
+        renewed = [name for name in shared if self.topics[name] != other.topics[name]]
+        if not renewed and self.cluster and other.cluster and self.cluster != other.cluster:
+            return sorted({*self.topics, *other.topics})
+        return renewed
+
+
+def topics_of(query: str, kafka: KafkaSettings) -> list[str]:
+    """List the topics that a query reads and must not lose a record of; a canary is nobody's image."""
+    outcomes = [kafka.predictions_topic, kafka.features_topic, kafka.deadletters_topic]
+    return {"score": [kafka.images_topic], "archive": outcomes}[query]
+
+
+def read_topic_ids(kafka: KafkaSettings, names: Sequence[str]) -> TopicIds:
+    """Ask the broker for its id and its topics'.
+
+    Raises
+    ------
+    BrokerError
+        Nobody answers, or a topic is not there.
+    """
+    describe_cluster(kafka)  # an absent broker is told at once and by its reason
+    admin = connect_admin(kafka)  # must outlive the futures it gives
+    try:
+        cluster = admin.describe_cluster(request_timeout=_TIMEOUT_S).result().cluster_id
+        answers = admin.describe_topics(TopicCollection(list(names)), request_timeout=_TIMEOUT_S)
+        found = {name: _text(future.result().topic_id) for name, future in answers.items()}
+    except KafkaException as exc:
+        msg = f"cannot read the ids of {', '.join(names)}: {exc.args[0].str()}"
+        raise BrokerError(msg) from exc
+    return TopicIds(cluster or "", {name: topic_id for name, topic_id in found.items() if topic_id})
+
+
+def _text(topic_id: Any) -> str:
+    """Give an id as Kafka's own tools write it; empty where the broker has none."""
+    high, low = topic_id.get_most_significant_bits(), topic_id.get_least_significant_bits()
+    if not high and not low:
+        return ""
+    raw = (high % (1 << 64)).to_bytes(8, "big") + (low % (1 << 64)).to_bytes(8, "big")
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def recorded_ids(checkpoint: Path) -> TopicIds | None:
+    """Read which topics a query has read; None where that was never noted, as before this was done.
+
+    Raises
+    ------
+    JobError
+        The file is damaged.
+    """
+    path = checkpoint / IDS_FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return TopicIds(str(found["cluster"]), {str(name): str(one) for name, one in found["topics"].items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        msg = f"{path} is damaged; remove it if you know that Kafka's topics are the ones that {checkpoint.name} read"
+        raise JobError(msg) from exc
+
+
+def record_ids(checkpoint: Path, ids: TopicIds) -> None:
+    """Note which topics a query reads."""
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    path = checkpoint / IDS_FILE
+    text = json.dumps(asdict(ids), indent=2) + "\n"
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    written = path.with_suffix(".new")
+    written.write_text(text, encoding="utf-8")
+    written.replace(path)  # whole or not at all
+
+
+def check_topic_ids(settings: StreamSettings, query: str) -> TopicIds:
+    """Refuse to go on in other topics than those that a query has read so far.
+
+    Returns
+    -------
+    TopicIds
+        Of the topics that the query reads.
+
+    Raises
+    ------
+    DataLossError
+        A topic was made anew, or this is another cluster; one message that says what to do.
+    BrokerError
+        See `read_topic_ids`.
+    """
+    present = read_topic_ids(settings.kafka, topics_of(query, settings.kafka))
+    recorded = recorded_ids(settings.checkpoints_folder / query)
+    if recorded is not None and (renewed := present.differ_from(recorded)):
+        raise DataLossError(describe_renewal(renewed, query))
+    return present
+
+
+def describe_renewal(renewed: Sequence[str], query: str) -> str:
+    """Say what a topic that was made anew means, and what to do."""
+    return (
+        f"{', '.join(renewed)}: the checkpoint of {query} is of another topic of that name (deleted and created again, "
+        "or of another Kafka cluster). What the old one held unread is gone, and the checkpoint's offsets mean nothing "
+        "here. If this is the wrong Kafka, correct XRAY_KAFKA__BOOTSTRAP_SERVERS. Otherwise start once with "
+        f"'xray stream --accept-loss': it puts checkpoints/{query} aside and reads what there is from its beginning."
+    )
+
+
+def set_checkpoint_aside(checkpoint: Path) -> Path:
+    """Rename a checkpoint, so that its query begins anew; give its new place."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}")
+    checkpoint.rename(aside)
+    return aside
+
+
+def is_about(headers: Mapping[str, bytes], topic_id: str | None) -> bool:
+    """Tell whether an outcome is about an image of the present topic, rather than of an earlier one of its name.
+
+    Outcomes of releases that did not note the topic's id count as if they were.
+    """
+    noted = headers.get(envelope.INPUT_TOPIC_ID)
+    return not noted or not topic_id or noted == topic_id.encode()
+
+
+class TopicWatch:
+    """Looks now and then whether a query's topics are still those that it reads, in a thread of its own.
+
+    Parameters
+    ----------
+    settings : StreamSettings
+        Broker, topics and checkpoints.
+    query : str
+        Its name.
+    interval_s : float
+        Seconds between two looks.
+    """
+
+    def __init__(self, settings: StreamSettings, query: str, interval_s: float = _WATCH_S) -> None:
+        self._settings = settings
+        self._query = query
+        self._interval_s = interval_s
+        self._error: JobError | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="topic-watch", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Tell the thread to end; a question that is under way is not waited for."""
+        self._ended.set()
+
+    def check(self) -> None:
+        """Raise what the thread has found.
+
+        Raises
+        ------
+        DataLossError
+            See `check_topic_ids`.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._interval_s) and self._error is None:
+            try:
+                check_topic_ids(self._settings, self._query)
+            except BrokerError:
+                continue  # away, or between deletion and creation: the query itself finds that
+            except JobError as exc:
+                self._error = exc
