@@ -39,11 +39,18 @@ class FailureKind(Enum):
     """A Python worker died or raised: it may have been an image."""
     LOSS = "loss"
     """Records are gone that were not read yet."""
+    FEATURES = "features"
+    """An image was decoded and has no features; its bytes are no longer at hand."""
     OTHER = "other"
     """Anything else: broker, disk, memory of the JVM."""
 
 
+NO_FEATURES_MARK = "XRAY_NO_FEATURES"
+"""What a micro-batch raises that meets an image without features."""
+
 _MARKS = {
+    # As raised: the mark alone is in the plan's text too, which other errors quote.
+    FailureKind.FEATURES: (f"[USER_RAISED_EXCEPTION] {NO_FEATURES_MARK}",),
     FailureKind.LOSS: ("KAFKA_DATA_LOSS", "failOnDataLoss", "OffsetOutOfRange", "some data may have been missed"),
     # A worker that dies is noticed by whichever end of its socket is used first. To take a network's trouble for it
     # costs a batch some speed, no more.

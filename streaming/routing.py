@@ -150,7 +150,8 @@ def route_outcomes(frame: DataFrame, route: Route) -> DataFrame:
         .otherwise(array(_prediction(route.kafka.predictions_topic, route), _features(route)))
     )
     place = struct("topic", "partition", "offset").alias("place")
-    routed = frame.select(place, explode(outcomes).alias("outcome"))
+    # A canary without an answer is noticed by whoever waits for it.
+    routed = frame.where(~is_canary | col("reason").isNull()).select(place, explode(outcomes).alias("outcome"))
     return _leave_out(routed, route).select("outcome.*")
 
 
@@ -255,7 +256,7 @@ def _dead_letter(topic: str, route: Route) -> Column:
         _header(envelope.ERROR_CONNECTOR, lit("xray-score")),
         _header(envelope.ERROR_TASK, col("partition")),
         _header(envelope.ERROR_STAGE, lit("VALUE_CONVERTER")),
-        _header(envelope.ERROR_CLASS, lit("streaming.decoding.decode_record")),
+        _header(envelope.ERROR_CLASS, _failed_in()),
         _header(envelope.ERROR_EXCEPTION_CLASS, col("error_class")),
         _header(envelope.ERROR_EXCEPTION_MESSAGE, col("error_message")),
         _header(envelope.ERROR_EXCEPTION_STACKTRACE, col("error_trace")),
@@ -292,15 +293,15 @@ def _framed(text: Column) -> Column:
 
 def _position(route: Route) -> list[Column]:
     received_at = date_format(col("timestamp"), _ISO_UTC)
-    return [
     topic_id = route.topic_ids.get(route.kafka.images_topic)
     noted = [_header(envelope.INPUT_TOPIC_ID, lit(topic_id))] if topic_id else []
+    return [
         _header(envelope.INPUT_TOPIC, col("topic")),
         _header(envelope.INPUT_PARTITION, col("partition")),
         _header(envelope.INPUT_OFFSET, col("offset")),
         _header(envelope.INPUT_TIMESTAMP, received_at),
-    ]
         *noted,
+    ]
 
 
 def _outcome(topic: str, value: Column, headers: Column, *, value_is_bytes: bool = False) -> Column:

@@ -13,9 +13,21 @@ from typing import Any
 
 import pyarrow as pa
 from pyspark.ml import PipelineModel
-from pyspark.ml.functions import array_to_vector
+from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql.functions import array, array_contains, array_repeat, coalesce, col, count_if, lit, when
+from pyspark.sql.functions import (
+    array,
+    array_contains,
+    array_max,
+    array_min,
+    array_repeat,
+    coalesce,
+    col,
+    count_if,
+    lit,
+    raise_error,
+    when,
+)
 from pyspark.sql.functions import sum as sum_
 from pyspark.sql.streaming import StreamingQuery
 
@@ -25,6 +37,7 @@ from sparkdl.decode import DecodeLimits
 from sparkdl.featurizer import DeepImageFeaturizer
 from sparkdl.worker import settle_worker
 from streaming.decoding import DECODED_DDL, DecodePlan, decode_batches
+from streaming.keeper import NO_FEATURES_MARK
 from streaming.metrics import (
     DECODE_BUCKETS_S,
     END_TO_END_BUCKETS_S,
@@ -34,12 +47,14 @@ from streaming.metrics import (
 )
 from streaming.published import NOTHING, Published
 from streaming.quarantine import ApartDecoder
-from streaming.routing import Route, add_decision, route_outcomes
+from streaming.routing import Route, add_decision, dead_letter_id, route_outcomes
 from streaming.settings import KafkaSettings, StreamSettings
 from streaming.topics import HEADROOM_BYTES
 
 OBSERVATION = "score"
+SOUND_COLUMN = "sound"
 _PREDICT_COLUMN = "predict_seconds"
+_NO_FEATURES = "the network or the classifier gave no numbers, or some that are not finite; expected finite ones"
 
 
 @dataclass(frozen=True)
@@ -54,14 +69,20 @@ class ScorePlan:
         Decode each image in a process of its own, see `streaming.quarantine`.
     skip_lost : bool
         Go on behind records that are gone, rather than fail.
+    keep_payloads : bool
+        Carry each image's original bytes along, so that one without features can become a dead letter.
     published : Published
         Outcomes of an unfinished micro-batch that are not to be published again.
+    topic_ids : Mapping of str to str
+        Kafka's ids of the topics that images are read from, by name; every outcome says which one it is about.
     """
 
     max_images: int
     apart: bool = False
     skip_lost: bool = False
+    keep_payloads: bool = False
     published: Published = NOTHING
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
 
 
 def start_score(
@@ -73,8 +94,6 @@ def start_score(
     *,
     available_now: bool = False,
 ) -> StreamingQuery:
-    topic_ids : Mapping of str to str
-        Kafka's ids of the topics that images are read from, by name; every outcome says which one it is about.
     """Start the query.
 
     Parameters
@@ -82,7 +101,6 @@ def start_score(
     spark : SparkSession
         With the Kafka connector's jars.
     model : PipelineModel
-    topic_ids: Mapping[str, str] = field(default_factory=dict)
         A `DeepImageFeaturizer` first, with a gate where the card names one; a classifier last.
     card : ModelCard
         The model's card.
@@ -119,6 +137,8 @@ def read_images(spark: SparkSession, settings: StreamSettings, plan: ScorePlan) 
         "maxOffsetsPerTrigger": str(plan.max_images),
         # Offsets that retention removed before they were read are lost images: stop and say so.
         "failOnDataLoss": "false" if plan.skip_lost else "true",
+        # Images of a transaction that was aborted were never published, and the account does not count them.
+        "kafka.isolation.level": "read_committed",
         # Kafka's default waits half a second for more data, on every trigger.
         "kafka.fetch.max.wait.ms": "10",
         # A larger message is fetched all the same, alone; what is fetched beyond a task's share is thrown away.
@@ -137,8 +157,6 @@ def _sink_options(kafka: KafkaSettings) -> dict[str, str]:
         "kafka.buffer.memory": str(4 * largest),
         # Not compressed: beside the images the outcomes are small, and a plain client of any language reads them
         # (kafka-python, for one, has lz4 and zstd only as extras).
-        # Images of a transaction that was aborted were never published, and the account does not count them.
-        "kafka.isolation.level": "read_committed",
         "kafka.compression.type": "none",
     }
 
@@ -161,9 +179,16 @@ def build_outcomes(
         ``topic, key, value, headers``; one or two rows per image.
     """
     limits = DecodeLimits(max_payload_bytes=settings.score.max_payload_bytes, max_pixels=settings.score.max_pixels)
-    decoding = DecodePlan(size=featurizer_of(model).network.input_size, limits=limits, model_sha256=card.sha256)
+    decoding = DecodePlan(
+        size=featurizer_of(model).network.input_size,
+        limits=limits,
+        model_sha256=card.sha256,
+        max_record_bytes=settings.kafka.max_message_bytes,
+        keep_payloads=plan.keep_payloads,
+    )
     decoded = decode_frame(images, decoding, tries_apart=settings.score.decode_tries if plan.apart else 0)
-    scored = add_decision(apply_model(model, decoded), card)
+    answered = refuse_unsound(apply_model(model, decoded), settings.kafka, payloads_kept=plan.keep_payloads)
+    scored = add_decision(answered, card)
     observed = scored.observe(OBSERVATION, *_observations(card, settings.kafka))
     route = Route(settings.kafka, card, featurizer_of(model).getOutputCol(), plan.published, plan.topic_ids)
     return route_outcomes(observed, route)
@@ -202,15 +227,61 @@ def featurizer_of(model: PipelineModel) -> DeepImageFeaturizer:
 def apply_model(model: PipelineModel, decoded: DataFrame) -> DataFrame:
     """Apply the pipeline to rows of which some have no image.
 
-    Spark's classifiers fail on null features, so rows without an image get zeros behind the featurizer; their outcome
-    is their reason, whatever the classifier makes of the zeros.
+    Spark's classifiers fail on null features, so rows without features get zeros behind the featurizer. Whatever the
+    classifier makes of the zeros is no answer: `SOUND_COLUMN` tells those rows.
+
+    Returns
+    -------
+    DataFrame
+        With the pipeline's columns and `SOUND_COLUMN`, never null: whether features and probabilities are there and
+        finite.
     """
     featurizer = featurizer_of(model).copy().setTimingCol(_PREDICT_COLUMN)
     name = featurizer.getOutputCol()
     zeros = array_to_vector(array_repeat(lit(0.0), featurizer.network.n_features))
-    featurized = featurizer.transform(decoded)
+    featurized = featurizer.transform(decoded).withColumn(SOUND_COLUMN, col(name).isNotNull())
     filled = featurized.withColumn(name, coalesce(col(name), zeros))
-    return reduce(lambda frame, stage: stage.transform(frame), model.stages[1:], filled)
+    classified: DataFrame = reduce(lambda frame, stage: stage.transform(frame), model.stages[1:], filled)
+    return classified.withColumn(SOUND_COLUMN, col(SOUND_COLUMN) & _is_finite(name) & _is_finite("probability"))
+
+
+def _is_finite(vector: str) -> Column:
+    """Tell whether a vector has finite numbers alone; to Spark NaN is more than infinity."""
+    values = vector_to_array(col(vector))
+    return coalesce((array_max(values) < math.inf) & (array_min(values) > -math.inf), lit(False))
+
+
+def refuse_unsound(scored: DataFrame, kafka: KafkaSettings, *, payloads_kept: bool) -> DataFrame:
+    """Give images that were decoded and have no sound features a reason, instead of an answer made from nothing.
+
+    A dead letter holds the original bytes, which are left behind after decoding. So without them the micro-batch fails,
+    with `NO_FEATURES_MARK`, and is done again with them.
+
+    Parameters
+    ----------
+    scored : DataFrame
+        Columns of `DECODED_DDL` and of `apply_model`.
+    kafka : KafkaSettings
+        Names of the topics; a canary without features has no answer, which is noticed where it is waited for.
+    payloads_kept : bool
+        Whether ``payload`` is there in every row.
+
+    Returns
+    -------
+    DataFrame
+        The same columns.
+    """
+    unsound = col("reason").isNull() & ~col(SOUND_COLUMN)
+    fails = unsound & (col("topic") != kafka.canary_topic) & lit(not payloads_kept)
+    refused = when(fails, raise_error(lit(f"{NO_FEATURES_MARK}: {_NO_FEATURES}")).cast("string"))
+    changed = {
+        "reason": refused.when(unsound, lit(Reason.NO_FEATURES.value)).otherwise(col("reason")),
+        "error_class": when(unsound, lit("schemas.errors.UnsupportedImageError")).otherwise(col("error_class")),
+        "error_message": when(unsound, lit(_NO_FEATURES)).otherwise(col("error_message")),
+        "error_trace": when(unsound, lit("")).otherwise(col("error_trace")),
+        "event_id": when(unsound, dead_letter_id()).otherwise(col("event_id")),
+    }
+    return scored.withColumns(changed)
 
 
 def _observations(card: ModelCard, kafka: KafkaSettings) -> list[Column]:

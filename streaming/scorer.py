@@ -117,6 +117,9 @@ class Scorer:
             losses = find_losses(self._settings)
             check_losses(losses, self._settings.kafka, accepted=False)
             self._plan = replace(self._plan, skip_lost=bool(losses))
+        if failure.kind is FailureKind.FEATURES:
+            log.warning("an image has no features: its batch is done again with each image's bytes at hand")
+            self._plan = replace(self._plan, keep_payloads=True)
         batch = unfinished_batch(self._checkpoint)
         if failure.kind is FailureKind.WORKER and batch is not None:
             self._crashes[batch.number] += 1
@@ -127,9 +130,10 @@ class Scorer:
     def _must_start_anew(self) -> bool:
         """Change the plan where that is called for; return whether it was."""
         before = (self._plan, self._served)
-        if (self._plan.apart or self._plan.skip_lost) and last_committed(self._checkpoint) > self._started_behind:
+        special = self._plan.apart or self._plan.skip_lost or self._plan.keep_payloads
+        if special and last_committed(self._checkpoint) > self._started_behind:
             # That was for one batch.
-            self._plan = replace(self._plan, apart=False, skip_lost=False)
+            self._plan = replace(self._plan, apart=False, skip_lost=False, keep_payloads=False)
             self._crashes.clear()
         wanted = self._choose_max_images()
         if not 1 / _CHANGE_WORTH_A_START < wanted / self._plan.max_images < _CHANGE_WORTH_A_START:
@@ -144,10 +148,6 @@ class Scorer:
         fitting = int(score.max_batch_bytes / mean_bytes) if mean_bytes else score.max_images_per_batch
         return min(max(fitting, 1), score.max_images_per_batch)
 
-    def _follow_promotion(self) -> None:
-        if self._watch is None:
-            return
-        folder = None
     def _check_sizes(self, served: ServedModel) -> None:
         n_features = featurizer_of(served.pipeline).network.n_features
         try:
@@ -155,6 +155,10 @@ class Scorer:
         except BrokerError as exc:
             raise ModelLoadError(str(exc)) from exc
 
+    def _follow_promotion(self) -> None:
+        if self._watch is None:
+            return
+        folder = None
         try:
             folder = self._watch.find_new()
             if folder is not None:
