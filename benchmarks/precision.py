@@ -73,12 +73,14 @@ def main(
     model: Annotated[str, typer.Option(help="Network.")] = "EfficientNetLite0",
     weights: Annotated[str, typer.Option(help="'imagenet', 'random' or a Keras file.")] = "imagenet",
     classes: Annotated[str, typer.Option(help="Classes to keep, comma-separated; all if empty.")] = "",
+    positive: Annotated[str, typer.Option(help="Positive class, where no name tells it.")] = "",
     folds: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
     repeats: Annotated[int, typer.Option(min=1, help="How often patients are dealt into folds.")] = 1,
     json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Compare the pipeline's accuracy in fp32, bf16 and int8."""
-    dataset = read_dataset(folder, classes=classes.split(",") if classes else None)
+    kept = classes.split(",") if classes else None
+    dataset = read_dataset(folder, classes=kept, positive=positive or None)
     with step(f"building {model}, weights {weights}"):
         network = build_network(model, weights=weights)
     with step(f"decoding {len(dataset.samples)} images"):

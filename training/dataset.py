@@ -2,19 +2,20 @@
 
 import csv
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from schemas.errors import DatasetError
+from training.positive import ClassFacts, Positive, choose_positive, is_negative
 
 MANIFEST_FILE = "manifest.csv"
 
 _WANTED_COLUMNS = ("file", "label")
-_NEGATIVE_NAMES = ("negative", "normal")
 _MIN_CLASSES = 2
 _SIDES = ("", "train", "test")
+_MARKS = {"": None, **dict.fromkeys(("1", "yes", "true"), True), **dict.fromkeys(("0", "no", "false"), False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,25 @@ class Dataset:
     samples : tuple of Sample
         Ordered by path, each path once.
     labels : tuple of str
-        Class names, at least two. The last is the positive class: the finding that a two-class model looks for.
+        Class names, at least two. The last is the positive class, the finding that score, sensitivity and alerts are
+        about. All that is fitted and measured here relies on that order.
     patient_ids_known : bool
         False where any sample's patient is only its file's name; two files of one patient may then end on both sides
         of a split.
+    positive_known_by : str
+        How it is known that the last class is the positive one, as a part of a sentence:
+        ``"'normal' is the negative class"``, ``"given with --positive"``.
     """
 
     samples: tuple[Sample, ...]
     labels: tuple[str, ...]
     patient_ids_known: bool
+    positive_known_by: str = "it is the last of the labels that were given"
+
+    @property
+    def positive(self) -> str:
+        """The positive class, which is the last one."""
+        return self.labels[-1]
 
     @property
     def sides_given(self) -> bool:
@@ -86,9 +97,10 @@ class _Entry(NamedTuple):
     source: str = ""
     finding: str = ""
     side: str = ""
+    mark: bool | None = None
 
 
-def read_dataset(source: Path, *, classes: Sequence[str] | None = None) -> Dataset:
+def read_dataset(source: Path, *, classes: Sequence[str] | None = None, positive: str | None = None) -> Dataset:
     """Find the labelled image files of a folder or manifest.
 
     Files are not opened: those that turn out not to be images are reported by training.
@@ -98,26 +110,31 @@ def read_dataset(source: Path, *, classes: Sequence[str] | None = None) -> Datas
     source : Path
         A folder with one sub-folder per class, whose name is the label and which may have folders inside; hidden files
         are left out. Or a CSV file in UTF-8 with the columns ``file`` (relative to the CSV's folder) and ``label``,
-        and, if known, ``patient_id``, ``source``, ``finding`` and ``split`` (``train`` or ``test``). A folder that
-        holds a ``manifest.csv`` is read by it.
+        and, if known, ``patient_id``, ``source``, ``finding``, ``split`` (``train`` or ``test``) and ``positive``
+        (``1``, ``yes`` or ``true`` in the lines of the positive class, ``0``, ``no`` or ``false`` in others). A folder
+        that holds a ``manifest.csv`` is read by it.
     classes : sequence of str, optional
         Names of the classes to keep; the order of names here means nothing.
+    positive : str, optional
+        Name of the positive class; without it, the manifest or the classes' names must say which it is, see
+        `training.positive`.
 
     Returns
     -------
     Dataset
         Labels that are all integers are ordered by value, and named by their findings where each integer has exactly
-        one finding and each finding one integer. Other labels are ordered with "normal" or "negative" first, then by
-        the alphabet. The last class is the positive one.
+        one finding and each finding one integer. Other labels are ordered with names like "normal" first, then by the
+        alphabet. The positive class, whichever it is, is the last.
 
     Raises
     ------
     DatasetError
         There is nothing to read, a file is missing or listed twice, a column or label is missing, a class asked for
-        does not exist, fewer than two classes are left, or only some images have a side of the split.
+        does not exist, fewer than two classes are left, only some images have a side of the split, or it is not known
+        which class is the positive one.
     """
     source = source.absolute()
-    entries = sorted(_read_entries(source))
+    entries = sorted(_read_entries(source), key=lambda entry: entry.path)
     if not entries:
         msg = f"{source} lists no images"
         raise DatasetError(msg)
@@ -125,11 +142,30 @@ def read_dataset(source: Path, *, classes: Sequence[str] | None = None) -> Datas
     labels = _filter_classes(tuple(names.values()), classes, source)
     kept = [entry for entry in entries if names[entry.label] in labels]
     _check_entries(kept, source)
+    chosen = _choose_positive(kept, names, positive, source)
+    labels = (*(label for label in labels if label != chosen.label), chosen.label)
     return Dataset(
         samples=tuple(_to_sample(entry, labels.index(names[entry.label])) for entry in kept),
         labels=labels,
         patient_ids_known=all(entry.patient_id for entry in kept),
+        positive_known_by=chosen.known_by,
     )
+
+
+def _choose_positive(entries: Sequence[_Entry], names: Mapping[str, str], given: str | None, source: Path) -> Positive:
+    findings: dict[str, set[str]] = {}
+    marks: dict[str, set[bool]] = {}
+    for entry in entries:
+        findings.setdefault(entry.label, set()).update([entry.finding] if entry.finding else [])
+        marks.setdefault(entry.label, set()).update([] if entry.mark is None else [entry.mark])
+    classes = [
+        ClassFacts(name, label, frozenset(findings[label]), frozenset(marks[label]))
+        for label, name in names.items()
+        if label in findings
+    ]
+    # Of all labels, not of those that are kept: 0 and 1 out of 0, 1 and 2 are numbers of classes, not no and yes.
+    yes_or_no = len(names) == _MIN_CLASSES and all(map(_is_integer, names)) and {int(name) for name in names} == {0, 1}
+    return choose_positive(classes, given, yes_or_no=yes_or_no, place=str(source))
 
 
 def _to_sample(entry: _Entry, label: int) -> Sample:
@@ -174,7 +210,8 @@ def _check_header(found: Sequence[str], manifest: Path) -> None:
     if missing := [name for name in _WANTED_COLUMNS if name not in found]:
         msg = (
             f"manifest {manifest} has no column {' or '.join(missing)}: found {', '.join(found) or 'nothing'}; "
-            f"wanted {','.join(_WANTED_COLUMNS)} and, if known, patient_id,source,finding,split, separated by commas"
+            f"wanted {','.join(_WANTED_COLUMNS)} and, if known, patient_id,source,finding,split,positive, separated by "
+            "commas"
         )
         raise DatasetError(msg)
 
@@ -189,8 +226,21 @@ def _read_line(row: Mapping[str, str | None], place: str, folder: Path) -> _Entr
     if cell("split") not in _SIDES:
         msg = f"{place}: split is {cell('split')!r}, wanted train or test, or nothing in every line"
         raise DatasetError(msg)
-    names = ("label", "patient_id", "source", "finding", "split")
-    return _Entry(folder / cell("file"), *map(cell, names))
+    if cell("positive").casefold() not in _MARKS:
+        msg = (
+            f"{place}: positive is {cell('positive')!r}, wanted 1 for the finding that score and alerts are about, "
+            "0 for another class, or nothing"
+        )
+        raise DatasetError(msg)
+    return _Entry(
+        path=folder / cell("file"),
+        label=cell("label"),
+        patient_id=cell("patient_id"),
+        source=cell("source"),
+        finding=cell("finding"),
+        side=cell("split"),
+        mark=_MARKS[cell("positive").casefold()],
+    )
 
 
 def _check_entries(entries: Sequence[_Entry], source: Path) -> None:
@@ -216,7 +266,7 @@ def _name_classes(entries: Sequence[_Entry]) -> dict[str, str]:
     """Map each label as written to its class's name, in the order of classes."""
     labels = {entry.label for entry in entries}
     if not all(map(_is_integer, labels)):
-        return {label: label for label in sorted(labels, key=_by_name)}
+        return {label: label for label in sorted(labels, key=lambda label: _by_name(label, labels))}
     pairs = {(entry.label, entry.finding) for entry in entries}
     findings = {finding for _, finding in pairs}
     one_to_one = len(pairs) == len(labels) == len(findings) and "" not in findings
@@ -228,8 +278,8 @@ def _is_integer(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
 
 
-def _by_name(label: str) -> tuple[bool, str, str]:
-    return label.casefold() not in _NEGATIVE_NAMES, label.casefold(), label
+def _by_name(label: str, labels: Collection[str]) -> tuple[bool, str, str]:
+    return not is_negative(label, (other for other in labels if other != label)), label.casefold(), label
 
 
 def _filter_classes(names: tuple[str, ...], classes: Sequence[str] | None, source: Path) -> tuple[str, ...]:

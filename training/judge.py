@@ -89,14 +89,15 @@ def read_external(source: Path, labels: Sequence[str]) -> External:
     source : Path
         Folder or manifest, see `read_dataset`.
     labels : sequence of str
-        The training data's classes; images of others are left out.
+        The training data's classes, the positive one last, whatever this set says of it; images of others are left
+        out.
 
     Raises
     ------
     DatasetError
         It cannot be read, or lacks a class.
     """
-    found = read_dataset(source, classes=labels)
+    found = read_dataset(source, classes=labels, positive=labels[-1])
     place = [labels.index(label) for label in found.labels]
     samples = tuple(replace(sample, label=place[sample.label]) for sample in found.samples)
     whole = source.absolute()
@@ -493,6 +494,8 @@ class _Judge:
         return compare(served, outcomes, seed=self.seed), name_served(card.version, digests, reports_folder), ()
 
     def why_incomparable(self, card: ModelCard) -> str:
+        if set(card.labels) == set(self.labels) and card.positive_label != self.labels[-1]:
+            return f"has {card.positive_label!r} as its positive class, this one {self.labels[-1]!r}"
         if card.labels != self.labels:
             return f"is for {', '.join(card.labels)}"
         if card.rendering_version != RENDERING_VERSION:

@@ -304,6 +304,14 @@ def train(
     weights: Annotated[str, typer.Option(help="imagenet, random, or a Keras file.")] = "imagenet",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or int8 (calibrated on the training images).")] = "fp32",
     classes: Annotated[str | None, typer.Option(help="Only these, e.g. normal,covid.")] = None,
+    positive: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="The class that score, sensitivity and alerts are about; needed where no name of a class, such as "
+            "normal or 'No Finding', tells it.",
+        ),
+    ] = None,
     external: Annotated[
         list[Path] | None, typer.Option(help="Another set to measure the model on, laid out as --data; repeatable.")
     ] = None,
@@ -333,6 +341,10 @@ def train(
 ) -> None:
     """Fit a model, judge it on a held-out 30 % of the patients, look for shortcuts, write a report.
 
+    One class is the positive one: score, sensitivity and alerts are about it. It is given with [bold]--positive[/] or
+    in the manifest's column positive, or it is the one beside classes like normal, healthy, control, No Finding or
+    non-covid. Where nothing tells it, nothing is trained. The first line says which one it is.
+
     Features are kept in XRAY_HOME/cache: a stopped run goes on where it was, and another fit takes seconds.
     """
     from training.decision import GATE_QUANTILE
@@ -345,6 +357,7 @@ def train(
         settings,
         data,
         classes=classes.split(",") if classes else None,
+        positive=positive,
         external=external or (),
         procedure=Procedure(tune, class_weights, calibrate, sensitivity, abstain, GATE_QUANTILE if gate else None),
         verbose=verbose,

@@ -22,6 +22,13 @@ def show_error(message: str) -> None:
     err.print(message, markup=False)
 
 
+def say_positive(label: str, known_by: str) -> None:
+    """Say on standard error which class is the positive one, before any work: a wrong one makes all of it wrong."""
+    text = f"positive: {label} ({known_by})"
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    err.print(shown, markup=False, soft_wrap=True)
+
+
 def print_json(value: Mapping[str, Any] | list[Any]) -> None:
     """Print one JSON document on one line, for a program to read."""
     sys.stdout.write(json.dumps(value, default=str) + "\n")

@@ -28,7 +28,7 @@ from streaming.watch import SeenPrediction, watch_predictions
 from training.dataset import read_dataset
 from training.fit import train_model
 from xray.broker import LocalBroker
-from xray.console import DISCLAIMER, err, new_progress, new_table, out, step
+from xray.console import DISCLAIMER, err, new_progress, new_table, out, say_positive, step
 from xray.phantom import FINDINGS, Radiograph, encode_dicom, encode_jpeg, encode_png, generate_radiograph
 from xray.prepare import fetch_jars
 from xray.views import prediction_table
@@ -250,11 +250,13 @@ def _run(settings: StreamSettings, training: Path, streamed: Path, *, keep: bool
 def _train_and_stream(
     spark: SparkSession, settings: StreamSettings, training: Path, streamed: Path, *, keep: bool
 ) -> DemoSummary:
+    dataset = read_dataset(training, classes=FINDINGS)
+    say_positive(dataset.positive, dataset.positive_known_by)
     with new_progress() as progress:
         task = progress.add_task("training: EfficientNetLite0 and logistic regression", total=None)
         trained = train_model(
             lambda: spark,
-            read_dataset(training, classes=FINDINGS),
+            dataset,
             out=settings.models_folder,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )

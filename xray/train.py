@@ -19,7 +19,7 @@ from training.fit import Procedure, TrainingResult, train_model
 from training.gate import Decision, decide
 from training.judge import judge_model, read_external, write_images
 from training.report import write_report
-from xray.console import new_progress
+from xray.console import new_progress, say_positive
 
 # A fit is hundreds of small jobs in a JVM that lives for seconds: its second compiler and a parallel collector cost
 # more than they give. Measured on 2 cores, start, first fit and saving: 21 s without, 10 s with.
@@ -53,6 +53,7 @@ def train_on(
     data: Path,
     *,
     classes: list[str] | None,
+    positive: str | None = None,
     external: Sequence[Path] = (),
     procedure: Procedure,
     seed: int,
@@ -69,6 +70,8 @@ def train_on(
         Folder or manifest.
     classes : list of str, optional
         Only these.
+    positive : str, optional
+        The positive class, see `training.dataset.read_dataset`; which one it is, is said before anything is computed.
     external : sequence of Path
         Folders or manifests of other sets to measure the model on.
     procedure : Procedure
@@ -80,7 +83,8 @@ def train_on(
     **options
         See `training.fit.train_model`.
     """
-    dataset = read_dataset(data, classes=classes)
+    dataset = read_dataset(data, classes=classes, positive=positive)
+    say_positive(dataset.positive, dataset.positive_known_by)
     others = [read_external(path, dataset.labels) for path in external]
     spark = LateSession(
         lambda: start_session(
@@ -121,8 +125,8 @@ def train_on(
         spark.stop()
     folder = reports / result.card.version
     write_images(folder, result.material)
-    positive = result.card.labels.index(result.card.positive_label)
-    scores = [item.probabilities[positive] for item in result.held_out]
+    scored = result.card.labels.index(result.card.positive_label)
+    scores = [item.probabilities[scored] for item in result.held_out]
     save_reference(folder, make_reference(result.fitted.features, scores, seed=seed))
     return Trained(result, evaluation, write_report(evaluation, folder), champion)
 

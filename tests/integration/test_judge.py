@@ -221,6 +221,8 @@ def test_the_command_takes_the_manifests_split_and_refuses_a_leak(tmp_path: Path
     answer = json.loads(done.stdout)
     assert answer["n_test"] == {"normal": 6, "opacities": 6}
     assert answer["verdict"] in ("ok", "confounded")
+    # Health taken for the finding would have ill people missed: which class it is, is said first.
+    assert done.stderr.startswith("positive: opacities ('normal' is the negative class)\n")
     assert {"verdict_reasons", "verdict_notes", "probes", "intervals", "external", "accuracy_interval"} <= set(answer)
     report = Path(answer["report"])
     assert report.parent == tmp_path / "home" / "reports" / Path(answer["model"]).name

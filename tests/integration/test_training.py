@@ -90,7 +90,7 @@ def trained(
 def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("three")
     _write_images(folder, {"0": "across", "1": "down", "2": "disc"}, 12)
-    dataset = read_dataset(folder)
+    dataset = read_dataset(folder, positive="2")
     # Wrong labels for some: a perfect confusion matrix would hide a mistaken formula.
     samples = [replace(s, label=(s.label + 1) % 3) if i % 4 == 0 else s for i, s in enumerate(dataset.samples)]
     return replace(dataset, samples=tuple(samples))
@@ -232,8 +232,9 @@ def test_mostly_unreadable_data_is_refused(spark: SparkSession, tmp_path: Path) 
     _write_images(tmp_path / "data", {"a": "across", "b": "down"}, 2)
     for index in range(5):
         (tmp_path / "data" / "a" / f"{index}.txt").write_text("no image", encoding="utf-8")
+    dataset = read_dataset(tmp_path / "data", positive="b")
     with pytest.raises(DatasetError, match=r"5 of 9 files do not decode, wanted at most half: .*0\.txt: unsupported"):
-        train_model(lambda: spark, read_dataset(tmp_path / "data"), out=tmp_path / "out", weights="random")
+        train_model(lambda: spark, dataset, out=tmp_path / "out", weights="random")
     assert not (tmp_path / "out").exists()
 
 

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 from rich.text import Text
 
+from schemas.errors import DatasetError
 from schemas.modelcard import ModelCard
 from schemas.registry import champion_folder, promote, read_aliases
 from streaming.settings import StreamSettings, load_settings
 from tests.shelf import add_model, evaluate
+from training.dataset import Dataset
 from training.probes import Verdict
+from xray import console
+from xray.__main__ import run
 from xray.train import Trained, promote_trained
 from xray.views import _verdict_text
 
@@ -69,3 +73,86 @@ def test_a_model_that_came_into_service_meanwhile_stays(
 )
 def test_the_verdict_is_said_in_words(verdict: Any, said: str) -> None:
     assert Text.from_markup(_verdict_text(Verdict(verdict, ()))).plain.startswith(said)
+
+
+# --- the positive class: health taken for the finding would have ill people missed ------------------------------------
+
+
+class _Stopped(DatasetError):
+    """Ends a run where training would begin."""
+
+
+@pytest.fixture
+def train(
+    tmp_path: Path, settings: StreamSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Run the command on a file of each class up to the moment at which work begins."""
+    monkeypatch.setattr(console.err, "width", 400)
+    begun: list[tuple[Dataset, str]] = []
+
+    def train_model(_: object, dataset: Dataset, **__: object) -> None:
+        begun.append((dataset, capsys.readouterr().err))
+        msg = "stopped here"
+        raise _Stopped(msg)
+
+    monkeypatch.setattr("xray.train.train_model", train_model)
+
+    def run_on(labels: tuple[str, ...], *options: str) -> SimpleNamespace:
+        begun.clear()
+        for label in labels:
+            (tmp_path / "data" / label).mkdir(parents=True)
+            (tmp_path / "data" / label / f"{label}.png").write_bytes(b"no image")
+        monkeypatch.setattr("sys.argv", ["xray", "train", "--data", str(tmp_path / "data"), *options])
+        code = run()
+        said = capsys.readouterr()
+        dataset, before = begun[0] if begun else (None, "")
+        return SimpleNamespace(code=code, dataset=dataset, before=before, out=said.out, err=said.err)
+
+    return run_on
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_the_positive_class_is_said_before_anything_else(train: Any, options: tuple[str, ...]) -> None:
+    done = train(("No Finding", "Effusion"), *options)
+    assert done.before == "positive: Effusion ('No Finding' is the negative class)\n"
+    assert done.dataset.labels == ("No Finding", "Effusion")
+    assert done.out == ""
+
+
+def test_the_positive_class_can_be_given(train: Any) -> None:
+    done = train(("a", "b", "c"), "--positive", "b", "--classes", "a,b")
+    assert done.before == "positive: b (given with --positive)\n"
+    assert done.dataset.labels == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "cannot tell which class of"),
+        (("--json",), "name it with --positive LABEL"),
+        (("--positive", "c"), "--positive is 'c', which is no class of"),
+    ],
+)
+def test_without_a_positive_class_nothing_is_begun(train: Any, options: tuple[str, ...], said: str) -> None:
+    done = train(("a", "b"), *options)
+    assert (done.code, done.dataset, done.out) == (1, None, "")
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith("error: ")
+    assert said in done.err
+    assert "found 'a' and 'b'" in done.err
+
+
+def test_help_says_how_the_positive_class_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("sys.argv", ["xray", "train", "--help"])
+    assert run() == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "given with --positive or in the manifest's column positive, or it is the one beside classes like" in text
+    assert "Where nothing tells it, nothing is trained." in text
+
+
+def test_a_name_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say_positive("[bold]x[/]\x1b[2J\ny", "given")
+    assert capsys.readouterr().err == "positive: [bold]x[/]\ufffd[2J\ufffdy (given)\n"

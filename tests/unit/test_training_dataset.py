@@ -49,14 +49,14 @@ def test_a_manifest_gives_patients_and_sources(tmp_path: Path) -> None:
     header = "label,file,patient_id,source"
     _touch(tmp_path, "a.png", "b.png")
     manifest = _manifest(tmp_path, header, "x,a.png,P1,north", "y,b.png,P2,south", make_files=False)
-    dataset = read_dataset(manifest)
+    dataset = read_dataset(manifest, positive="y")
     assert [(sample.patient_id, sample.source) for sample in dataset.samples] == [("P1", "north"), ("P2", "south")]
     assert dataset.patient_ids_known is True
     assert all(sample.path.is_absolute() for sample in dataset.samples)
 
 
 def test_one_missing_patient_id_makes_patients_unknown(tmp_path: Path) -> None:
-    dataset = read_dataset(_manifest(tmp_path, "file,label,patient_id", "a.png,x,P1", "b.png,y,"))
+    dataset = read_dataset(_manifest(tmp_path, "file,label,patient_id", "a.png,x,P1", "b.png,y,"), positive="y")
     assert [sample.patient_id for sample in dataset.samples] == ["P1", "b"]
     assert dataset.patient_ids_known is False
 
@@ -64,26 +64,35 @@ def test_one_missing_patient_id_makes_patients_unknown(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path, "file,label", "a.png,x", "b.png,y")
     manifest.write_bytes(b"\xef\xbb\xbf" + manifest.read_bytes())
-    assert len(read_dataset(manifest).samples) == 2
+    assert len(read_dataset(manifest, positive="y").samples) == 2
 
 
 @pytest.mark.parametrize(
-    ("rows", "labels"),
+    ("rows", "positive", "labels"),
     [
-        (["1,", "0,"], ("0", "1")),
-        (["10,", "9,"], ("9", "10")),  # by value, not by text
-        (["1,ill", "0,well"], ("well", "ill")),  # the order stays that of the integers
-        (["1,ill", "0,"], ("0", "1")),  # not every class has a finding
-        (["1,ill", "0,ill"], ("0", "1")),  # a finding of two integers names neither
-        (["1,ill", "0,well", "0,ill"], ("0", "1")),
-        (["1,ill", "0,well", "0,fit"], ("0", "1")),  # nor do two findings of one integer
-        (["Zebra,", "NORMAL,", "ant,"], ("NORMAL", "ant", "Zebra")),
-        (["b,well", "a,ill"], ("a", "b")),  # findings name integers only
+        (["1,", "0,"], None, ("0", "1")),
+        (["10,", "9,", "2,"], "10", ("2", "9", "10")),  # by value, not by text
+        (["1,ill", "0,well"], None, ("well", "ill")),  # the order stays that of the integers
+        (["1,ill", "0,"], None, ("0", "1")),  # not every class has a finding
+        (["1,ill", "0,ill"], None, ("0", "1")),  # a finding of two integers names neither
+        (["1,ill", "0,well", "0,ill"], None, ("0", "1")),
+        (["1,ill", "0,well", "0,fit"], None, ("0", "1")),  # nor do two findings of one integer
+        (["Zebra,", "NORMAL,", "ant,"], "Zebra", ("NORMAL", "ant", "Zebra")),
+        (["Zebra,", "No Finding,", "ant,"], "Zebra", ("No Finding", "ant", "Zebra")),
+        (["2,", "0,", "1,"], "1", ("0", "2", "1")),  # the positive one is the last, whatever its place
+        (["Zebra,", "NORMAL,", "ant,"], "ant", ("NORMAL", "Zebra", "ant")),
+        (["b,well", "a,ill"], "b", ("a", "b")),  # findings name integers only
     ],
 )
-def test_names_and_order_of_classes(tmp_path: Path, rows: list[str], labels: tuple[str, ...]) -> None:
+def test_names_and_order_of_classes(
+    tmp_path: Path, rows: list[str], positive: str | None, labels: tuple[str, ...]
+) -> None:
     lines = [f"{index}.png,{row}" for index, row in enumerate(rows)]
-    assert read_dataset(_manifest(tmp_path, "file,label,finding", *lines)).labels == labels
+    dataset = read_dataset(_manifest(tmp_path, "file,label,finding", *lines), positive=positive)
+    assert (dataset.labels, dataset.positive) == (labels, labels[-1])
+    written = {f"{index}.png": row for index, row in enumerate(rows)}
+    for name, label in _labels(dataset):  # each image keeps its class, wherever that stands
+        assert label in written[name].split(",")
 
 
 def test_a_filter_keeps_classes_in_their_own_order(tmp_path: Path) -> None:
@@ -165,11 +174,13 @@ def test_an_unusable_filter_is_refused(tmp_path: Path, classes: list[str], words
 
 
 def test_a_manifest_gives_the_split(tmp_path: Path) -> None:
-    dataset = read_dataset(_manifest(tmp_path, "file,label,split", "a.png,x,train", "b.png,y,test"))
+    manifest = _manifest(tmp_path, "file,label,split", "a.png,x,train", "b.png,y,test")
+    dataset = read_dataset(manifest, positive="y")
     assert [sample.side for sample in dataset.samples] == ["train", "test"]
     assert dataset.sides_given
     (tmp_path / "other").mkdir()
-    assert not read_dataset(_manifest(tmp_path / "other", "file,label", "a.png,x", "b.png,y")).sides_given
+    other = _manifest(tmp_path / "other", "file,label", "a.png,x", "b.png,y")
+    assert not read_dataset(other, positive="y").sides_given
 
 
 def test_a_split_for_some_images_only_is_refused(tmp_path: Path) -> None:

@@ -41,6 +41,21 @@ def test_labels_are_put_in_the_training_datas_order(tmp_path: Path) -> None:
     assert [(s.path.name, s.label) for s in external.dataset.samples] == [("a.png", 1), ("b.png", 0)]
 
 
+def test_the_positive_class_is_the_training_datas_whatever_another_set_says(tmp_path: Path) -> None:
+    # Nor need it say anything: only the training data's choice counts, or its figures would be about health.
+    path = tmp_path / "manifest.csv"
+    path.write_text("file,label,positive\na.png,normal,1\nb.png,covid,0\n", encoding="utf-8")
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    external = read_external(path, ("normal", "covid"))
+    assert (external.dataset.labels, [s.label for s in external.dataset.samples]) == (("normal", "covid"), [0, 1])
+    flipped = read_external(path, ("covid", "normal"))
+    assert (flipped.dataset.positive, [s.label for s in flipped.dataset.samples]) == ("normal", [1, 0])
+    rows = ("c.png,viral,", "d.png,bacterial,", "e.png,normal,")
+    three = read_external(_manifest(tmp_path / "three", "manifest.csv", *rows), ("normal", "viral", "bacterial"))
+    assert [s.label for s in three.dataset.samples] == [1, 2, 0]
+
+
 def test_a_set_is_named_by_its_manifest_or_folder(tmp_path: Path) -> None:
     rows = ("a.png,normal,", "b.png,covid,")
     path = _manifest(tmp_path / "data", "north.csv", *rows)
@@ -143,6 +158,17 @@ def _compare(judge: _Judge, home: Path) -> tuple[Any, str, tuple[str, ...]]:
 
 def _rewrite_hash(folder: Path, card: ModelCard) -> None:
     write_card(folder, replace(card, sha256=hash_model_folder(folder)))
+
+
+def test_a_champion_with_another_positive_class_is_told(tmp_path: Path) -> None:
+    # Of a champion whose figures are about health neither is better: they are about something else.
+    card = replace(add_champion(tmp_path), labels=("ill", "normal"), positive_label="normal")
+    write_card(tmp_path / "models" / card.version, card)
+    compared, name, [note] = _compare(judge_of(), tmp_path)
+    assert (compared, name) == (None, "")
+    assert note == (
+        f"comparison with the model in service: {card.version} has 'normal' as its positive class, this one 'ill'"
+    )
 
 
 def test_a_champion_of_other_classes_than_a_model_is_made_of_is_not_loaded(tmp_path: Path) -> None:
