@@ -92,6 +92,7 @@ def evaluate(
             split="drawn by patient",
             train=Side(112, 56, counts),
             test=Side(48, 24, counts),
+            positive_known_by=f"{card.labels[0]!r} is the negative class",
         ),
         metrics={"accuracy": 0.9, "f1": 0.9, "weightedPrecision": 0.9, "weightedRecall": 0.9},
         internal=SetFigures("held-out patients", "internal", 48, 24, counts, figures),

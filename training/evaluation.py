@@ -114,6 +114,8 @@ class DataSummary:
         Images left out beside the files that failed, by reason.
     unlike_copies : int
         Pairs of copies whose labels differ.
+    positive_known_by : str
+        How it is known which class is the positive one, as a part of a sentence; empty where that is not known.
     """
 
     labels: tuple[str, ...]
@@ -133,6 +135,12 @@ class DataSummary:
     unknown_patients: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
     unlike_copies: int = 0
+    positive_known_by: str = ""
+
+    @property
+    def positive(self) -> str:
+        """The positive class, which is the last one."""
+        return self.labels[-1]
 
 
 @dataclass(frozen=True)
@@ -321,7 +329,8 @@ class Evaluation:
 
         Files are told by their names and patients not at all: the document goes where the images may not.
         """
-        document = {"disclaimer": DISCLAIMER, **_plain(self)}
+        positive = {"positive_label": self.data.positive, "positive_known_by": self.data.positive_known_by}
+        document = {"disclaimer": DISCLAIMER, **positive, **_plain(self)}
         document["mistakes"] = [
             {k: v for k, v in mistake.items() if k != "patient"} for mistake in document["mistakes"]
         ]

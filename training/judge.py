@@ -345,6 +345,7 @@ class _Judge:
             train=self.side(~material.held_out),
             test=self.side(material.held_out),
             unlike_copies=sum(label_of[pair.first] != label_of[pair.second] for pair in material.pairs),
+            positive_known_by=material.dataset.positive_known_by,
         )
 
     def side(self, mask: _Mask) -> Side:

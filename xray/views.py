@@ -133,6 +133,8 @@ def _describe_training(trained: "Trained") -> dict[str, Any]:
     external = [other for other in told["others"] if other["kind"] == "external"]
     return {
         **told["metrics"],
+        "positive_label": told["positive_label"],
+        "positive_known_by": told["positive_known_by"],
         "model": str(result.folder),
         "accuracy_interval": list(result.accuracy_interval),
         "n_train": result.n_train,

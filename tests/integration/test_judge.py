@@ -221,11 +221,15 @@ def test_the_command_takes_the_manifests_split_and_refuses_a_leak(tmp_path: Path
     answer = json.loads(done.stdout)
     assert answer["n_test"] == {"normal": 6, "opacities": 6}
     assert answer["verdict"] in ("ok", "confounded")
-    # Health taken for the finding would have ill people missed: which class it is, is said first.
+    # Health taken for the finding would have ill people missed: which class it is, is said first, and at the top.
     assert done.stderr.startswith("positive: opacities ('normal' is the negative class)\n")
+    assert (answer["positive_label"], answer["positive_known_by"]) == ("opacities", "'normal' is the negative class")
     assert {"verdict_reasons", "verdict_notes", "probes", "intervals", "external", "accuracy_interval"} <= set(answer)
     report = Path(answer["report"])
     assert report.parent == tmp_path / "home" / "reports" / Path(answer["model"]).name
     stored = json.loads((report.parent / "report.json").read_text(encoding="utf-8"))
     assert stored["data"]["split"] == "as the manifest gives it"
+    assert stored["positive_label"] == "opacities"
+    text = (report.parent / "report.md").read_text(encoding="utf-8")
+    assert "Positive class: opacities ('normal' is the negative class)." in text
     assert read_card(Path(answer["model"])).metrics["accuracy"] == answer["accuracy"]  # the hash is still right

@@ -1,5 +1,6 @@
 """What `xray train` does with a model that it has made: whether it may serve, and how that is told."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from training.probes import Verdict
 from xray import console
 from xray.__main__ import run
 from xray.train import Trained, promote_trained
-from xray.views import _verdict_text
+from xray.views import _verdict_text, show_training
 
 BETTER = (0.02, 0.01, 0.03)
 
@@ -156,3 +157,13 @@ def test_help_says_how_the_positive_class_is_known(
 def test_a_name_cannot_write_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     console.say_positive("[bold]x[/]\x1b[2J\ny", "given")
     assert capsys.readouterr().err == "positive: [bold]x[/]\ufffd[2J\ufffdy (given)\n"
+
+
+def test_a_program_reads_which_class_is_positive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = trained(add_model(tmp_path, "new"), champion=None)
+    vars(made.result).update(
+        folder=tmp_path / "new", accuracy_interval=(0.8, 0.95), n_train={}, n_test={}, failed=(), seconds=1.0
+    )
+    show_training(made, None, as_json=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["positive_label"], answer["positive_known_by"]) == ("ill", "'normal' is the negative class")

@@ -137,6 +137,7 @@ def _data(labels: tuple[str, ...], sources: tuple[str, ...], table: tuple[tuple[
         split="drawn by patient, copies kept together",
         train=Side(sum(train.values()), sum(train.values()) // 2, train),
         test=Side(sum(test.values()), sum(test.values()) // 2, test),
+        positive_known_by="'normal' is the negative class" if len(labels) == 2 else "given with --positive",
     )
 
 
@@ -389,6 +390,19 @@ def test_the_verdict_comes_first(evaluation: Evaluation) -> None:
     assert len(before) < 200  # a title and two lines: the banner is on the first screen
 
 
+def test_the_positive_class_is_named_at_the_top(evaluation: Evaluation) -> None:
+    # Health taken for the finding would turn every figure below round.
+    said = f"Positive class: {evaluation.data.labels[-1]} ({evaluation.data.positive_known_by})."
+    assert _page(evaluation).find("header")[0].find("p", id="positive")[0].text == said
+    assert words.describe_positive(evaluation.data) == said
+    text = render_markdown(evaluation)
+    assert text.index(said) < text.index("\n## ")
+    document = evaluation.to_dict()
+    assert list(document)[:3] == ["disclaimer", "positive_label", "positive_known_by"]
+    assert document["positive_label"] == document["data"]["labels"][-1]
+    assert document["positive_known_by"] == document["data"]["positive_known_by"] != ""
+
+
 def test_a_confounded_model_is_called_so_with_the_probes_beside_it() -> None:
     banner = _page(confounded()).find("section", class_="confounded")[0]
     assert banner.find("h2")[0].text == "Confounded: not evidence of disease detection"
@@ -467,6 +481,10 @@ def test_more_classes_have_a_confusion_matrix_alone() -> None:
     ]
     assert counts == [[str(count) for count in row] for row in three_classes().confusion.tolist()]
     assert "means over the 3 classes" in page.text
+    for text in (page.text, render_markdown(three_classes())):
+        assert (
+            "The model answers with the most probable class; its score is the probability of 'viral pneumonia'." in text
+        )
 
 
 def test_what_an_answer_means_is_said_in_words() -> None:
@@ -598,6 +616,7 @@ def _hostile(folder: Path) -> Evaluation:
     data = replace(
         made.data,
         labels=("normal", EVIL),
+        positive_known_by=EVIL,
         sources=(EVIL, "north", "south"),
         failed=((EVIL, EVIL),),
         copies=((EVIL, EVIL, EVIL),),

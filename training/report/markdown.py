@@ -28,6 +28,7 @@ def render_markdown(evaluation: Evaluation) -> str:
     parts = [
         f"# Training report: {_escape(f'{made.name} {made.version}')}",
         f"**{DISCLAIMER}** {_escape(made.created_at)}",
+        _escape(words.describe_positive(evaluation.data)),
         *_verdict(evaluation),
         *_figures(evaluation),
         *_data(evaluation),
@@ -216,7 +217,7 @@ def _ways_to_decide(evaluation: Evaluation) -> list[str]:
         shown = [(f"{one.name} ({one.note})" if one.note else one.name, one.figures) for one in variants]
         parts += ["The same held-out patients, decided on in different ways.", _all_figures("Variant", shown)]
     if point is not None:
-        [sentence] = _named(evaluation, [words.describe_point(point, evaluation.data.labels[-1])])
+        [sentence] = _named(evaluation, [words.describe_point(point, evaluation.data.positive)])
         parts += ["### Operating point", _escape(sentence)]
     if (band := evaluation.abstention) is not None:
         shown = [("All", band.all_images), ("Outside the band", band.decided)]

@@ -300,6 +300,12 @@ def describe_patients(data: DataSummary) -> str:
     )
 
 
+def describe_positive(data: DataSummary) -> str:
+    """Say which class is the positive one, and how that is known."""
+    known_by = f" ({data.positive_known_by})" if data.positive_known_by else ""
+    return f"Positive class: {data.positive}{known_by}."
+
+
 def describe_figures(evaluation: Evaluation) -> str:
     """Say what the figures of decisions and ranks refer to."""
     labels = evaluation.data.labels
@@ -307,7 +313,8 @@ def describe_figures(evaluation: Evaluation) -> str:
         return f"Sensitivity, specificity, AUROC and AUPRC are of finding '{labels[1]}' against '{labels[0]}'."
     return (
         f"Sensitivity, specificity, AUROC and AUPRC are means over the {len(labels)} classes, each against the rest; "
-        "the Brier score adds up over the classes."
+        "the Brier score adds up over the classes. The model answers with the most probable class; its score is the "
+        f"probability of '{evaluation.data.positive}'."
     )
 
 
