@@ -4,6 +4,7 @@ A `Head` gives probabilities, takes a calibrator in, exactly, and is saved as th
 is fitted: `training.regression`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,13 @@ class Head:
     def calibrate(self, calibrator: Calibrator) -> "Head":
         """Fold a calibrator in: it is an affine change of the margins, so nothing is approximated."""
         return Head(self.coefficients * calibrator.slope, self.intercepts * calibrator.slope + calibrator.intercept)
+
+    def reorder(self, order: Sequence[int]) -> "Head":
+        """Give the same classifier with its classes in another order, each named by its place in this one."""
+        if len(self.intercepts) > 1:
+            return Head(self.coefficients[list(order)], self.intercepts[list(order)])
+        # Of two classes there are the numbers of the second alone; those of the first are their negatives.
+        return self if order[0] == 0 else Head(-self.coefficients, -self.intercepts)
 
     def save(
         self, folder: Path, featurizer: DeepImageFeaturizer, settings: ClassifierSettings, threshold: float | None

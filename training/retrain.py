@@ -35,6 +35,7 @@ from training.folds import predict_out_of_fold
 from training.gate import read_report
 from training.judge import IMAGES_FILE, load_served, name_served
 from training.metrics import weighted_metrics
+from training.positive import describe_choice
 from training.probes import Probe, Verdict, judge
 from training.probes import predict_out_of_fold as predict_probe
 from training.regression import fit_regression
@@ -187,13 +188,15 @@ def retrain_model(
     -----
     The classifier is fitted with the paper's settings. Where the champion's report says that it was calibrated, or
     decides at a threshold that was chosen for a sensitivity, the same is done for the new one, on training patients out
-    of fold: a promotion must not move the point at which people are alarmed. Where the champion abstains near its
-    threshold, or does not judge images unlike its training images, the new one does so for the same share of images.
+    of fold: a promotion must not move the point at which people are alarmed. For the same reason the positive class
+    stays the champion's. Where the champion abstains near its threshold, or does not judge images unlike its training
+    images, the new one does so for the same share of images.
     """
     started = time.perf_counter()
     check_labels(stored, card, min_labels=min_labels)
     held_out = choose_held_out(stored.patients)
     featurizer, served = load_served(champion)
+    stored, served, card = _put_positive_last(stored, served, card)
     work = _Work(stored, card, held_out, seed, read_report(reports_folder / card.version), report)
     fitted = work.fit(served)
     threshold = fitted.threshold
@@ -243,6 +246,25 @@ def retrain_model(
         stored.left_out,
         time.perf_counter() - started,
     )
+
+
+def _put_positive_last(stored: StoredSet, served: Head, card: ModelCard) -> tuple[StoredSet, Head, ModelCard]:
+    """Order the classes as training does: what is fitted and measured here takes the last one for the positive one."""
+    order = sorted(range(len(card.labels)), key=lambda place: card.labels[place] == card.positive_label)
+    labels = np.argsort(order)[stored.labels]
+    names = tuple(card.labels[place] for place in order)
+    return replace(stored, labels=labels), served.reorder(order), replace(card, labels=names)
+
+
+def describe_inherited(card: ModelCard) -> str:
+    """Say how it is known which class of a retrained model is the positive one.
+
+    Parameters
+    ----------
+    card : ModelCard
+        Of the model in service.
+    """
+    return describe_choice(card.positive_label, f"as in {card.version}, the model in service")
 
 
 def check_labels(stored: StoredSet, card: ModelCard, *, min_labels: int = MIN_LABELS) -> None:
@@ -630,6 +652,7 @@ class _Work:
             test=self.side(self.held_out),
             unknown_patients=self.describe_patients(),
             left_out=stored.left_out,
+            positive_known_by=describe_inherited(self.card),
         )
 
     def side(self, mask: _Mask) -> Side:

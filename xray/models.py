@@ -430,6 +430,7 @@ def _print_facts(folder: Path, card: Mapping[str, Any], damage: str, aliases: li
         "alias": ", ".join(aliases) or "none",
         "created": card.get("created_at"),
         "classes": ", ".join(map(str, labels)) if isinstance(labels, list | tuple) else labels,
+        "positive class": card.get("positive_label"),
         "decides": card.get("operating_point"),
         "network": f"{card.get('network', '')} {card.get('precision', '')}, rendering {card.get('rendering_version')}",
         "folder": folder,

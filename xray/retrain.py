@@ -17,7 +17,7 @@ from schemas.modelcard import read_card
 from schemas.registry import CHAMPION_FILE, champion_folder, promote, read_aliases, set_challenger
 from streaming.settings import StreamSettings, load_settings
 from training.gate import MARGIN, Decision, decide, read_report
-from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, step
+from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, say_positive, step
 
 if TYPE_CHECKING:
     from training.drift import Drift
@@ -142,13 +142,14 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
         raise DependencyError(msg)
     from training.drift import load_reference, measure_drift, write_drift  # noqa: PLC0415  heavy
     from training.report import write_report  # noqa: PLC0415
-    from training.retrain import check_labels, retrain_model  # noqa: PLC0415
+    from training.retrain import check_labels, describe_inherited, retrain_model  # noqa: PLC0415
     from training.stored import describe_featurizer, find_models_with, read_stored  # noqa: PLC0415
 
     started = time.perf_counter()
     folder = champion_folder(settings.models_folder)
     card = read_card(folder)
     reports = settings.reports_folder
+    say_positive(card.positive_label, describe_inherited(card))
     with new_progress() as progress:
         tasks: dict[str, Any] = {}
 
@@ -267,6 +268,8 @@ def describe_outcome(outcome: Outcome) -> dict[str, Any]:
     return {
         "version": retrained.card.version,
         "in_service": retrained.evaluation.in_service_name,
+        "positive_label": retrained.card.positive_label,
+        "positive_known_by": retrained.evaluation.data.positive_known_by,
         "allowed": outcome.decision.allowed,
         "why": outcome.decision.why,
         "comparison": _describe_comparison(retrained),

@@ -133,6 +133,7 @@ def test_show_tells_everything_of_a_version(shelf: Path, models: Models) -> None
     assert done.code == 0
     for part in (
         "cxr v3",
+        "positive class",
         "hash check",
         "ok",
         str(shelf / "models" / "v3"),

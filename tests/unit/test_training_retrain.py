@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from schemas.errors import DatasetError, SettingsError
+from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from schemas.registry import promote, read_aliases
 from tests.shelf import as_json, evaluate
 from tests.stored import NO_CARD, add_champion, score_images
@@ -19,12 +22,21 @@ from training.classifier import PAPER, ClassifierSettings, Head, predict_rows
 from training.decision import Decision
 from training.drift import ENERGY_LIMIT, MIN_IMAGES, P_LIMIT, PSI_LIMIT, WINDOW_DAYS
 from training.gate import MARGIN
+from training.judge import load_served
 from training.labels import Confirmation, record_labels
 from training.regression import fit_regression
 from training.report.words import describe_copies, describe_left_out, describe_patients
-from training.retrain import HELD_OUT_SHARE, MIN_LABELS, _Work, check_labels, choose_held_out
+from training.retrain import (
+    HELD_OUT_SHARE,
+    MIN_LABELS,
+    _Work,
+    check_labels,
+    choose_held_out,
+    describe_inherited,
+    retrain_model,
+)
 from training.statistics import estimate_image_share, measure
-from training.stored import StoredSet
+from training.stored import StoredSet, read_stored
 from xray import console
 from xray import retrain as command
 from xray.__main__ import run
@@ -204,6 +216,81 @@ def test_the_gates_figures_are_given_with_and_without() -> None:
     )
     assert found.all_images == measure(outcomes)
     assert found.flagged == estimate_image_share(flagged, outcomes.patients)
+
+
+# --- the positive class: a retraining that changed it would give alerts about healthy people --------------------------
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_classifier_whose_classes_are_reordered_says_the_same(n_classes: int) -> None:
+    rng = np.random.default_rng(1)
+    n_rows = 1 if n_classes == 2 else n_classes
+    head = Head(rng.standard_normal((n_rows, 4)), rng.standard_normal(n_rows))
+    features = rng.standard_normal((20, 4)).astype(np.float32)
+    for order in permutations(range(n_classes)):
+        assert head.reorder(order).predict(features) == pytest.approx(head.predict(features)[:, order])
+
+
+def _with_positive_first(home: Path) -> tuple[ModelCard, Path]:
+    """The fixture's model as somebody's own pipeline might be: the same answers, its classes the other way round."""
+    card = add_champion(home)
+    featurizer, head = load_served(home / "models" / card.version)
+    folder = home / "models" / "own"
+    head.reorder((1, 0)).save(folder, featurizer, PAPER, 0.5)
+    own = replace(card, version="own", labels=("ill", "normal"), sha256=hash_model_folder(folder))
+    write_card(folder, own)
+    return own, folder
+
+
+@pytest.mark.parametrize("positive_first", [False, True])
+def test_a_retrained_model_keeps_the_champions_positive_class(tmp_path: Path, positive_first: bool) -> None:
+    card, folder = _with_positive_first(tmp_path) if positive_first else (add_champion(tmp_path), None)
+    scored = score_images(tmp_path, card, 400)
+    labels = {
+        digest: Confirmation(2, (), label, patient)
+        for digest, label, patient in zip(scored.digests, scored.labels, scored.patients, strict=True)
+    }
+    # Whatever is confirmed besides, "an aneurysm" before all by the alphabet, changes nothing.
+    labels[scored.digests[0]] = Confirmation(2, (), "an aneurysm", scored.patients[0])
+    record_labels(str(tmp_path / "tables"), labels)
+    stored = read_stored(str(tmp_path / "tables"), tmp_path / "models", card.version)
+    assert stored.left_out == {"with a label that the model does not have": 1}
+
+    folder = folder or tmp_path / "models" / card.version
+    found = retrain_model(stored, folder, card, reports_folder=tmp_path / "reports")
+
+    assert (found.card.labels, found.card.positive_label) == (("normal", "ill"), "ill")
+    assert found.evaluation.data.positive_known_by == f"as in {card.version}, the model in service"
+    _, head = load_served(found.folder)
+    ill = np.array([label == "ill" for label in scored.labels])
+    scores = head.predict(scored.features)[:, found.card.labels.index("ill")]
+    assert scores[ill].mean() > scores[~ill].mean() + 0.3
+    compared = found.evaluation.in_service
+    assert compared is not None
+    assert compared["auroc"].second > 0.8
+    # The champion, good or not, was asked about the same class.
+    held_out = choose_held_out(stored.patients)
+    truth = np.array([card.labels[label] == "ill" for label in stored.labels[held_out]])
+    served = load_served(folder)[1].predict(stored.features[held_out])[:, card.labels.index("ill")]
+    assert compared["auroc"].first == pytest.approx(roc_auc_score(truth, served))
+    assert compared["sensitivity"].first == pytest.approx((served[truth] >= 0.5).mean())
+
+
+def test_a_champion_whose_positive_class_is_health_is_told() -> None:
+    card = replace(NO_CARD, version="old", labels=("Effusion", "No Finding"), positive_label="No Finding")
+    assert describe_inherited(card) == "as in old, the model in service, though its name is that of a negative class"
+
+
+def test_the_positive_class_is_said_before_retraining_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    monkeypatch.setattr(console.err, "width", 400)
+    card = add_champion(tmp_path)
+    monkeypatch.setattr("sys.argv", ["xray", "retrain"])
+    assert run() == 1
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == f"positive: ill (as in {card.version}, the model in service)"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
