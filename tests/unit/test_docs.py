@@ -30,6 +30,7 @@ from streaming.settings import KafkaSettings, StreamSettings, variable_names
 from streaming.topics import wanted_topics
 from tests.metricspage import render_metrics_page
 from tests.specimens import png
+from training import positive
 from training.classifier import PAPER
 from xray.cli import app
 
@@ -430,6 +431,23 @@ def test_training_lists_every_network() -> None:
         height, _, width = row[1].partition("x")
         documented |= {name: ((int(height), int(width)), int(row[2])) for name in names_in(row[0])}
     assert documented == {name: (spec.input_size, spec.n_features) for name, spec in NETWORKS.items()}
+
+
+def test_training_lists_every_negative_name() -> None:
+    rows = rows_of(section("training", "Data"), "a negative name")
+    named = [set(names_in(row[0].partition(": ")[2])) for row in rows[:4]]
+    assert named == [
+        set(positive.NEGATIVE_WORDS),
+        set(positive.NEGATIVE_PHRASES),
+        set(positive.NEGATIVE_STARTS),
+        set(positive.NEGATIVE_ENDS),
+    ]
+    assert set(names_in(rows[4][0])) - {"non"} <= positive.FINDINGS
+    for row in rows:
+        assert all(positive.is_negative(name.strip()) for name in row[1].split(",")), row
+    [alike] = re.findall(r"begins or ends alike is\s+not negative: ([^.]+)\.", section("training", "Data"))
+    assert len(names_in(alike)) == 5
+    assert not any(map(positive.is_negative, names_in(alike)))
 
 
 def test_training_names_every_field_of_the_card() -> None:
