@@ -49,6 +49,7 @@ class Reason(StrEnum):
     DICOM_NO_PIXEL_DATA = "dicom_no_pixel_data"
     DICOM_UNSUPPORTED_TRANSFER_SYNTAX = "dicom_unsupported_transfer_syntax"
     DICOM_UNSUPPORTED_PIXELS = "dicom_unsupported_pixels"
+    DICOM_UNSUPPORTED_LUT = "dicom_unsupported_lut"
     DECODER_CRASH = "decoder_crash"
     NO_FEATURES = "no_features"
     UNEXPECTED = "unexpected"

@@ -151,7 +151,8 @@ def render_dicom(payload: bytes, *, origin: str, limits: DecodeLimits) -> npt.ND
     UnsupportedImageError
         ``MULTI_FRAME``, ``TOO_MANY_PIXELS``, ``UNSUPPORTED_COLOR``, ``DICOM_NO_PIXEL_DATA``,
         ``DICOM_UNSUPPORTED_PIXELS`` (float pixels; other than 8 or 16 bits allocated; a high bit that is not the last
-        stored one), ``DICOM_UNSUPPORTED_TRANSFER_SYNTAX``.
+        stored one), ``DICOM_UNSUPPORTED_TRANSFER_SYNTAX``, ``DICOM_UNSUPPORTED_LUT`` (the VOI LUT's entries take fewer
+        or more bits than its descriptor says).
     CorruptImageError
         ``DICOM_CORRUPT``: the elements or the pixels do not decode, or contradict each other.
 
@@ -447,7 +448,10 @@ def _stored_values(layout: _Layout, word_bits: int) -> npt.NDArray[np.int64]:
 def _modality(dataset: FileDataset, layout: _Layout, stored: npt.NDArray[np.int64], origin: str) -> _Values:
     """Bring stored values to the modality's units (C.11.1): by a LUT, or by slope and intercept."""
     if sequence := dataset.get("ModalityLUTSequence"):
-        table, first, _ = _lookup_table(sequence[0], layout)
+        table, first, bits = _lookup_table(sequence[0], layout)
+        if not 1 <= bits <= _WORD:
+            msg = "the LUT has not the depth that its descriptor says"
+            raise ValueError(msg)
         return _looked_up(table, first, stored)
     slope, intercept = _number(dataset, "RescaleSlope", 1.0), _number(dataset, "RescaleIntercept", 0.0)
     if slope == 0 or not np.isfinite([slope, intercept]).all():
@@ -460,6 +464,7 @@ def _voi(dataset: FileDataset, layout: _Layout, values: _Values, origin: str) ->
     """Bring modality values to 0..1 by the first VOI LUT, else the first window (C.11.2); None without either."""
     if sequence := dataset.get("VOILUTSequence"):
         table, first, bits = _lookup_table(sequence[0], layout)
+        _check_lut_depth(int(table.max()), bits, origin)
         return np.clip(_looked_up(table, first, values) / ((1 << bits) - 1), 0, 1)
     center, width = _number(dataset, "WindowCenter", None), _number(dataset, "WindowWidth", None)
     if center is None or width is None:
@@ -471,6 +476,20 @@ def _voi(dataset: FileDataset, layout: _Layout, values: _Values, origin: str) ->
     if function not in _WINDOWS:
         raise _corrupt(origin, "VOI LUT Function is none of LINEAR, LINEAR_EXACT, SIGMOID")
     return _WINDOWS[function](values, center, width)
+
+
+def _check_lut_depth(largest: int, bits: int, origin: str) -> None:
+    """Refuse a VOI LUT whose entries take other bits than its descriptor says: 12 of 16 would make the picture black.
+
+    Two of them pass: a largest entry of 2 ** bits, one too high, is clipped; zeros alone do not tell how many bits.
+    """
+    depths = {largest.bit_length(), (largest - 1).bit_length()} if largest else range(1, _WORD + 1)
+    if bits not in depths or bits == 0:
+        detail = (
+            f"largest entry of the VOI LUT is {largest}, which takes {largest.bit_length()} bits, "
+            f"but its descriptor says {bits}; expected the same"
+        )
+        raise _refuse(Reason.DICOM_UNSUPPORTED_LUT, origin, detail)
 
 
 def _linear(values: _Values, center: float, width: float) -> _Values:
@@ -533,8 +552,8 @@ def _lookup_table(item: Dataset, layout: _Layout) -> tuple[_Values, int, int]:
         entries = np.frombuffer(data, np.uint8 if packed else f"{order}u2", count=count)
     else:
         entries = np.atleast_1d(np.asarray(data, dtype=np.int64))[:count] & 0xFFFF
-    if len(entries) != count or not 1 <= bits <= _WORD:
-        msg = "the LUT has not the length or depth that its descriptor says"
+    if len(entries) != count:
+        msg = "the LUT has not the length that its descriptor says"
         raise ValueError(msg)
     return entries.astype(np.float64), first, bits
 

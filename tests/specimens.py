@@ -308,13 +308,20 @@ def deflated_dicom() -> bytes:
     return dicom(syntax=DeflatedExplicitVRLittleEndian)
 
 
-def lookup_table(entries: list[int] | bytes, *, first: int, bits: int, count: int | None = None) -> Sequence:
+def lookup_table(
+    entries: list[int] | bytes, *, first: int, bits: int, count: int | None = None, vr: str | None = None
+) -> Sequence:
     """Build a Modality or VOI LUT Sequence of one item: entries as numbers (US) or as they lie in the file (OW)."""
     length = len(entries) if count is None else count
     item = Dataset()
     item.add_new("LUTDescriptor", "US" if first >= 0 else "SS", [length % 65536, first, bits])
-    item.add_new("LUTData", "OW" if isinstance(entries, bytes) else "US", entries)
+    item.add_new("LUTData", vr or ("OW" if isinstance(entries, bytes) else "US"), entries)
     return Sequence([item])
+
+
+def shallow_lookup_table() -> Sequence:
+    """Say 16 bits of entries that take 12, as devices of several makes do."""
+    return lookup_table([round(64 * value**0.5) for value in range(4096)], first=0, bits=16)
 
 
 def structured_report() -> bytes:
@@ -420,6 +427,7 @@ def wrong_dicom_files() -> dict[str, WrongFile]:
             dicom(twelve_bit_pixels().astype(np.uint32), bits_stored=32), Reason.DICOM_UNSUPPORTED_PIXELS
         ),
         "high_bit.dcm": WrongFile(dicom(HighBit=15), Reason.DICOM_UNSUPPORTED_PIXELS),
+        "lut_12_of_16.dcm": WrongFile(dicom(VOILUTSequence=shallow_lookup_table()), Reason.DICOM_UNSUPPORTED_LUT),
         "huge.dcm": WrongFile(dicom(Rows=60_000, Columns=60_000), Reason.TOO_MANY_PIXELS),
         "deflated.dcm": WrongFile(deflated_dicom(), unread),
         "htj2k.dcm": WrongFile(encapsulated_dicom(b"\xff\x4f", HTJ2KLossless, gray_pixels(), bits_stored=8), unread),

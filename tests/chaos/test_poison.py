@@ -33,6 +33,7 @@ NAMED = {
     "multi_frame.dcm": "multi_frame",
     "deflated.dcm": "dicom_unsupported_transfer_syntax",
     "htj2k.dcm": "dicom_unsupported_transfer_syntax",
+    "lut_12_of_16.dcm": "dicom_unsupported_lut",
     "too_large.png": "payload_too_large",
     "header_not_utf8": "invalid_header",
     "header_of_1_MB": "header_too_large",

@@ -3,10 +3,16 @@
 import os
 import signal
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
-from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
+from pydicom.uid import (
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+)
 
 from schemas.errors import CorruptImageError, DependencyError, Reason, RecordError
 from sparkdl import codec
@@ -174,8 +180,8 @@ def test_a_lut_shorter_than_it_says_is_corrupt():
 
 
 def test_a_voi_lut_wins_over_a_window():
-    elements = {"VOILUTSequence": lookup_table([0, 77], first=0, bits=8), "WindowCenter": 1, "WindowWidth": 2}
-    assert shown([0, 1], **elements) == [0, 77]
+    elements = {"VOILUTSequence": lookup_table([0, 177], first=0, bits=8), "WindowCenter": 1, "WindowWidth": 2}
+    assert shown([0, 1], **elements) == [0, 177]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +199,85 @@ def test_inversion_happens_once(photometric, shape, inverted):
     wanted = [0, 64, 255]
     rendered = shown([0, 1000, 4000], photometric=photometric, **elements)
     assert rendered == ([255 - value for value in wanted] if inverted else wanted)
+
+
+# --- VOI LUTs of other bits than they say -----------------------------------------------------------------------------
+
+ENTRIES = [0, 1000, 2000, 4095]  # 12 bits
+LITTLE, BIG = (np.array(ENTRIES, order).tobytes() for order in ("<u2", ">u2"))
+
+
+def lut_of(bits, *, entries=ENTRIES, **options):
+    return {"VOILUTSequence": lookup_table(entries, first=0, bits=bits, **options)}
+
+
+@pytest.mark.parametrize("says", [13, 14, 15, 16, 17, 32, 255, 11, 10, 8, 1, 0])
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        pytest.param(dicom, {}, id="explicit, US"),
+        pytest.param(dicom, {"vr": "SS"}, id="explicit, SS"),
+        pytest.param(dicom, {"entries": LITTLE, "count": 4}, id="explicit, OW"),
+        pytest.param(dicom, {"entries": LITTLE, "count": 4, "vr": "UN"}, id="explicit, UN"),
+        pytest.param(implicit := partial(dicom, syntax=ImplicitVRLittleEndian), {}, id="implicit, US"),
+        pytest.param(implicit, {"entries": LITTLE, "count": 4}, id="implicit, OW"),
+        pytest.param(big_endian_dicom, {}, id="big endian, US"),
+        pytest.param(big_endian_dicom, {"entries": BIG, "count": 4}, id="big endian, OW"),
+        pytest.param(partial(specimens.gdcm_dicom, JPEGLosslessSV1), {}, id="JPEG lossless, US"),
+    ],
+)
+def test_a_voi_lut_of_other_bits_than_it_says_is_refused(build, options, says):
+    pixels = np.array([[0, 1, 2, 3], [0, 1, 2, 3]], np.uint16)
+    error = fault_of(build(pixels=pixels, **lut_of(says, **options)))
+    assert error.reason == Reason.DICOM_UNSUPPORTED_LUT
+    assert error.detail.startswith("largest entry of the VOI LUT is 4095, which takes 12 bits, but its descriptor says")
+    np.testing.assert_array_equal(render(build(pixels=pixels, **lut_of(12, **options))), [[0, 62, 125, 255]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("largest", "says"), [(255, 16), (255, 9), (127, 8), (1, 8), (2047, 12), (32767, 16), (257, 8), (8191, 12)]
+)
+def test_the_largest_entry_decides(largest, says):
+    assert fault_of(dicom(**lut_of(says, entries=[0, largest]))).reason == Reason.DICOM_UNSUPPORTED_LUT
+
+
+def test_packed_8_bit_entries_that_say_16():
+    packed = lut_of(16, entries=bytes([0, 50, 200, 255]), count=4)
+    assert fault_of(dicom(**packed)).reason == Reason.DICOM_UNSUPPORTED_LUT
+
+
+@pytest.mark.parametrize(
+    ("entries", "says", "wanted"),
+    [
+        ([0, 128], 8, [0, 128]),  # the smallest that takes 8 bits
+        ([0, 2048, 4095], 12, [0, 128, 255]),
+        ([0, 2048, 4096], 12, [0, 128, 255]),  # one too high: clipped
+        ([0, 256], 8, [0, 255]),
+        ([0, 32768, 65535], 16, [0, 128, 255]),
+        ([0, 40000], 16, [0, 156]),
+        ([1, 0], 1, [255, 0]),
+    ],
+)
+def test_voi_luts_that_use_their_bits_are_shown_as_ever(entries, says, wanted):
+    assert shown(range(len(wanted)), **lut_of(says, entries=entries)) == wanted
+
+
+def test_a_modality_lut_is_not_scaled_so_its_bits_do_not_matter():
+    table = lookup_table([0, 1, 2, 3], first=0, bits=16)
+    assert shown([0, 1, 2, 3], ModalityLUTSequence=table) == [0, 85, 170, 255]
+    impossible = lookup_table([0, 1, 2, 3], first=0, bits=17)
+    assert fault_of(dicom(ModalityLUTSequence=impossible)).reason == Reason.DICOM_CORRUPT
+
+
+def test_only_the_first_voi_lut_counts():
+    used, other = (lookup_table(ENTRIES, first=0, bits=bits) for bits in (12, 16))
+    assert shown([0, 3], VOILUTSequence=[*used, *other]) == [0, 255]
+    assert fault_of(dicom(VOILUTSequence=[*other, *used])).reason == Reason.DICOM_UNSUPPORTED_LUT
+
+
+def test_a_lut_of_zeros_does_not_tell_its_bits():
+    assert shown([700, 700], **lut_of(16, entries=[0, 0])) == [0, 0]
+    assert fault_of(dicom(**lut_of(17, entries=[0, 0]))).reason == Reason.DICOM_UNSUPPORTED_LUT
 
 
 # --- stored values ----------------------------------------------------------------------------------------------------
