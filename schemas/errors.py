@@ -41,6 +41,7 @@ class Reason(StrEnum):
     CONTENT_TYPE_MISMATCH = "content_type_mismatch"
     UNSUPPORTED_FORMAT = "unsupported_format"
     UNSUPPORTED_COLOR = "unsupported_color"
+    UNSUPPORTED_BIT_DEPTH = "unsupported_bit_depth"
     MULTI_FRAME = "multi_frame"
     TOO_MANY_PIXELS = "too_many_pixels"
     TRUNCATED_IMAGE = "truncated_image"

@@ -8,6 +8,7 @@ What is done to pixels, and what `RENDERING_VERSION` therefore stands for
     * Gray stays one channel; colour becomes BGR; a colour file whose pixels are all gray becomes one channel.
     * Palettes are expanded, 1-bit becomes 0 / 255, alpha is dropped, not blended: no background is given.
     * 16-bit gray PNG: the smallest of 8, 10, 12, 14, 16 bits that holds the largest value is taken as full scale.
+    * PNG with several channels of 16 bits: the high bytes are taken; colours that use 14 bits or fewer are refused.
     * The EXIF orientation of a JPEG is applied. A damaged EXIF block is ignored, as viewers do: the pixels are whole.
     * DICOM is rendered as `sparkdl.dicom` describes.
     * Resizing is bilinear with antialiasing, each channel by itself, to the size wanted: the aspect ratio is not kept.
@@ -29,6 +30,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from schemas.errors import ContractError, CorruptImageError, Reason, UnsupportedImageError
+from sparkdl.bitdepth import fits_14_bits
 from sparkdl.dicom import looks_like_dicom, render_dicom
 from sparkdl.imagerow import ImageRow, row_from_array
 
@@ -47,6 +49,8 @@ PNG, JPEG, DICOM = "image/png", "image/jpeg", "application/dicom"
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
+_BITS_AT, _COLOR_TYPE_AT = 24, 25  # in the payload, for the header chunk is the first
+_SIXTEEN_BITS, _SEVERAL_CHANNELS = 16, frozenset({2, 4, 6})  # colour types: RGB, gray with alpha, RGB with alpha
 _STRUCTURED_MODE = "application/cloudevents"
 _MARKER_PREFIX, _START_OF_SCAN, _END_OF_IMAGE = 0xFF, 0xDA, b"\xff\xd9"
 _LONE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})  # those without a length
@@ -194,7 +198,8 @@ def decode_image(
         ``TOMBSTONE``, ``EMPTY_PAYLOAD``, ``PAYLOAD_TOO_LARGE``, ``STRUCTURED_MODE``, ``CONTENT_TYPE_MISMATCH``; checked
         in this order, the unknown format before the mismatch.
     UnsupportedImageError
-        ``UNSUPPORTED_FORMAT``, ``UNSUPPORTED_COLOR``, ``MULTI_FRAME``, ``TOO_MANY_PIXELS``, and those of DICOM.
+        ``UNSUPPORTED_FORMAT``, ``UNSUPPORTED_COLOR``, ``UNSUPPORTED_BIT_DEPTH`` (a PNG of several 16-bit channels whose
+        colours use 14 bits or fewer), ``MULTI_FRAME``, ``TOO_MANY_PIXELS``, and those of DICOM.
     CorruptImageError
         ``TRUNCATED_IMAGE`` (PNG and JPEG whose end is missing), ``CORRUPT_IMAGE``, ``DICOM_CORRUPT``.
 
@@ -323,7 +328,29 @@ def _decode_raster(
         _check_layout(image, origin)
         decoded, original = _upright_png(image, size) if media_type == PNG else _upright_jpeg(image, size)
         pixels = np.asarray(decoded)
+        if media_type == PNG and payload[_BITS_AT] == _SIXTEEN_BITS and payload[_COLOR_TYPE_AT] in _SEVERAL_CHANNELS:
+            _check_high_bytes(image, origin)
     return (pixels if pixels.ndim == _GRAY_NDIM else pixels[..., ::-1]), original
+
+
+def _check_high_bytes(image: Image.Image, origin: str) -> None:
+    """Refuse a 16-bit PNG of several channels whose high bytes, all that Pillow keeps, are not its picture.
+
+    They are where the colours use all 16 bits. A 12-bit picture is black in them. Where they are all the same, there
+    may be one in the low bytes.
+    """
+    if fits_14_bits(image) or not _differs(image.convert("RGB")):
+        detail = (
+            "PNG has several channels of 16 bits, of which the 8 high ones are read, and no picture in those; "
+            "expected 8 bits, colours that use all 16, or 16-bit gray without alpha"
+        )
+        raise UnsupportedImageError(Reason.UNSUPPORTED_BIT_DEPTH, origin, detail)
+
+
+def _differs(image: Image.Image) -> bool:
+    extrema = image.getextrema()
+    bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    return any(low != high for low, high in bands)
 
 
 def _upright_png(image: Image.Image, size: tuple[int, int] | None) -> tuple[Image.Image, tuple[int, int]]:

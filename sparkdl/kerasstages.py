@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from pyspark import keyword_only
 from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.ml.linalg import VectorUDT
@@ -18,6 +19,7 @@ from pyspark.sql.types import ArrayType, DataType, FloatType, NumericType, Strin
 
 from schemas.errors import ContractError, CorruptImageError, Reason, SettingsError, UnsupportedImageError
 from sparkdl.batches import ReadInput, fit_shape
+from sparkdl.bitdepth import fits_14_bits, keeps_high_bytes
 from sparkdl.image.imageIO import imageArrayToStruct, imageSchema
 from sparkdl.imagerow import IMAGE_ARROW_TYPE
 from sparkdl.kerasmodels import convert_tensor_model
@@ -30,6 +32,7 @@ ImageLoader = Callable[[str], npt.NDArray[Any]]
 """Reads one image file, named by its URI, as the model's input: its shape, or its shape behind a 1; any number type."""
 
 _IMAGE_NDIM = 3
+_WHITE = 255
 
 
 class KerasStage(NetworkStage, HasModelFile):
@@ -252,6 +255,7 @@ class _DefaultLoader:
     def __call__(self, uri: str) -> npt.NDArray[np.float32]:
         try:
             with Image.open(_local_path(uri)) as image:
+                _check_depth(image, uri)
                 scaled = image.convert(self.mode).resize((self.width, self.height), Image.Resampling.NEAREST)
         except UnidentifiedImageError as exc:
             raise UnsupportedImageError(Reason.UNSUPPORTED_FORMAT, uri, "no image format that is known") from exc
@@ -259,6 +263,17 @@ class _DefaultLoader:
             raise CorruptImageError(Reason.CORRUPT_IMAGE, uri, f"cannot be read: {exc.strerror or exc}") from exc
         pixels = np.asarray(scaled, np.float32)
         return pixels.reshape(self.height, self.width, -1)
+
+
+def _check_depth(image: ImageFile, uri: str) -> None:
+    """Refuse a file that 8 bits do not hold: Pillow would keep the high bytes of a dark picture, or clip it at 255."""
+    lost = keeps_high_bytes(image) and fits_14_bits(image)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        lost = not (values.min() >= 0 and values.max() <= _WHITE)
+    if lost:
+        detail = "file has more than 8 bits a channel, expected 8 or fewer (give an imageLoader for others)"
+        raise UnsupportedImageError(Reason.UNSUPPORTED_BIT_DEPTH, uri, detail)
 
 
 def _local_path(uri: str) -> str:

@@ -143,6 +143,30 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
+_WHOLE = ((0, 0, 1, 1),)
+_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+"""First row, first column, step between rows, step between columns of each pass."""
+
+
+def png16(samples: npt.NDArray[Any], *, interlaced: bool = False, chunks: bytes = b"") -> bytes:
+    """Write uint16 samples of shape (height, width, 1 to 4), which Pillow does not: gray, gray and alpha, RGB, RGBA."""
+    height, width, channels = samples.shape
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    passes = [samples[y::down, x::right] for y, x, down, right in (_ADAM7 if interlaced else _WHOLE)]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for part in passes if part.size for row in part)
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, interlaced)
+    body = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + chunks + body
+
+
+def deep_samples(channels: int, *, bits: int = 12) -> npt.NDArray[np.uint16]:
+    """Give `twelve_bit_pixels` in each channel, shifted up to ``bits``; alpha, the last of 2 or 4, is opaque."""
+    samples = np.stack([twelve_bit_pixels() << (bits - 12)] * channels, axis=-1)
+    if channels in (2, 4):
+        samples[..., -1] = 65535
+    return samples
+
+
 def png_bomb(side: int = 20_000) -> bytes:
     """Claim side x side gray pixels in a few hundred kB or less: all are zero."""
     packer = zlib.compressobj(9)
@@ -365,6 +389,8 @@ def good_files() -> dict[str, bytes]:
         "gray_as_colour.png": lambda: png(gray_as_colour),
         "rgba.png": rgba_png,
         "gray_alpha.png": gray_alpha_png,
+        "colour16.png": lambda: png16(rgb_pixels().astype(np.uint16) * 257),
+        "gray_alpha16.png": lambda: png16(deep_samples(2, bits=16), interlaced=True),
         "palette.png": palette_png,
         "bilevel.png": bilevel_png,
         "gray.jpg": jpeg,
@@ -402,6 +428,9 @@ def wrong_files() -> dict[str, WrongFile]:
         "animated.png": WrongFile(animated_png(), Reason.MULTI_FRAME),
         "two_pictures.mpo": WrongFile(mpo(), Reason.MULTI_FRAME),
         "cmyk.jpg": WrongFile(cmyk_jpeg(), Reason.UNSUPPORTED_COLOR),
+        "colour_12_of_16.png": WrongFile(png16(deep_samples(3)), Reason.UNSUPPORTED_BIT_DEPTH),
+        "gray_alpha_12_of_16.png": WrongFile(png16(deep_samples(2)), Reason.UNSUPPORTED_BIT_DEPTH),
+        "rgba_12_of_16.png": WrongFile(png16(deep_samples(4), interlaced=True), Reason.UNSUPPORTED_BIT_DEPTH),
         "truncated.png": WrongFile(png()[:-40], Reason.TRUNCATED_IMAGE),
         "without_end.png": WrongFile(png()[:-12], Reason.TRUNCATED_IMAGE),
         "short_data.png": WrongFile(png_with_short_data(), Reason.TRUNCATED_IMAGE),

@@ -23,6 +23,7 @@ from pyspark.sql.functions import col, udf
 from pyspark.sql.types import BinaryType, IntegerType, StringType, StructField, StructType
 
 from schemas.errors import RecordError
+from sparkdl.bitdepth import fits_14_bits, keeps_high_bytes
 from sparkdl.imagerow import IMAGE_ARROW_TYPE, IMAGE_DDL, ImageRowLike
 
 Pixels = npt.NDArray[Any]
@@ -307,7 +308,8 @@ def PIL_to_imageStruct(img: Image.Image) -> npt.NDArray[np.uint8]:
     ------
     ValueError
         Another mode, e.g. 16-bit gray, of which Pillow would only keep what fits 8 bits. For these
-        `sparkdl.decode.decode_image` has a rule.
+        `sparkdl.decode.decode_image` has a rule. 16-bit colours have lost their low bits when Pillow opened the file,
+        which only `PIL_decode` can see.
     """
     if img.mode not in _PILLOW_MODES:
         img = img.convert(_pillowMode(img))
@@ -341,7 +343,7 @@ def PIL_decode(raw_bytes: bytes) -> npt.NDArray[np.uint8] | None:
     Raises
     ------
     ValueError
-        As `PIL_to_imageStruct`: the file decodes, but to more than 8 bits a channel.
+        As `PIL_to_imageStruct`, or the file has 16-bit colours that fit in 14 bits: it decodes, but not to its picture.
     """
     img = _open(raw_bytes)
     return None if img is None else PIL_to_imageStruct(img)
@@ -380,9 +382,13 @@ def _open(raw_bytes: bytes) -> Image.Image | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             img = Image.open(BytesIO(raw_bytes))
+            highBytes = keeps_high_bytes(img)
             img.load()
     except _PILLOW_ERRORS:
         return None
+    if highBytes and fits_14_bits(img):
+        msg = "file has 16 bits a channel, of which Pillow keeps the high 8, but its values fit in 14; expected 8 bits"
+        raise ValueError(msg)
     return img
 
 

@@ -20,6 +20,7 @@ from sparkdl.engine import start_engine
 from sparkdl.image.imageIO import imageStructToArray
 from sparkdl.imagenet import decode_predictions
 from sparkdl.imagerow import IMAGE_DDL, row_from_array
+from tests.specimens import png16
 
 pytestmark = [
     pytest.mark.spark,
@@ -170,6 +171,30 @@ def test_files_are_loaded_as_keras_loads_them(means_file: str, files: DataFrame)
         "remote": "unsupported_format",
         "null": "null_input",
     }
+
+
+def test_files_of_more_bits_than_the_loader_keeps_are_named(
+    spark: SparkSession, means_file: str, tmp_path: Path
+) -> None:
+    """Pillow would make black pictures of the first, and clip the next at 255; the others it reads right."""
+    small = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH)
+    wide = small * 75  # up to 3,975
+    (tmp_path / "lost colour.png").write_bytes(png16(np.stack([wide] * 3, axis=-1)))
+    (tmp_path / "lost alpha.png").write_bytes(png16(np.stack([wide, wide + 60_000], axis=-1)))
+    Image.fromarray(wide).save(tmp_path / "lost gray.png")
+    Image.fromarray(wide.astype(np.int32)).save(tmp_path / "lost gray.tiff")
+    Image.fromarray(wide.astype(np.float32)).save(tmp_path / "lost float.tiff")
+    (tmp_path / "colour.png").write_bytes(png16(RGB.astype(np.uint16) * 257))
+    Image.fromarray(small).save(tmp_path / "gray.png")
+    Image.fromarray(small.astype(np.float32)).save(tmp_path / "float.tiff")
+    frame = spark.createDataFrame([(path.name, str(path)) for path in tmp_path.iterdir()], "name string, uri string")
+    stage = KerasImageFileTransformer(inputCol="uri", outputCol="out", modelFile=means_file, reasonCol="why")
+    found = by_name(stage.transform(frame))
+    assert {name for name, row in found.items() if row["out"] is None} == {name for name in found if "lost" in name}
+    assert {row["why"].split(":")[0] for name, row in found.items() if "lost" in name} == {"unsupported_bit_depth"}
+    np.testing.assert_allclose(found["colour.png"]["out"].toArray(), RGB.mean(axis=(0, 1)), rtol=1e-5)
+    for name in ("gray.png", "float.tiff"):
+        np.testing.assert_allclose(found[name]["out"].toArray(), [small.mean()] * 3, rtol=1e-5)
 
 
 def test_a_loader_of_ones_own(means_file: str, files: DataFrame, tmp_path: Path) -> None:

@@ -16,11 +16,21 @@ from schemas.errors import ContractError, CorruptImageError, Reason, RecordError
 from sparkdl.decode import DecodeLimits, decode_image, resize_pixels, sniff_media_type
 from sparkdl.imagerow import array_from_row
 from tests import specimens
-from tests.specimens import HEIGHT, WIDTH, gray_pixels, jpeg, png, rgb_pixels
+from tests.specimens import (
+    HEIGHT,
+    WIDTH,
+    deep_samples,
+    gray_pixels,
+    jpeg,
+    png,
+    png16,
+    rgb_pixels,
+    twelve_bit_pixels,
+)
 
 ORIGIN = "xray.images-3@1024"
 GOOD, WRONG = specimens.good_files(), specimens.wrong_files()
-COLOUR = {"colour.png", "rgba.png", "palette.png", "colour.jpg"}
+COLOUR = {"colour.png", "colour16.png", "rgba.png", "palette.png", "colour.jpg"}
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "dcm": "application/dicom"}
 
 
@@ -97,7 +107,7 @@ def test_gray_is_exact_and_of_one_channel():
     np.testing.assert_array_equal(pixels_of(png()), gray_pixels())
 
 
-@pytest.mark.parametrize("name", ["colour.png", "rgba.png"])
+@pytest.mark.parametrize("name", ["colour.png", "rgba.png", "colour16.png"])
 def test_colour_is_blue_green_red_and_alpha_is_dropped(name):
     pixels = pixels_of(GOOD[name])
     np.testing.assert_array_equal(pixels, rgb_pixels()[..., ::-1])
@@ -180,6 +190,52 @@ def test_resizing_while_decoding_equals_resizing_after(name):
     """The featurizer resizes rows of another size by the same function: training and serving agree."""
     after = resize_pixels(pixels_of(GOOD[name]), (20, 24))
     np.testing.assert_array_equal(pixels_of(GOOD[name], size=(20, 24)), after)
+
+
+# --- 16 bits in several channels --------------------------------------------------------------------------------------
+
+COLOURS = {"gray and alpha": 2, "RGB": 3, "RGBA": 4}
+
+
+@pytest.mark.parametrize("channels", COLOURS.values(), ids=COLOURS)
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("bits", [12, 14])
+@pytest.mark.parametrize("size", [None, (20, 24)])
+def test_16_bit_colours_that_use_fewer_are_refused(channels, interlaced, bits, size):
+    """Their high bytes alone would be a black picture; the same values as 16-bit gray are read."""
+    payload = png16(deep_samples(channels, bits=bits), interlaced=interlaced)
+    assert reason_of(payload, size=size) == Reason.UNSUPPORTED_BIT_DEPTH
+    gray = pixels_of(png16(deep_samples(1, bits=bits), interlaced=interlaced))
+    np.testing.assert_array_equal(gray, np.rint(deep_samples(1, bits=bits)[..., 0] * (255 / ((1 << bits) - 1))))
+
+
+@pytest.mark.parametrize("channels", COLOURS.values(), ids=COLOURS)
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_16_bit_colours_that_use_all_are_shown_as_ever(channels, interlaced):
+    payload = png16(deep_samples(channels, bits=16), interlaced=interlaced)
+    np.testing.assert_array_equal(pixels_of(payload), twelve_bit_pixels() >> 4)
+
+
+@pytest.mark.parametrize(("largest", "refused"), [(0x3FFF, True), (0x4000, False)])
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_one_colour_that_uses_16_bits_is_enough(largest, refused, channel):
+    samples = np.zeros((HEIGHT, WIDTH, 3), np.uint16)
+    samples[5, 7, channel] = largest
+    if refused:
+        assert reason_of(png16(samples)) == Reason.UNSUPPORTED_BIT_DEPTH
+    else:
+        assert pixels_of(png16(samples))[5, 7, 2 - channel] == 64
+
+
+def test_16_bit_colours_whose_picture_is_in_the_low_bytes():
+    samples = np.stack([0xFF00 + gray_pixels().astype(np.uint16)] * 3, axis=-1)
+    assert reason_of(png16(samples)) == Reason.UNSUPPORTED_BIT_DEPTH
+
+
+def test_a_transparent_gray_does_not_cost_the_16_bits_of_gray():
+    transparent = specimens.png_chunk(b"tRNS", b"\0\5")
+    payload = png16(deep_samples(1), chunks=transparent)
+    np.testing.assert_array_equal(pixels_of(payload), pixels_of(png(twelve_bit_pixels())))
 
 
 # --- resize_pixels ----------------------------------------------------------------------------------------------------
