@@ -51,6 +51,7 @@ class Reason(StrEnum):
     DICOM_UNSUPPORTED_TRANSFER_SYNTAX = "dicom_unsupported_transfer_syntax"
     DICOM_UNSUPPORTED_PIXELS = "dicom_unsupported_pixels"
     DICOM_UNSUPPORTED_LUT = "dicom_unsupported_lut"
+    BLANK_RENDERING = "blank_rendering"
     DECODER_CRASH = "decoder_crash"
     NO_FEATURES = "no_features"
     UNEXPECTED = "unexpected"

@@ -15,6 +15,7 @@ What is done to pixels, and what `RENDERING_VERSION` therefore stands for
     * A JPEG much larger than wanted is first shrunk by a power of two inside its decoder (DCT scaling), never below
       twice the wanted size. Against a full decode that moves a pixel by 0.1-0.3 of 255 in the mean, so decode with
       the same ``size`` wherever results are compared.
+    * What is then one gray or one colour is refused, unless the pixels of the file are all the same.
 """
 
 import io
@@ -199,7 +200,8 @@ def decode_image(
         in this order, the unknown format before the mismatch.
     UnsupportedImageError
         ``UNSUPPORTED_FORMAT``, ``UNSUPPORTED_COLOR``, ``UNSUPPORTED_BIT_DEPTH`` (a PNG of several 16-bit channels whose
-        colours use 14 bits or fewer), ``MULTI_FRAME``, ``TOO_MANY_PIXELS``, and those of DICOM.
+        colours use 14 bits or fewer), ``MULTI_FRAME``, ``TOO_MANY_PIXELS``, those of DICOM, and ``BLANK_RENDERING``
+        (the file's pixels differ, but the image would be one gray or one colour).
     CorruptImageError
         ``TRUNCATED_IMAGE`` (PNG and JPEG whose end is missing), ``CORRUPT_IMAGE``, ``DICOM_CORRUPT``.
 
@@ -215,12 +217,9 @@ def decode_image(
     payload = _checked_payload(payload, content_type, origin, limits)
     media_type = _agreed_media_type(payload, content_type, origin)
     if media_type == DICOM:
-        pixels = render_dicom(payload, origin=origin, limits=limits)
-        height, width = pixels.shape
+        pixels, (height, width) = _decode_dicom(payload, size, origin, limits)
     else:
         pixels, (height, width) = _decode_raster(payload, media_type, size, origin, limits)
-    if size is not None:
-        pixels = resize_pixels(pixels, size)
     return DecodedImage(row_from_array(_gray_if_gray(pixels), origin=origin), media_type, height, width)
 
 
@@ -315,6 +314,18 @@ def _check_pixels(height: int, width: int, origin: str, limits: DecodeLimits) ->
         raise UnsupportedImageError(Reason.TOO_MANY_PIXELS, origin, detail)
 
 
+def _decode_dicom(
+    payload: bytes, size: tuple[int, int] | None, origin: str, limits: DecodeLimits
+) -> tuple[_Pixels, tuple[int, int]]:
+    """Render a DICOM image to gray pixels, resized if ``size`` is given, and give its original size too."""
+    rendered = render_dicom(payload, origin=origin, limits=limits)
+    pixels = rendered if size is None else resize_pixels(rendered, size)
+    if _is_flat(pixels) and not _is_flat(rendered):  # what is flat before the resize `render_dicom` has judged
+        raise _blank(pixels, origin)
+    height, width = rendered.shape
+    return pixels, (height, width)
+
+
 def _decode_raster(
     payload: bytes, media_type: str, size: tuple[int, int] | None, origin: str, limits: DecodeLimits
 ) -> tuple[_Pixels, tuple[int, int]]:
@@ -330,6 +341,8 @@ def _decode_raster(
         pixels = np.asarray(decoded)
         if media_type == PNG and payload[_BITS_AT] == _SIXTEEN_BITS and payload[_COLOR_TYPE_AT] in _SEVERAL_CHANNELS:
             _check_high_bytes(image, origin)
+    if _is_flat(pixels) and _differs_inside(payload, origin):
+        raise _blank(pixels, origin)
     return (pixels if pixels.ndim == _GRAY_NDIM else pixels[..., ::-1]), original
 
 
@@ -347,10 +360,32 @@ def _check_high_bytes(image: Image.Image, origin: str) -> None:
         raise UnsupportedImageError(Reason.UNSUPPORTED_BIT_DEPTH, origin, detail)
 
 
+def _is_flat(pixels: _Pixels) -> bool:
+    """Tell whether all pixels are of one gray or colour; the middle row, which hardly ever is, saves a look at all."""
+    first = pixels[0, 0]
+    return bool((pixels[len(pixels) // 2] == first).all() and (pixels == first).all())
+
+
+def _differs_inside(payload: bytes, origin: str) -> bool:
+    """Tell whether the pixels of a PNG or JPEG file differ: at full size, in 16 bits, by palette index or alpha.
+
+    The file is decoded once more, without the shrinking inside the decoder. Hardly any picture comes here.
+    """
+    with _pillow_border(origin), Image.open(io.BytesIO(payload), formats=("PNG", "JPEG")) as image:
+        return _differs(image)
+
+
 def _differs(image: Image.Image) -> bool:
     extrema = image.getextrema()
     bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
     return any(low != high for low, high in bands)
+
+
+def _blank(pixels: _Pixels, origin: str) -> UnsupportedImageError:
+    shade = " ".join(map(str, np.atleast_1d(pixels[0, 0])))
+    height, width = pixels.shape[:2]
+    detail = f"pixels of the file differ, but as {height}x{width} image all are {shade}; expected two grays or colours"
+    return UnsupportedImageError(Reason.BLANK_RENDERING, origin, detail)
 
 
 def _upright_png(image: Image.Image, size: tuple[int, int] | None) -> tuple[Image.Image, tuple[int, int]]:

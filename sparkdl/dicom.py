@@ -54,6 +54,7 @@ _JPEG_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _PIXEL_DATA, _FLOAT_PIXEL_DATA, _DOUBLE_FLOAT_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
 _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010), little and big endian
 _BYTE, _WORD = 8, 16
+_SAMPLES_A_SIDE = 64  # enough to find a second gray in a radiograph; the whole of 9.4 million pixels takes 14 ms
 
 # Pillow where it can: its codecs hold against damaged files. gdcm, which they can kill, runs in its own process.
 _PLUGIN_BY_SYNTAX: Final = {
@@ -152,7 +153,8 @@ def render_dicom(payload: bytes, *, origin: str, limits: DecodeLimits) -> npt.ND
         ``MULTI_FRAME``, ``TOO_MANY_PIXELS``, ``UNSUPPORTED_COLOR``, ``DICOM_NO_PIXEL_DATA``,
         ``DICOM_UNSUPPORTED_PIXELS`` (float pixels; other than 8 or 16 bits allocated; a high bit that is not the last
         stored one), ``DICOM_UNSUPPORTED_TRANSFER_SYNTAX``, ``DICOM_UNSUPPORTED_LUT`` (the VOI LUT's entries take fewer
-        or more bits than its descriptor says).
+        or more bits than its descriptor says), ``BLANK_RENDERING`` (the stored values differ, Pixel Padding left out,
+        but all would be shown as one gray).
     CorruptImageError
         ``DICOM_CORRUPT``: the elements or the pixels do not decode, or contradict each other.
 
@@ -170,8 +172,10 @@ def render_dicom(payload: bytes, *, origin: str, limits: DecodeLimits) -> npt.ND
         _check_pixel_element(dataset, payload, origin)
         layout = _checked_layout(dataset, origin, limits)
         codes = _stored_codes(dataset, layout, origin, limits)
+        stored = _stored_values(layout, 8 * codes.dtype.itemsize)
         with _parsing(origin, "the display parameters"):
-            table = _display_table(dataset, layout, codes, origin)
+            table = _display_table(dataset, layout, stored, codes, origin)
+        _check_not_blank(table, codes, stored, _padded(dataset, layout, stored), origin)
     return table[codes]
 
 
@@ -425,9 +429,10 @@ def _jpeg2000_size(stream: bytes) -> tuple[int, int] | None:
 # --- display ----------------------------------------------------------------------------------------------------------
 
 
-def _display_table(dataset: FileDataset, layout: _Layout, codes: _Codes, origin: str) -> npt.NDArray[np.uint8]:
+def _display_table(
+    dataset: FileDataset, layout: _Layout, stored: npt.NDArray[np.int64], codes: _Codes, origin: str
+) -> npt.NDArray[np.uint8]:
     """Work out the 8-bit gray of every stored word: shape (256,) or (65536,)."""
-    stored = _stored_values(layout, 8 * codes.dtype.itemsize)
     values = _modality(dataset, layout, stored, origin)
     shown = _voi(dataset, layout, values, origin)
     if shown is None:
@@ -524,13 +529,68 @@ def _present(dataset: FileDataset, stored: npt.NDArray[np.int64], codes: _Codes)
     """Mark the words that occur in the image, without those of the Pixel Padding (C.7.5.1.1.2) if others remain."""
     present = np.zeros(stored.shape, dtype=bool)
     present[codes] = True
-    padding = dataset.get("PixelPaddingValue")
-    if padding is None:
+    ends = _padding_ends(dataset)
+    if ends is None:
         return present
-    limit = dataset.get("PixelPaddingRangeLimit")
-    ends = sorted((int(padding), int(padding if limit is None else limit)))
     unpadded = present & ~((stored >= ends[0]) & (stored <= ends[1]))
     return unpadded if unpadded.any() else present
+
+
+def _padding_ends(dataset: FileDataset) -> tuple[int, int] | None:
+    """Give the lowest and the highest value of the Pixel Padding, or None without one."""
+    padding = dataset.get("PixelPaddingValue")
+    if padding is None:
+        return None
+    limit = dataset.get("PixelPaddingRangeLimit")
+    lowest, highest = sorted((int(padding), int(padding if limit is None else limit)))
+    return lowest, highest
+
+
+def _padded(dataset: FileDataset, layout: _Layout, stored: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Mark the words of the Pixel Padding, to leave them out of what decides whether a picture is blank.
+
+    Where its elements do not parse there is none: with a window nothing else needs them. Values that are written in the
+    other sign's VR are read with the sign of the pixels.
+    """
+    try:
+        ends = np.array(_padding_ends(dataset) or (), np.int64).astype(np.int16 if layout.signed else np.uint16)
+    except _FOREIGN_ERRORS:
+        ends = np.array(())
+    if not ends.size:
+        return np.zeros(stored.shape, dtype=bool)
+    return (stored >= ends.min()) & (stored <= ends.max())
+
+
+def _check_not_blank(
+    table: npt.NDArray[np.uint8],
+    codes: _Codes,
+    stored: npt.NDArray[np.int64],
+    padded: npt.NDArray[np.bool_],
+    origin: str,
+) -> None:
+    """Refuse stored values that differ but are all shown as one gray, Pixel Padding left out: its gray is another.
+
+    Nearly every picture shows two grays in a few thousand of its pixels, so only the others are looked at in full.
+    """
+    rows, columns = (max(1, side // _SAMPLES_A_SIDE) for side in codes.shape)
+    sample = codes[::rows, ::columns]
+    if _differ(table[sample[~padded[sample]]]):
+        return
+    present = np.zeros(stored.shape, dtype=bool)
+    present[codes] = True
+    unpadded = present & ~padded
+    words = unpadded if unpadded.any() else present
+    if _differ(stored[words]) and not _differ(table[words]):
+        values, shade = stored[words], table[words][0]
+        detail = (
+            f"stored values {values.min()} to {values.max()} are all shown as gray {shade} by their window or LUTs; "
+            "expected two grays or more"
+        )
+        raise _refuse(Reason.BLANK_RENDERING, origin, detail)
+
+
+def _differ(values: npt.NDArray[Any]) -> bool:
+    return bool(values.size) and bool(values.min() < values.max())
 
 
 def _number(dataset: Dataset, keyword: str, default: Any) -> Any:

@@ -167,6 +167,18 @@ def deep_samples(channels: int, *, bits: int = 12) -> npt.NDArray[np.uint16]:
     return samples
 
 
+def one_gray_palette_png() -> bytes:
+    """Hold a picture in the palette's indices, all of which stand for one colour."""
+    image = Image.fromarray(gray_pixels(), "P")
+    image.putpalette([10, 20, 30] * 256)
+    return encode(image, "PNG")
+
+
+def drawn_in_alpha_png() -> bytes:
+    """Hold a picture in the alpha channel of a black image."""
+    return png(np.stack([np.zeros_like(gray_pixels()), gray_pixels()], axis=-1))
+
+
 def png_bomb(side: int = 20_000) -> bytes:
     """Claim side x side gray pixels in a few hundred kB or less: all are zero."""
     packer = zlib.compressobj(9)
@@ -431,6 +443,9 @@ def wrong_files() -> dict[str, WrongFile]:
         "colour_12_of_16.png": WrongFile(png16(deep_samples(3)), Reason.UNSUPPORTED_BIT_DEPTH),
         "gray_alpha_12_of_16.png": WrongFile(png16(deep_samples(2)), Reason.UNSUPPORTED_BIT_DEPTH),
         "rgba_12_of_16.png": WrongFile(png16(deep_samples(4), interlaced=True), Reason.UNSUPPORTED_BIT_DEPTH),
+        "one_gray_16.png": WrongFile(png(65534 + twelve_bit_pixels() % 2), Reason.BLANK_RENDERING),
+        "one_gray_palette.png": WrongFile(one_gray_palette_png(), Reason.BLANK_RENDERING),
+        "drawn_in_alpha.png": WrongFile(drawn_in_alpha_png(), Reason.BLANK_RENDERING),
         "truncated.png": WrongFile(png()[:-40], Reason.TRUNCATED_IMAGE),
         "without_end.png": WrongFile(png()[:-12], Reason.TRUNCATED_IMAGE),
         "short_data.png": WrongFile(png_with_short_data(), Reason.TRUNCATED_IMAGE),
@@ -457,6 +472,10 @@ def wrong_dicom_files() -> dict[str, WrongFile]:
         ),
         "high_bit.dcm": WrongFile(dicom(HighBit=15), Reason.DICOM_UNSUPPORTED_PIXELS),
         "lut_12_of_16.dcm": WrongFile(dicom(VOILUTSequence=shallow_lookup_table()), Reason.DICOM_UNSUPPORTED_LUT),
+        "window_elsewhere.dcm": WrongFile(dicom(WindowCenter=60_000, WindowWidth=400), Reason.BLANK_RENDERING),
+        "flat_lut.dcm": WrongFile(
+            dicom(VOILUTSequence=lookup_table([255] * 4096, first=0, bits=8)), Reason.BLANK_RENDERING
+        ),
         "huge.dcm": WrongFile(dicom(Rows=60_000, Columns=60_000), Reason.TOO_MANY_PIXELS),
         "deflated.dcm": WrongFile(deflated_dicom(), unread),
         "htj2k.dcm": WrongFile(encapsulated_dicom(b"\xff\x4f", HTJ2KLossless, gray_pixels(), bits_stored=8), unread),

@@ -34,6 +34,8 @@ NAMED = {
     "deflated.dcm": "dicom_unsupported_transfer_syntax",
     "htj2k.dcm": "dicom_unsupported_transfer_syntax",
     "lut_12_of_16.dcm": "dicom_unsupported_lut",
+    "window_elsewhere.dcm": "blank_rendering",
+    "drawn_in_alpha.png": "blank_rendering",
     "colour_12_of_16.png": "unsupported_bit_depth",
     "too_large.png": "payload_too_large",
     "header_not_utf8": "invalid_header",

@@ -20,6 +20,8 @@ from tests.specimens import (
     HEIGHT,
     WIDTH,
     deep_samples,
+    dicom,
+    encode,
     gray_pixels,
     jpeg,
     png,
@@ -236,6 +238,114 @@ def test_a_transparent_gray_does_not_cost_the_16_bits_of_gray():
     transparent = specimens.png_chunk(b"tRNS", b"\0\5")
     payload = png16(deep_samples(1), chunks=transparent)
     np.testing.assert_array_equal(pixels_of(payload), pixels_of(png(twelve_bit_pixels())))
+
+
+# --- one gray or colour -----------------------------------------------------------------------------------------------
+
+
+def in_palette(indices, colour=(10, 20, 30), **options):
+    image = Image.fromarray(indices, "P")
+    image.putpalette([*colour] * 256)
+    return png(image, **options)
+
+
+def with_alpha(colour, alpha):
+    """Build gray or RGB of one colour with an alpha channel."""
+    return png(np.dstack([*(np.full_like(alpha, value) for value in colour), alpha]))
+
+
+def nearly_even(step=1):
+    """Hold one pixel of another gray, which a smaller picture has not."""
+    pixels = np.full((400, 480), 100, np.uint8)
+    pixels[201, 151] += step
+    return pixels
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(png(65534 + twelve_bit_pixels() % 2), id="16 bits, all white"),
+        pytest.param(png(4094 + twelve_bit_pixels() % 2), id="12 bits, all white"),
+        pytest.param(png16(65534 + deep_samples(1) % 2, interlaced=True), id="16 bits, interlaced"),
+        pytest.param(in_palette(gray_pixels()), id="palette"),
+        pytest.param(in_palette(gray_pixels(), (90, 90, 90)), id="gray palette"),
+        pytest.param(in_palette(gray_pixels() // 100, bits=2), id="palette of 2 bits"),
+        pytest.param(in_palette(gray_pixels(), transparency=bytes(range(256))), id="palette with alpha"),
+        pytest.param(with_alpha([0], gray_pixels()), id="gray and alpha"),
+        pytest.param(with_alpha([255], gray_pixels()), id="white and alpha"),
+        pytest.param(with_alpha([0, 0, 0], gray_pixels()), id="black and alpha"),
+        pytest.param(with_alpha([10, 20, 30], gray_pixels()), id="colour and alpha"),
+    ],
+)
+@pytest.mark.parametrize("size", [None, (20, 24), (96, 100)])
+def test_different_pixels_that_become_one_colour_are_refused(payload, size):
+    assert reason_of(payload, size=size) == Reason.BLANK_RENDERING
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(png(nearly_even()), id="gray.png"),
+        pytest.param(png(nearly_even().astype(np.uint16) * 257), id="gray16.png"),
+        pytest.param(png(np.stack([nearly_even(), nearly_even(0), nearly_even(0)], axis=-1)), id="colour.png"),
+        pytest.param(jpeg(nearly_even(8), quality=100), id="gray.jpg, shrunk in its decoder"),
+        pytest.param(jpeg(nearly_even(8), quality=100, exif=b"Exif\0\0"), id="gray.jpg with EXIF"),
+        pytest.param(jpeg(np.stack([nearly_even(8)] * 3, axis=-1), quality=100), id="colour.jpg"),
+    ],
+)
+def test_a_picture_that_is_one_gray_at_the_networks_size_is_refused(payload):
+    assert array_from_row(decode_image(payload, origin=ORIGIN).image).std() > 0
+    with pytest.raises(
+        UnsupportedImageError, match="pixels of the file differ, but as 20x24 image all are "
+    ) as failure:
+        decode_image(payload, origin=ORIGIN, size=(20, 24))
+    assert failure.value.reason == Reason.BLANK_RENDERING
+
+
+EVEN = np.full((HEIGHT, WIDTH), 77, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("payload", "wanted"),
+    [
+        pytest.param(png(EVEN), [77], id="gray"),
+        pytest.param(png(EVEN * 0), [0], id="black"),
+        pytest.param(png(EVEN.astype(np.uint16) * 257), [77], id="16 bits"),
+        pytest.param(png(EVEN.astype(np.uint16) * 0 + 4095), [255], id="12 bits"),
+        pytest.param(png(np.dstack([EVEN, EVEN // 2, EVEN // 3])), [25, 38, 77], id="colour"),
+        pytest.param(in_palette(EVEN), [30, 20, 10], id="palette"),
+        pytest.param(with_alpha([9], EVEN), [9], id="gray and alpha"),
+        pytest.param(with_alpha([10, 20, 30], EVEN), [30, 20, 10], id="RGBA"),
+        pytest.param(encode(Image.new("1", (WIDTH, HEIGHT), 1), "PNG"), [255], id="one bit"),
+        pytest.param(jpeg(EVEN), [77], id="gray.jpg"),
+        pytest.param(jpeg(np.full((403, 501), 77, np.uint8)), [77], id="gray.jpg, shrunk in its decoder"),
+        pytest.param(jpeg(np.stack([EVEN] * 3, axis=-1)), [77], id="colour.jpg"),
+        pytest.param(dicom(EVEN, bits_stored=8, WindowCenter=128, WindowWidth=256), [77], id="DICOM"),
+    ],
+)
+@pytest.mark.parametrize("size", [None, (20, 24), (96, 100)])
+def test_pixels_that_do_not_differ_are_shown_as_ever(payload, wanted, size):
+    image = decode_image(payload, origin=ORIGIN, size=size).image
+    assert image.data == bytes(wanted) * (image.height * image.width)
+
+
+@pytest.mark.parametrize("level", range(0, 256, 15))
+@pytest.mark.parametrize("side", [33, 640, 1531])
+def test_resizing_keeps_one_gray(level, side):
+    resized = resize_pixels(np.full((side, side + 7), level, np.uint8), (224, 299))
+    assert (resized.min(), resized.max()) == (level, level)
+
+
+@pytest.mark.parametrize(
+    ("payload", "shades"),
+    [
+        pytest.param(png(254 + gray_pixels() % 2), {254, 255}, id="gray"),
+        pytest.param(png(65535 - 257 * (twelve_bit_pixels() % 2)), {254, 255}, id="16 bits"),
+        pytest.param(specimens.gray_alpha_png(), set(gray_pixels().flat), id="gray, all transparent"),
+    ],
+)
+def test_two_grays_are_a_picture(payload, shades):
+    assert set(pixels_of(payload).flat) == shades
 
 
 # --- resize_pixels ----------------------------------------------------------------------------------------------------

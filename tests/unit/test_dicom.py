@@ -10,13 +10,15 @@ import pytest
 from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
+    RLELossless,
 )
 
 from schemas.errors import CorruptImageError, DependencyError, Reason, RecordError
 from sparkdl import codec
-from sparkdl.decode import DecodeLimits
+from sparkdl.decode import DecodeLimits, decode_image
 from sparkdl.dicom import looks_like_dicom, render_dicom
 from tests import specimens
 from tests.specimens import big_endian_dicom, dicom, gray_pixels, lookup_table, twelve_bit_pixels
@@ -277,7 +279,173 @@ def test_only_the_first_voi_lut_counts():
 
 def test_a_lut_of_zeros_does_not_tell_its_bits():
     assert shown([700, 700], **lut_of(16, entries=[0, 0])) == [0, 0]
+    assert fault_of(dicom(**lut_of(16, entries=[0, 0]))).reason == Reason.BLANK_RENDERING
     assert fault_of(dicom(**lut_of(17, entries=[0, 0]))).reason == Reason.DICOM_UNSUPPORTED_LUT
+
+
+# --- one gray ---------------------------------------------------------------------------------------------------------
+
+ABOVE, BELOW = {"WindowCenter": 60_000, "WindowWidth": 400}, {"WindowCenter": -9_000, "WindowWidth": 400}
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        pytest.param(ABOVE, id="window above"),
+        pytest.param(BELOW, id="window below"),
+        pytest.param(ABOVE | {"VOILUTFunction": "LINEAR_EXACT"}, id="LINEAR_EXACT"),
+        pytest.param(ABOVE | {"VOILUTFunction": "SIGMOID"}, id="SIGMOID"),
+        pytest.param({"WindowCenter": 5000, "WindowWidth": 1}, id="threshold"),
+        pytest.param({"WindowCenter": -9000, "WindowWidth": 10**7}, id="window too wide"),
+        pytest.param(BELOW | {"photometric": "MONOCHROME1"}, id="MONOCHROME1"),
+        pytest.param(ABOVE | {"PresentationLUTShape": "INVERSE"}, id="INVERSE"),
+        pytest.param(
+            {"WindowCenter": 2048, "WindowWidth": 4096, "RescaleSlope": 1e-5, "RescaleIntercept": 0}, id="slope"
+        ),
+        pytest.param(
+            {"WindowCenter": 2048, "WindowWidth": 4096, "RescaleSlope": 1, "RescaleIntercept": -9000}, id="intercept"
+        ),
+        pytest.param({"ModalityLUTSequence": lookup_table([9] * 4096, first=0, bits=16)}, id="flat Modality LUT"),
+        pytest.param({"VOILUTSequence": lookup_table([200] * 4096, first=0, bits=8)}, id="flat VOI LUT"),
+        pytest.param({"VOILUTSequence": lookup_table([0, 255], first=5000, bits=8)}, id="VOI LUT above"),
+        pytest.param({"VOILUTSequence": lookup_table([0, 255], first=-300, bits=8)}, id="VOI LUT below"),
+        pytest.param(
+            {"VOILUTSequence": lookup_table([255, *[9] * 4096], first=0, bits=8)}, id="VOI LUT flat where it counts"
+        ),
+    ],
+)
+@pytest.mark.parametrize("size", [None, (20, 24)])
+def test_different_values_that_are_shown_as_one_gray_are_refused(elements, size):
+    with pytest.raises(RecordError) as failure:
+        decode_image(dicom(**elements), origin=ORIGIN, size=size)
+    assert failure.value.reason == Reason.BLANK_RENDERING
+    assert failure.value.detail.startswith("stored values 572 to 3855 are all shown as gray ")
+    assert len(set(render(dicom(np.full((4, 6), 900, np.uint16), **elements)).flat)) == 1, "a constant image is shown"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(dicom(syntax=ImplicitVRLittleEndian, **ABOVE), id="implicit"),
+        pytest.param(big_endian_dicom(**ABOVE), id="big endian"),
+        pytest.param(specimens.gdcm_dicom(RLELossless, **ABOVE), id="RLE"),
+        pytest.param(specimens.gdcm_dicom(JPEGLosslessSV1, **ABOVE), id="JPEG lossless"),
+        pytest.param(specimens.gdcm_dicom(JPEGLSLossless, **ABOVE), id="JPEG-LS"),
+        pytest.param(specimens.gdcm_dicom(JPEG2000Lossless, **ABOVE), id="JPEG 2000"),
+        pytest.param(dicom(gray_pixels(), bits_stored=8, **ABOVE), id="8 bits"),
+        pytest.param(big_endian_dicom(gray_pixels(), bits_stored=8, **ABOVE), id="8 bits, big endian"),
+        pytest.param(dicom(twelve_bit_pixels().astype(np.int16) - 2000, bits_stored=16, **ABOVE), id="signed"),
+        pytest.param(
+            specimens.encapsulated_dicom(
+                specimens.jpeg(), JPEGBaseline8Bit, gray_pixels(), bits_stored=8, WindowCenter=900, WindowWidth=100
+            ),
+            id="JPEG baseline",
+        ),
+    ],
+)
+def test_one_gray_is_refused_in_every_encoding(payload):
+    assert fault_of(payload).reason == Reason.BLANK_RENDERING
+
+
+def padded_pixels(padding, dtype=np.int16):
+    """Show values from 320 on in a frame of padding, as in collimated images."""
+    pixels = twelve_bit_pixels().astype(dtype)
+    pixels[:8] = pixels[-8:] = padding
+    return pixels
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        pytest.param({"PixelPaddingValue": -2000}, id="value"),
+        pytest.param({"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1}, id="range"),
+        pytest.param({"PixelPaddingValue": -1, "PixelPaddingRangeLimit": -2000}, id="range, the other way round"),
+    ],
+)
+@pytest.mark.parametrize("size", [None, (20, 24)])
+def test_padding_of_another_gray_does_not_hide_that_the_rest_is_one(elements, size):
+    """Padding is black, all else white."""
+    window = {"WindowCenter": 0, "WindowWidth": 100, "bits_stored": 16}
+    payload = dicom(padded_pixels(-2000), **elements, **window)
+    with pytest.raises(RecordError) as failure:
+        decode_image(payload, origin=ORIGIN, size=size)
+    assert failure.value.reason == Reason.BLANK_RENDERING
+    without = render(dicom(padded_pixels(-2000), **window))
+    assert set(without.flat) == {0, 255}, "without the element these are pixels like others"
+
+
+def test_padding_in_the_other_signs_vr_does_not_hide_it_either():
+    signed = specimens.dicom_dataset(padded_pixels(-2000), bits_stored=16, WindowCenter=0, WindowWidth=100)
+    signed.add_new("PixelPaddingValue", "US", 63536)
+    assert fault_of(specimens.write_dicom(signed)).reason == Reason.BLANK_RENDERING
+    unsigned = specimens.dicom_dataset(
+        padded_pixels(63536, np.uint16), bits_stored=16, WindowCenter=50_000, WindowWidth=100
+    )
+    unsigned.add_new("PixelPaddingValue", "SS", -2000)
+    assert fault_of(specimens.write_dicom(unsigned)).reason == Reason.BLANK_RENDERING
+
+
+def test_padding_is_not_needed_where_there_is_a_window():
+    dataset = specimens.dicom_dataset(np.array([[0, 2048, 4095]], np.uint16), WindowCenter=2048, WindowWidth=4096)
+    dataset.add_new("PixelPaddingValue", "LO", "none")
+    assert render(specimens.write_dicom(dataset)).tolist() == [[0, 128, 255]]
+
+
+def test_nothing_but_padding_of_several_values():
+    padding = {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 4095}
+    assert shown([0, 1000, 4095], **padding) == [0, 62, 255]
+    assert fault_of(dicom(**padding, **ABOVE)).reason == Reason.BLANK_RENDERING
+
+
+@pytest.mark.parametrize(
+    ("stored", "elements", "wanted"),
+    [
+        ([700, 700, 700], ABOVE, [0, 0, 0]),
+        ([700, 700, 700], BELOW, [255, 255, 255]),
+        ([700, 700, 700], {"VOILUTSequence": lookup_table([200] * 4096, first=0, bits=8)}, [200, 200, 200]),
+        ([0, 700, 700], {"PixelPaddingValue": 0, "WindowCenter": 350.5, "WindowWidth": 701}, [0, 255, 255]),
+        ([0, 700, 700], {"PixelPaddingValue": 0}, [0, 0, 0]),
+        ([0x02BC, 0x12BC, 0xF2BC], ABOVE, [0, 0, 0]),  # 700 below bits that are not stored ones
+    ],
+)
+def test_pixels_that_do_not_differ_are_shown_as_ever(stored, elements, wanted):
+    assert shown(stored, **elements) == wanted
+
+
+@pytest.mark.parametrize(
+    ("stored", "elements", "wanted"),
+    [
+        ([0, 4000], {"WindowCenter": 4000.5, "WindowWidth": 2}, [0, 128]),
+        ([0, 4095], {"WindowCenter": 2048, "WindowWidth": 10**6}, [127, 128]),
+        ([0, 1], {}, [0, 255]),
+    ],
+)
+def test_two_grays_are_a_picture(stored, elements, wanted):
+    assert shown(stored, **elements) == wanted
+
+
+def test_a_window_that_just_misses_every_value():
+    pixels = np.array([[0, 3999]], np.uint16)
+    assert fault_of(dicom(pixels, WindowCenter=4000.5, WindowWidth=2)).reason == Reason.BLANK_RENDERING
+
+
+def test_a_single_pixel_of_a_second_gray_is_found():
+    """It lies where a sample of the rows and columns does not look."""
+    pixels = np.full((400, 300), 100, np.uint16)
+    pixels[201, 151] = 200
+    pixels[0, 0] = 101  # the first gray has two values
+    rendered = render(dicom(pixels, WindowCenter=150, WindowWidth=2))
+    assert (rendered.sum(), rendered[201, 151]) == (255, 255)
+
+
+def test_a_picture_that_is_one_gray_at_the_networks_size_is_refused():
+    pixels = np.full((400, 300), 100, np.uint16)
+    pixels[201, 151] = 101
+    window = {"WindowCenter": 128, "WindowWidth": 256}
+    assert set(render(dicom(pixels, **window)).flat) == {100, 101}
+    with pytest.raises(RecordError, match="as 20x24 image all are 100") as failure:
+        decode_image(dicom(pixels, **window), origin=ORIGIN, size=(20, 24))
+    assert failure.value.reason == Reason.BLANK_RENDERING
 
 
 # --- stored values ----------------------------------------------------------------------------------------------------
