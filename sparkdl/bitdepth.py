@@ -19,6 +19,8 @@ _DEEP_MODES = ("I", "F")  # and with them I;16 and I;16B
 _BYTE = 8
 # From 15 bits on 16 are the full scale, by the rule for 16-bit gray in `sparkdl.decode`.
 _FULL_SCALE_FROM = 1 << 14
+# A hot pixel or a burned-in marker is no picture: a black image with one white letter is as wrong as a black one.
+_PICTURE_SHARE = 0.01
 
 
 def keeps_high_bytes(image: ImageFile) -> bool:
@@ -41,7 +43,7 @@ def keeps_high_bytes(image: ImageFile) -> bool:
 
 
 def fits_14_bits(high_bytes: Image) -> bool:
-    """Tell whether the high bytes are too few to be a picture: the file's values fit in 14 bits or less.
+    """Tell whether the high bytes are no picture: all but a few of the file's values fit in 14 bits or less.
 
     Parameters
     ----------
@@ -51,10 +53,11 @@ def fits_14_bits(high_bytes: Image) -> bool:
     Returns
     -------
     bool
-        True where no colour reaches a quarter of the full scale; alpha does not count.
+        True where no colour reaches a quarter of the full scale in one pixel of a hundred; alpha does not count.
     """
     colors = [high_bytes.getchannel(band) for band in high_bytes.getbands() if band != "A"]
-    return not any(any(color.histogram()[_FULL_SCALE_FROM >> _BYTE :]) for color in colors)
+    enough = max(1, _PICTURE_SHARE * high_bytes.width * high_bytes.height)
+    return not any(sum(color.histogram()[_FULL_SCALE_FROM >> _BYTE :]) >= enough for color in colors)
 
 
 def _tiff_bits(image: ImageFile) -> int:

@@ -222,11 +222,20 @@ def test_16_bit_colours_that_use_all_are_shown_as_ever(channels, interlaced):
 @pytest.mark.parametrize("channel", [0, 1, 2])
 def test_one_colour_that_uses_16_bits_is_enough(largest, refused, channel):
     samples = np.zeros((HEIGHT, WIDTH, 3), np.uint16)
-    samples[5, 7, channel] = largest
+    samples[5:, 7:, channel] = largest
     if refused:
         assert reason_of(png16(samples)) == Reason.UNSUPPORTED_BIT_DEPTH
     else:
         assert pixels_of(png16(samples))[5, 7, 2 - channel] == 64
+
+
+@pytest.mark.parametrize("channels", COLOURS.values(), ids=COLOURS)
+def test_a_hot_pixel_or_a_marker_does_not_make_a_dark_picture_a_bright_one(channels):
+    samples = np.array(deep_samples(channels, bits=12))
+    samples[3, 4] = 0xFFFF
+    assert reason_of(png16(samples)) == Reason.UNSUPPORTED_BIT_DEPTH
+    samples[: HEIGHT // 4, : WIDTH // 4] = 0xFFFF
+    assert pixels_of(png16(samples))[3, 4].min() == 255
 
 
 def test_16_bit_colours_whose_picture_is_in_the_low_bytes():
