@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -266,7 +266,7 @@ def _name_classes(entries: Sequence[_Entry]) -> dict[str, str]:
     """Map each label as written to its class's name, in the order of classes."""
     labels = {entry.label for entry in entries}
     if not all(map(_is_integer, labels)):
-        return {label: label for label in sorted(labels, key=lambda label: _by_name(label, labels))}
+        return {label: label for label in sorted(labels, key=_by_name)}
     pairs = {(entry.label, entry.finding) for entry in entries}
     findings = {finding for _, finding in pairs}
     one_to_one = len(pairs) == len(labels) == len(findings) and "" not in findings
@@ -278,8 +278,8 @@ def _is_integer(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
 
 
-def _by_name(label: str, labels: Collection[str]) -> tuple[bool, str, str]:
-    return not is_negative(label, (other for other in labels if other != label)), label.casefold(), label
+def _by_name(label: str) -> tuple[bool, str, str]:
+    return not is_negative(label), label.casefold(), label
 
 
 def _filter_classes(names: tuple[str, ...], classes: Sequence[str] | None, source: Path) -> tuple[str, ...]:

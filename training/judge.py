@@ -491,13 +491,14 @@ class _Judge:
         features, errors = compute_features(self.spark, paths, digests, featurizer, self.cache, self.report)
         if any(errors):
             return None, "", (f"comparison with the model in service: {card.version} has no features of some images",)
+        head = head.reorder([card.labels.index(label) for label in self.labels])
         served = self.material.gather(head.predict(features), held_out=True, threshold=card.threshold)
         return compare(served, outcomes, seed=self.seed), name_served(card.version, digests, reports_folder), ()
 
     def why_incomparable(self, card: ModelCard) -> str:
         if set(card.labels) == set(self.labels) and card.positive_label != self.labels[-1]:
             return f"has {card.positive_label!r} as its positive class, this one {self.labels[-1]!r}"
-        if card.labels != self.labels:
+        if set(card.labels) != set(self.labels):
             return f"is for {', '.join(card.labels)}"
         if card.rendering_version != RENDERING_VERSION:
             return f"has rendering version {card.rendering_version}, this one {RENDERING_VERSION}"

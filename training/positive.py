@@ -6,7 +6,7 @@ where nothing says which class it is, training is refused.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,24 +34,14 @@ FINDINGS = frozenset(
     "pleuraleffusion pleuralthickening pneumonia pneumothorax sarscov2 sick tb tuberculosis tumor tumors tumour tumours"
     "".split()
 )
-"""What may follow ``non``, beside the name of another class, written without spaces.
-
-Not every word may: "non-specific", "non-displaced" and many more begin the name of a finding.
-"""
+"""What a name can deny, written without spaces. Not every word will do: whoever is "not fit" is ill, and "non-specific"
+begins the name of a finding."""
 
 _FILLERS = frozenset(
     "case cases chest class cxr film films group image images lung lungs patient patients radiograph radiographs ray "
     "rays scan scans subject subjects x xray xrays".split()
 )
 """Say nothing beside a negative word: ``normal chest x-ray``."""
-
-_NON_FINDINGS = ("hodgkin", "smallcell", "specific", "tuberculous")
-"""A name that begins with ``non`` and one of these is a finding, even where a class of the rest's name is there too."""
-
-_NEGATIVE_FINDINGS = frozenset(
-    ("culture negative", "false negative", "gram negative", "smear negative", "sputum negative")
-)
-"""Laboratory words: what they stand for is a disease all the same."""
 
 _COLUMN = "the manifest's column 'positive'"
 _TWO_CLASSES = 2
@@ -97,15 +87,15 @@ class Positive(NamedTuple):
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def is_negative(name: str, others: Iterable[str] = ()) -> bool:
+def is_negative(name: str) -> bool:
     """Tell whether a class's name says that nothing was found.
+
+    What is denied must be a finding that is known: of "fit" and "not fit" it is the second that is ill.
 
     Parameters
     ----------
     name : str
         Of the class. Capitals do not matter, and any run of spaces and punctuation counts as one space.
-    others : iterable of str
-        Names of the other classes: ``non-covid`` is negative beside ``covid``, whatever else ``non-`` may begin.
 
     Returns
     -------
@@ -113,20 +103,25 @@ def is_negative(name: str, others: Iterable[str] = ()) -> bool:
         False where the name does not say so for sure.
     """
     text = _normalise(name)
-    words = text.split()
-    for start in NEGATIVE_STARTS:
-        # "no 2" is a number, and "not normal" is ill.
-        if (rest := text.removeprefix(f"{start} ")) != text and re.search(r"[^\W\d]", rest):
-            return not is_negative(rest)
-    kept = [word for word in _drop_fillers(words) if not word.isdecimal()]
+    kept = _keep_words(text)
     if text in NEGATIVE_PHRASES or (kept and all(word in NEGATIVE_WORDS for word in kept)):
         return True
-    if _says_non(text, others):
-        return True
-    *before, last = words or [""]
-    if not before or last not in NEGATIVE_ENDS or before[0] == "non" or text in _NEGATIVE_FINDINGS:
-        return False
-    return not is_negative(" ".join(before))
+    return any(map(_is_finding, _denied(text)))
+
+
+def _denied(text: str) -> Iterator[str]:
+    """Give what a name denies, if it denies anything."""
+    for start in (*(f"{word} " for word in NEGATIVE_STARTS), "non"):
+        if text.startswith(start):
+            yield text.removeprefix(start)
+    for end in NEGATIVE_ENDS:
+        if text.endswith(f" {end}"):
+            yield text.removesuffix(end)
+
+
+def _is_finding(text: str) -> bool:
+    words = _keep_words(text)
+    return "".join(words) in FINDINGS or (bool(words) and all(word in FINDINGS for word in words))
 
 
 def _normalise(name: str) -> str:
@@ -135,21 +130,8 @@ def _normalise(name: str) -> str:
     return re.sub(r"^(\d+ )+(?=.)", "", text)
 
 
-def _drop_fillers(words: Iterable[str]) -> list[str]:
-    return [word for word in words if word not in _FILLERS]
-
-
-def _join(text: str) -> str:
-    return "".join(_drop_fillers(text.split()))
-
-
-def _says_non(text: str, others: Iterable[str]) -> bool:
-    """Tell whether a name is ``non`` and a finding, with a space between or not."""
-    joined = _join(text)
-    rest = joined.removeprefix("non")
-    if rest in ("", joined) or rest.startswith(_NON_FINDINGS) or is_negative(rest):
-        return False
-    return rest in FINDINGS or any(rest == _join(_normalise(other)) for other in others)
+def _keep_words(text: str) -> list[str]:
+    return [word for word in text.split() if word not in _FILLERS and not word.isdecimal()]
 
 
 def _quote(names: Iterable[str], joint: str = "and") -> str:
@@ -190,7 +172,7 @@ def choose_positive(classes: Sequence[ClassFacts], given: str | None, *, yes_or_
         return marked
     if yes_or_no:
         _check_integers(classes, place)
-    negatives = [one for one in classes if _is_known_negative(one, classes)]
+    negatives = [one for one in classes if _is_known_negative(one)]
     rest = [one for one in classes if one not in negatives]
     if len(rest) == 1:
         are = "is the negative class" if len(negatives) == 1 else "are the negative classes"
@@ -235,8 +217,8 @@ def _read_marks(classes: Sequence[ClassFacts], place: str) -> Positive | None:
     return Positive(chosen[0], describe_choice(chosen[0], f"{_COLUMN} says so")) if chosen else None
 
 
-def _is_known_negative(one: ClassFacts, classes: Sequence[ClassFacts]) -> bool:
-    return False in one.marks or is_negative(one.name, (other.name for other in classes if other is not one))
+def _is_known_negative(one: ClassFacts) -> bool:
+    return False in one.marks or is_negative(one.name)
 
 
 def _class_of(classes: Sequence[ClassFacts], value: int) -> ClassFacts:
@@ -246,7 +228,7 @@ def _class_of(classes: Sequence[ClassFacts], value: int) -> ClassFacts:
 def _check_integers(classes: Sequence[ClassFacts], place: str) -> None:
     """Refuse findings that say the contrary of 1 for ill and 0 for healthy."""
     zero, one = _class_of(classes, 0), _class_of(classes, 1)
-    if wrong := sorted(finding for finding in one.findings if is_negative(finding, zero.findings)):
+    if wrong := sorted(finding for finding in one.findings if is_negative(finding)):
         msg = (
             f"label 1 of {place} has the finding {_quote(wrong)}, which says that nothing was found, so it is not "
             f"known whether 1 is positive; name the class that score and alerts are about with --positive: "

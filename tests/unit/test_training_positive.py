@@ -48,7 +48,6 @@ PAIRS = [
     ("NonCovid", "Covid"),
     ("noncovid", "covid 19"),
     ("non-tuberculosis", "Tuberculosis"),
-    ("non asthma", "asthma"),
     ("non-finding", "finding"),
     ("normal chest x-ray", "lesion"),
     ("Normal_Lung", "Covid_Lung"),
@@ -90,6 +89,20 @@ UNKNOWN = [
     ("normal", "healthy"),
     ("No Finding", "non-covid"),
     ("negative", "covid-negative"),
+    # Whoever is denied what is good is ill; of words that nobody has listed it is not known which are.
+    ("fit", "not fit"),
+    ("ok", "not ok"),
+    ("alive", "not alive"),
+    ("survived", "not survived"),
+    ("recovered", "non-recovered"),
+    ("stable", "no longer stable"),
+    ("sano", "no sano"),
+    ("sain", "non sain"),
+    ("breathing", "breathing absent"),
+    ("asthma", "non asthma"),
+    ("sputum smear negative", "sputum smear positive"),
+    ("false neg", "true pos"),
+    ("tb smear negative", "tb smear positive"),
 ]
 
 
