@@ -243,6 +243,13 @@ def test_the_largest_entry_decides(largest, says):
     assert fault_of(dicom(**lut_of(says, entries=[0, largest]))).reason == Reason.DICOM_UNSUPPORTED_LUT
 
 
+@pytest.mark.parametrize("outliers", [1, 40])
+def test_a_few_entries_that_stand_out_do_not_make_12_bits_16(outliers):
+    entries = [*range(4096 - outliers), *[65535] * outliers]
+    assert fault_of(dicom(**lut_of(16, entries=entries))).reason == Reason.DICOM_UNSUPPORTED_LUT
+    assert fault_of(dicom(**lut_of(12, entries=entries))).reason == Reason.DICOM_UNSUPPORTED_LUT
+
+
 def test_packed_8_bit_entries_that_say_16():
     packed = lut_of(16, entries=bytes([0, 50, 200, 255]), count=4)
     assert fault_of(dicom(**packed)).reason == Reason.DICOM_UNSUPPORTED_LUT
@@ -310,7 +317,8 @@ ABOVE, BELOW = {"WindowCenter": 60_000, "WindowWidth": 400}, {"WindowCenter": -9
         pytest.param({"VOILUTSequence": lookup_table([0, 255], first=5000, bits=8)}, id="VOI LUT above"),
         pytest.param({"VOILUTSequence": lookup_table([0, 255], first=-300, bits=8)}, id="VOI LUT below"),
         pytest.param(
-            {"VOILUTSequence": lookup_table([255, *[9] * 4096], first=0, bits=8)}, id="VOI LUT flat where it counts"
+            {"VOILUTSequence": lookup_table([*[255] * 100, *[9] * 4096], first=-100, bits=8)},
+            id="VOI LUT flat where it counts",
         ),
     ],
 )
