@@ -23,6 +23,10 @@ TRACE_HEADERS = ("traceparent", "tracestate")
 
 # On an image that was sent again: topic-partition@offset of the record in the images topic whose attempt failed.
 REDRIVEN_FROM = "xray_redriven_from"
+# And Kafka's id of that topic, where it is known: one that was made anew counts its offsets from 0 again.
+REDRIVEN_TOPIC_ID = "xray_redriven_topic_id"
+MAX_REDRIVE_BYTES = 1024
+"""Room for these two: they come on top of headers that may use all that they are allowed."""
 
 SPECVERSION = "1.0"
 IMAGE_TYPE = "xray.image.v1"

@@ -27,7 +27,7 @@ from schemas.errors import NoCheckpointError, RepetitionError, SettingsError
 from streaming.checkpoints import committed_offsets, has_begun
 from streaming.messages import find_offsets, offsets_at, open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topicids import check_topic_ids, is_about, read_topic_ids
+from streaming.topicids import TopicIds, check_topic_ids
 
 _TIMEOUT_S = 20.0
 _SHOWN_OFFSETS = 20
@@ -246,12 +246,12 @@ def audit_stream(settings: StreamSettings, scope: Scope | None = None) -> Accoun
     scope = scope or Scope()
     kafka = settings.kafka
     _require_checkpoint(settings)
-    topic_id = check_topic_ids(settings, "score").topics.get(kafka.images_topic)
+    ids = check_topic_ids(settings, "score")
     partitions = _read_positions(settings, scope)
     archived = committed_offsets(settings.checkpoints_folder / "archive") or {}
     since_ms = 0 if scope.whole else _earliest_ms(kafka, partitions)
     predictions, dead_letters = (
-        _read_outcomes(kafka, topic, topic_id, partitions, archived.get(topic, {}), since_ms, whole=scope.whole)
+        _read_outcomes(kafka, topic, ids, partitions, archived.get(topic, {}), since_ms, whole=scope.whole)
         for topic in (kafka.predictions_topic, kafka.deadletters_topic)
     )
     for partition in partitions:
@@ -275,8 +275,15 @@ def _require_checkpoint(settings: StreamSettings) -> None:
         raise NoCheckpointError(msg)
 
 
-def check_not_scored(settings: StreamSettings) -> None:
+def check_not_scored(settings: StreamSettings, ids: TopicIds) -> None:
     """Refuse to begin without a checkpoint where images have outcomes already: they would all be scored again.
+
+    Parameters
+    ----------
+    settings : StreamSettings
+        Topics and checkpoints.
+    ids : TopicIds
+        Of the topics that SCORE reads.
 
     Raises
     ------
@@ -289,7 +296,7 @@ def check_not_scored(settings: StreamSettings) -> None:
     if settings.score.starting_offsets == "latest" or has_begun(checkpoint):
         return
     kafka = settings.kafka
-    count = _count_scored(kafka, read_topic_ids(kafka, [kafka.images_topic]).topics.get(kafka.images_topic))
+    count = _count_scored(kafka, ids)
     if count:
         msg = (
             f"there is no checkpoint in {checkpoint}, but {count} images of {kafka.images_topic} have an outcome "
@@ -299,12 +306,12 @@ def check_not_scored(settings: StreamSettings) -> None:
         raise RepetitionError(msg)
 
 
-def _count_scored(kafka: KafkaSettings, topic_id: str | None) -> int:
+def _count_scored(kafka: KafkaSettings, ids: TopicIds) -> int:
     with open_reader(kafka) as reader:
         spans = read_spans(reader, kafka.images_topic)
     partitions = [PartitionAccount(p, span.start, span.stop, span.stop) for p, span in spans.items()]
     predictions, dead_letters = (
-        _read_outcomes(kafka, topic, topic_id, partitions, {}, 0, whole=False)
+        _read_outcomes(kafka, topic, ids, partitions, {}, 0, whole=False)
         for topic in (kafka.predictions_topic, kafka.deadletters_topic)
     )
     return sum(int(((predictions.counts[p] > 0) | (dead_letters.counts[p] > 0)).sum()) for p in spans)
@@ -367,7 +374,7 @@ def _span_of(account: PartitionAccount) -> range:
 def _read_outcomes(
     kafka: KafkaSettings,
     topic: str,
-    topic_id: str | None,
+    ids: TopicIds,
     partitions: Sequence[PartitionAccount],
     archived: Mapping[int, int],
     since_ms: int,
@@ -388,7 +395,7 @@ def _read_outcomes(
             headers = dict(message.headers() or ())  # of several with one name the last one counts
             outcomes.read += 1
             # Outside: another topic's, or not in the scope, or retention removed the image after it was scored.
-            about_these = headers.get(envelope.INPUT_TOPIC) == images_topic and is_about(headers, topic_id)
+            about_these = headers.get(envelope.INPUT_TOPIC) == images_topic and ids.are_of(headers, kafka.images_topic)
             if (about_these and _count_input(headers, spans, outcomes)) or whole:
                 _note_event(message, headers, archived, outcomes)
     return outcomes

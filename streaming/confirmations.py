@@ -424,7 +424,7 @@ def _without_content(rejection: Rejection) -> Rejection:
 
 
 def _size(events: Iterable[Event]) -> int:
-    return sum(len(event.value or b"") for event in events)
+    return sum(event.size_bytes for event in events)
 
 
 def _event_of(message: Message) -> Event:

@@ -30,7 +30,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -93,6 +93,8 @@ class DeadLetter:
         Where the record was read.
     input_place : Place
         And where in it.
+    input_topic_id : str
+        Kafka's own id of that topic; empty where it is not known.
     received_at : str
         The record's own Kafka timestamp, UTC.
     payload_bytes : int or None
@@ -110,6 +112,7 @@ class DeadLetter:
     input_place: Place
     received_at: str
     payload_bytes: int | None
+    input_topic_id: str = ""
 
     @property
     def origin(self) -> str:
@@ -352,6 +355,7 @@ def read_dead_letter(message: Message) -> DeadLetter | None:
             input_place=Place(int(added[envelope.INPUT_PARTITION]), int(added[envelope.INPUT_OFFSET])),
             received_at=header_text(added, envelope.INPUT_TIMESTAMP) or "",
             payload_bytes=None if value is None else len(value),
+            input_topic_id=header_text(added, envelope.INPUT_TOPIC_ID) or "",
         )
     except (KeyError, ValueError):
         return None
@@ -482,7 +486,7 @@ def plan_redrive(
         Nobody answers, or a topic is missing.
     """
     plan = RedrivePlan()
-    attempts: dict[tuple[str, Place], _Attempt] = {}
+    attempts: dict[_Input, _Attempt] = {}
     named = set(selection.places)
     for message in _scan(kafka, selection):
         letter = read_dead_letter(message)
@@ -495,13 +499,29 @@ def plan_redrive(
     if named:
         msg = f"no dead letter at {', '.join(map(str, sorted(named)))} in {kafka.deadletters_topic}"
         raise JobError(msg)
-    done = set() if again else _read_marks(kafka, [attempt for _, attempt in attempts])
-    for (_, input_place), attempt in attempts.items():
-        if input_place in done:
+    done = set() if again else _read_marks(kafka, [record.place for record in attempts])
+    for record, attempt in attempts.items():
+        if record.mark in done:
             plan.skipped[Skip.ALREADY_REDRIVEN] += 1
         else:
             plan.chosen[attempt.place] = attempt.reason
     return plan
+
+
+_Mark = tuple[Place, str]
+"""Which record a re-drive is of: its place, and the id of its topic; empty where that was not known."""
+
+
+class _Input(NamedTuple):
+    """The record that failed; the event id as well, for topics whose id is not known."""
+
+    event_id: str
+    place: Place
+    topic_id: str
+
+    @property
+    def mark(self) -> _Mark:
+        return self.place, self.topic_id
 
 
 class _Attempt(NamedTuple):
@@ -530,21 +550,19 @@ def _find_obstacle(letter: DeadLetter, kafka: KafkaSettings, max_payload_bytes: 
     return Skip.OTHER_TOPIC if letter.input_topic != kafka.images_topic else None
 
 
-def _sort_in(
-    letter: DeadLetter, obstacle: Skip | None, attempts: dict[tuple[str, Place], _Attempt], plan: RedrivePlan
-) -> None:
+def _sort_in(letter: DeadLetter, obstacle: Skip | None, attempts: dict[_Input, _Attempt], plan: RedrivePlan) -> None:
     if obstacle is not None:
         plan.skipped[obstacle] += 1
         return
-    # The event id as well: an images topic that was made anew counts its offsets from 0 again.
-    key, attempt = (letter.event_id, letter.input_place), _Attempt(letter.time, letter.place, sys.intern(letter.reason))
+    key = _Input(letter.event_id, letter.input_place, sys.intern(letter.input_topic_id))
+    attempt = _Attempt(letter.time, letter.place, sys.intern(letter.reason))
     if key in attempts:
         plan.skipped[Skip.REPEATED] += 1
         attempt = max(attempt, attempts[key])
     attempts[key] = attempt
 
 
-def _read_marks(kafka: KafkaSettings, attempts: Iterable[Place]) -> set[Place]:
+def _read_marks(kafka: KafkaSettings, attempts: Iterable[Place]) -> set[_Mark]:
     """Find which attempts were re-driven, from the records behind the first of them in their partitions."""
     with open_reader(kafka) as reader:
         spans = read_spans(reader, kafka.images_topic)
@@ -556,15 +574,17 @@ def _read_marks(kafka: KafkaSettings, attempts: Iterable[Place]) -> set[Place]:
         firsts[partition] = min(first, firsts.get(partition, first))
     wanted = {partition: range(first, spans[partition].stop) for partition, first in firsts.items()}
     marks = (
-        dict(message.headers() or ()).get(envelope.REDRIVEN_FROM)
+        _read_mark(dict(message.headers() or ()), kafka.images_topic)
         for message in scan_offsets(kafka, kafka.images_topic, wanted)
     )
-    return {place for mark in marks if mark and (place := _read_mark(mark, kafka.images_topic)) is not None}
+    return {mark for mark in marks if mark is not None}
 
 
-def _read_mark(mark: bytes, topic: str) -> Place | None:
-    match = re.fullmatch(re.escape(topic) + r"-(\d+)@(\d+)", mark.decode(errors="replace"))
-    return None if match is None else Place(int(match[1]), int(match[2]))
+def _read_mark(headers: Mapping[str, bytes | None], topic: str) -> _Mark | None:
+    mark = (headers.get(envelope.REDRIVEN_FROM) or b"").decode(errors="replace")
+    match = re.fullmatch(re.escape(topic) + r"-(\d+)@(\d+)", mark)
+    topic_id = (headers.get(envelope.REDRIVEN_TOPIC_ID) or b"").decode(errors="replace")
+    return None if match is None else (Place(int(match[1]), int(match[2])), topic_id)
 
 
 def _target_partition(partition: int, present: Sized) -> int:
@@ -649,9 +669,9 @@ def _send(
         return
     original, _ = split_headers(message.headers() or [])
     # An older mark is of the attempt before; this one tells where it came from in turn.
-    headers = [(name, value) for name, value in original if name != envelope.REDRIVEN_FROM] + [
-        (envelope.REDRIVEN_FROM, letter.origin.encode())
-    ]
+    marks = {envelope.REDRIVEN_FROM: letter.origin, envelope.REDRIVEN_TOPIC_ID: letter.input_topic_id}
+    headers = [(name, value) for name, value in original if name not in marks]
+    headers += [(name, text.encode()) for name, text in marks.items() if text]
     partition = _target_partition(letter.input_place.partition, partitions)
 
     def report(error: KafkaError | None, _message: Message) -> None:

@@ -51,6 +51,8 @@ _ADDED_FIELDS = [
     pa.field("error_trace", pa.string()),
     pa.field("payload", pa.binary()),
 ]
+_OVERHEAD = envelope.HEADER_OVERHEAD_BYTES
+_REDRIVE_MARKS = pa.array([envelope.REDRIVEN_FROM, envelope.REDRIVEN_TOPIC_ID])
 _KEPT = ("topic", "partition", "offset", "timestamp", "key", "headers")
 
 
@@ -95,7 +97,8 @@ class RecordSizes:
     largest_header : int
         Name and value.
     headers : int
-        Names and values, and `envelope.HEADER_OVERHEAD_BYTES` for each header.
+        Names and values, and `envelope.HEADER_OVERHEAD_BYTES` for each header; the marks of a re-drive do not count, up
+        to `envelope.MAX_REDRIVE_BYTES`.
     n_headers : int
         How many there are.
     """
@@ -195,13 +198,15 @@ def measure_records(batch: pa.RecordBatch) -> list[RecordSizes]:
     """
     headers = batch.column("headers")
     flat = headers.flatten()
-    sizes = _lengths(pc.struct_field(flat, "key")) + _lengths(pc.struct_field(flat, "value"))
+    names = pc.struct_field(flat, "key")
+    sizes = _lengths(names) + _lengths(pc.struct_field(flat, "value"))
+    marks = np.where(pc.is_in(names, _REDRIVE_MARKS).to_numpy(zero_copy_only=False), sizes + _OVERHEAD, 0)
     ends = np.cumsum(pc.fill_null(pc.list_value_length(headers), 0).to_numpy())
     keys, values = _lengths(batch.column("key")), _lengths(batch.column("value"))
     measured = []
-    for key, value, own in zip(keys, values, np.split(sizes, ends)[:-1], strict=True):
-        overhead = envelope.HEADER_OVERHEAD_BYTES * len(own)
-        largest, total = int(own.max(initial=0)), int(own.sum()) + overhead
+    for key, value, own, own_marks in zip(keys, values, *(np.split(x, ends)[:-1] for x in (sizes, marks)), strict=True):
+        room = min(int(own_marks.sum()), envelope.MAX_REDRIVE_BYTES)
+        largest, total = int(own.max(initial=0)), int(own.sum()) + _OVERHEAD * len(own) - room
         measured.append(RecordSizes(int(key), int(value), largest, total, len(own)))
     return measured
 

@@ -178,6 +178,12 @@ class Keeper:
 
     def _fail(self, failure: QueryFailure) -> None:
         now = time.monotonic()
+        if failure.kind is FailureKind.FEATURES:
+            # One image's fault, and known by its name: nothing to wait for, and no reason to give up.
+            await_quiet(self._spark)
+            self._on_failure(failure)
+            self._due = now
+            return
         self._failing_since = self._failing_since or now
         self._failures += 1
         log.warning("the %s query failed: %s", self.name, failure.cause)

@@ -11,7 +11,7 @@ from schemas.errors import DataLossError
 from streaming.checkpoints import committed_offsets
 from streaming.messages import open_reader, read_spans
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topicids import describe_renewal
+from streaming.topicids import describe_shrinking
 
 QUERIES = ("score", "archive")
 
@@ -95,7 +95,7 @@ def check_losses(losses: Iterable[Loss], kafka: KafkaSettings, *, accepted: bool
     """
     losses = [loss for loss in losses if loss.topic != kafka.canary_topic]
     if renewed := [loss for loss in losses if loss.renewed]:
-        raise DataLossError(describe_renewal(sorted({loss.topic for loss in renewed}), renewed[0].query))
+        raise DataLossError(describe_shrinking(_name(renewed), renewed[0].query))
     if losses and not accepted:
         count = sum(len(loss.offsets) for loss in losses)
         msg = (

@@ -16,7 +16,7 @@ from schemas import envelope
 from streaming.checkpoints import UnfinishedBatch, unfinished_batch
 from streaming.messages import offsets_at, open_reader, read_headers, read_spans, scan_offsets
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topicids import TopicIds, is_about
+from streaming.topicids import TopicIds
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _read_place(message: Message, ids: TopicIds) -> tuple[str, int, int] | None:
     headers = read_headers(message)
     try:
         topic = headers[envelope.INPUT_TOPIC].decode()
-        if not is_about(headers, ids.topics.get(topic)):
+        if not ids.are_of(headers, topic):
             return None
         return topic, int(headers[envelope.INPUT_PARTITION]), int(headers[envelope.INPUT_OFFSET])
     except (KeyError, ValueError):  # UnicodeDecodeError is a ValueError

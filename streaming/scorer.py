@@ -6,6 +6,7 @@ query costs about a second and loses nothing.
 """
 
 import logging
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _CHANGE_WORTH_A_START = 2.0
 """A batch's bound is changed when the better one differs by this factor."""
+_KEEP_PAYLOADS_S = 600.0
+"""Where one image had no features the next may have none: each would cost its batch a second try."""
 
 
 class Scorer:
@@ -77,6 +80,7 @@ class Scorer:
         self._plan = ScorePlan(settings.score.max_images_per_batch, skip_lost=skip_lost)
         self._crashes: Counter[int] = Counter()
         self._started_behind = -1
+        self._keep_payloads_until = 0.0
         self._keeper = Keeper(spark, "score", self._start, settings.retry, self._on_failure)
 
     def begin(self) -> None:
@@ -120,6 +124,7 @@ class Scorer:
         if failure.kind is FailureKind.FEATURES:
             log.warning("an image has no features: its batch is done again with each image's bytes at hand")
             self._plan = replace(self._plan, keep_payloads=True)
+            self._keep_payloads_until = time.monotonic() + _KEEP_PAYLOADS_S
         batch = unfinished_batch(self._checkpoint)
         if failure.kind is FailureKind.WORKER and batch is not None:
             self._crashes[batch.number] += 1
@@ -130,10 +135,9 @@ class Scorer:
     def _must_start_anew(self) -> bool:
         """Change the plan where that is called for; return whether it was."""
         before = (self._plan, self._served)
-        special = self._plan.apart or self._plan.skip_lost or self._plan.keep_payloads
-        if special and last_committed(self._checkpoint) > self._started_behind:
+        if last_committed(self._checkpoint) > self._started_behind and self._plan != self._usual_plan():
             # That was for one batch.
-            self._plan = replace(self._plan, apart=False, skip_lost=False, keep_payloads=False)
+            self._plan = self._usual_plan()
             self._crashes.clear()
         wanted = self._choose_max_images()
         if not 1 / _CHANGE_WORTH_A_START < wanted / self._plan.max_images < _CHANGE_WORTH_A_START:
@@ -141,6 +145,10 @@ class Scorer:
             self._plan = replace(self._plan, max_images=wanted)
         self._follow_promotion()
         return before != (self._plan, self._served)
+
+    def _usual_plan(self) -> ScorePlan:
+        keep = self._plan.keep_payloads and time.monotonic() < self._keep_payloads_until
+        return replace(self._plan, apart=False, skip_lost=False, keep_payloads=keep)
 
     def _choose_max_images(self) -> int:
         score = self._settings.score

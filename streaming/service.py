@@ -6,14 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 
 from prometheus_client import CollectorRegistry
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
-from schemas.errors import DataLossError, SettingsError
+from schemas.errors import DataLossError, JobError, SettingsError
 from schemas.modelcard import ModelCard
 from schemas.registry import champion_folder
 from sparkdl.session import start_session
@@ -31,7 +32,7 @@ from streaming.models import ChampionWatch, ServedModel, check_card, load_model
 from streaming.score import featurizer_of
 from streaming.scorer import Scorer
 from streaming.settings import StreamSettings
-from streaming.topicids import TopicWatch, check_topic_ids, read_topic_ids, record_ids, set_checkpoint_aside, topics_of
+from streaming.topicids import TopicWatch, check_topic_ids, record_ids, recorded_ids, set_checkpoint_aside
 from streaming.topics import check_outcome_sizes, check_topics, create_topics
 
 log = logging.getLogger(__name__)
@@ -145,35 +146,45 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
 def _check_kafka(settings: StreamSettings, *, accept_loss: bool, from_beginning: bool) -> list[Loss]:
     create_topics(settings.kafka)
     check_topics(settings.kafka)
-    ids = {query: read_topic_ids(settings.kafka, topics_of(query, settings.kafka)) for query in QUERIES}
-    begun_anew = accept_loss and _set_replaced_aside(settings)
+    renewed = _set_replaced_aside(settings) if accept_loss else frozenset[str]()
     losses = find_losses(settings)
     check_losses(losses, settings.kafka, accepted=accept_loss)
     for loss in losses:
         log.warning("%s goes on behind records that are gone: %s", loss.query, loss)
+    ids = {query: check_topic_ids(settings, query) for query in QUERIES}
+    ids |= {query: replace(ids[query], renewed=True) for query in renewed}
+    if not from_beginning:
+        check_not_scored(settings, ids["score"])
+    # Not before all is checked: a checkpoint of a release that noted no ids is believed to be of these topics.
     for query in QUERIES:
-        check_topic_ids(settings, query)
-        # Not before all is checked: a checkpoint of a release that noted no ids is believed to be of these topics.
         record_ids(settings.checkpoints_folder / query, ids[query])
-    if not from_beginning and not begun_anew:
-        check_not_scored(settings)
     return losses
 
 
-def _set_replaced_aside(settings: StreamSettings) -> bool:
-    """Put checkpoints aside whose topics were made anew: all of those is read; return whether SCORE's was one."""
-    renewed = {
-        loss.query for loss in find_losses(settings) if loss.renewed and loss.topic != settings.kafka.canary_topic
-    }
-    for query in QUERIES:
-        try:
-            check_topic_ids(settings, query)
-        except DataLossError:
-            renewed.add(query)
-    for query in sorted(renewed):
+def _set_replaced_aside(settings: StreamSettings) -> frozenset[str]:
+    """Put checkpoints aside whose topics are others now, or end before them: all in those is read.
+
+    Returns
+    -------
+    frozenset of str
+        The queries for which an outcome that does not name its topic's id is about a former topic.
+    """
+    canary = settings.kafka.canary_topic
+    shrunk = {loss.query for loss in find_losses(settings) if loss.renewed and loss.topic != canary}
+    renewed = {query for query in QUERIES if _is_renewed(settings, query)}
+    unknown = {query for query in shrunk if recorded_ids(settings.checkpoints_folder / query) is None}
+    for query in sorted(shrunk | renewed):
         aside = set_checkpoint_aside(settings.checkpoints_folder / query)
-        log.warning("%s reads topics that were made anew from their beginning; its checkpoint is now %s", query, aside)
-    return "score" in renewed
+        log.warning("%s reads its topics from their beginning; its checkpoint is now %s", query, aside)
+    return frozenset(renewed | unknown)
+
+
+def _is_renewed(settings: StreamSettings, query: str) -> bool:
+    try:
+        check_topic_ids(settings, query)
+    except DataLossError:
+        return True
+    return False
 
 
 def _keep_archive(spark: SparkSession, settings: StreamSettings, losses: list[Loss], *, available_now: bool) -> Keeper:
@@ -211,10 +222,10 @@ def _serve(
     on_ready: Callable[[], None],
 ) -> None:
     with ExitStack() as stack:  # ended in the order against this one: no new canary, then SCORE, then ARCHIVE
-        stack.callback(archiver.stop)
-        stack.callback(scorer.stop)
+        stack.push(_stopping(archiver.stop))
+        stack.push(_stopping(scorer.stop))
         scorer.begin()
-        watch = TopicWatch(settings, "score")
+        watch = TopicWatch(settings, QUERIES)
         stack.callback(watch.stop)
         watch.start()
         canary = _start_canary(settings, metrics)
@@ -236,6 +247,20 @@ def _serve(
             scorer.tend()
             archiver.tend()
             readiness.look()
+
+
+def _stopping(stop: Callable[[], None]) -> Callable[..., None]:
+    """Make the end of a query a part of an exit stack: why the stream ends counts more than what its end meets."""
+
+    def end(kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        try:
+            stop()
+        except JobError as exc:
+            if kind is None:
+                raise
+            log.warning("%s", exc)
+
+    return end
 
 
 def _start_canary(settings: StreamSettings, metrics: StreamMetrics) -> Canary | None:

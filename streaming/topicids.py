@@ -10,15 +10,15 @@ import json
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
 from schemas import envelope
-from schemas.errors import BrokerError, DataLossError, JobError
+from schemas.errors import BrokerError, DataLossError, JobError, XrayError
 from streaming.settings import KafkaSettings, StreamSettings
 from streaming.topics import connect_admin, describe_cluster
 
@@ -41,19 +41,34 @@ class TopicIds:
     cluster : str
         Of the cluster; empty where the broker tells none.
     topics : Mapping of str to str
-        By the topic's name; brokers before Kafka 2.8 have none, and their topics are left out.
+        By the topic's name; empty where the broker has none, as before Kafka 2.8.
+    renewed : bool
+        Whether there were other topics of these names before: what does not say which one it is about is about those.
     """
 
     cluster: str
     topics: Mapping[str, str]
+    renewed: bool = False
 
-    def differ_from(self, other: "TopicIds") -> list[str]:
-        """Name what both know and is not the same: topics; or the cluster, where only that tells."""
-        shared = sorted({*self.topics} & {*other.topics})
-        renewed = [name for name in shared if self.topics[name] != other.topics[name]]
-        if not renewed and self.cluster and other.cluster and self.cluster != other.cluster:
-            return sorted({*self.topics, *other.topics})
-        return renewed
+    def differ_from(self, noted: "TopicIds") -> list[str]:
+        """Name the topics that are not those that were noted: made anew, of another cluster, or never read so far."""
+        if self.cluster and noted.cluster and self.cluster != noted.cluster:
+            return sorted(self.topics)
+        return [name for name, one in sorted(self.topics.items()) if not _same(one, noted.topics.get(name))]
+
+    def are_of(self, headers: Mapping[str, bytes], topic: str) -> bool:
+        """Tell whether an outcome is about an image of this topic, rather than of an earlier one of its name.
+
+        Outcomes of releases that did not note the topic's id count as if they were, unless there was an earlier one.
+        """
+        said, present = headers.get(envelope.INPUT_TOPIC_ID), self.topics.get(topic)
+        if not said:
+            return not self.renewed
+        return not present or said == present.encode()
+
+
+def _same(present: str, noted: str | None) -> bool:
+    return noted is not None and (not present or not noted or present == noted)
 
 
 def topics_of(query: str, kafka: KafkaSettings) -> list[str]:
@@ -77,9 +92,11 @@ def read_topic_ids(kafka: KafkaSettings, names: Sequence[str]) -> TopicIds:
         answers = admin.describe_topics(TopicCollection(list(names)), request_timeout=_TIMEOUT_S)
         found = {name: _text(future.result().topic_id) for name, future in answers.items()}
     except KafkaException as exc:
-        msg = f"cannot read the ids of {', '.join(names)}: {exc.args[0].str()}"
+        missing = exc.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART
+        hint = "Create the topics with 'xray up'." if missing else "See the roles in docs/security.md."
+        msg = f"cannot read the ids of {', '.join(names)}: {exc.args[0].str()}. {hint}"
         raise BrokerError(msg) from exc
-    return TopicIds(cluster or "", {name: topic_id for name, topic_id in found.items() if topic_id})
+    return TopicIds(cluster or "", found)
 
 
 def _text(topic_id: Any) -> str:
@@ -104,7 +121,8 @@ def recorded_ids(checkpoint: Path) -> TopicIds | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return TopicIds(str(found["cluster"]), {str(name): str(one) for name, one in found["topics"].items()})
+        topics = {str(name): str(one) for name, one in found["topics"].items()}
+        return TopicIds(str(found["cluster"]), topics, bool(found["renewed"]))
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         msg = f"{path} is damaged; remove it if you know that Kafka's topics are the ones that {checkpoint.name} read"
         raise JobError(msg) from exc
@@ -133,24 +151,46 @@ def check_topic_ids(settings: StreamSettings, query: str) -> TopicIds:
     Raises
     ------
     DataLossError
-        A topic was made anew, or this is another cluster; one message that says what to do.
+        A topic was made anew, this is another cluster, or the settings name another topic; one message that says what
+        to do.
     BrokerError
         See `read_topic_ids`.
     """
     present = read_topic_ids(settings.kafka, topics_of(query, settings.kafka))
-    recorded = recorded_ids(settings.checkpoints_folder / query)
-    if recorded is not None and (renewed := present.differ_from(recorded)):
-        raise DataLossError(describe_renewal(renewed, query))
-    return present
+    noted = recorded_ids(settings.checkpoints_folder / query)
+    if noted is None:
+        return present
+    if renewed := present.differ_from(noted):
+        raise DataLossError(_describe_renewal(renewed, noted, query))
+    return replace(present, renewed=noted.renewed)
 
 
-def describe_renewal(renewed: Sequence[str], query: str) -> str:
-    """Say what a topic that was made anew means, and what to do."""
+def _describe_renewal(renewed: Sequence[str], noted: TopicIds, query: str) -> str:
+    if new := [name for name in renewed if name not in noted.topics]:
+        return (
+            f"{', '.join(new)}: the checkpoint of {query} is of other topics: {', '.join(noted.topics)}. If the "
+            f"settings XRAY_KAFKA__..._TOPIC are wrong, correct them. Otherwise {_advise(query)}"
+        )
     return (
         f"{', '.join(renewed)}: the checkpoint of {query} is of another topic of that name (deleted and created again, "
         "or of another Kafka cluster). What the old one held unread is gone, and the checkpoint's offsets mean nothing "
-        "here. If this is the wrong Kafka, correct XRAY_KAFKA__BOOTSTRAP_SERVERS. Otherwise start once with "
-        f"'xray stream --accept-loss': it puts checkpoints/{query} aside and reads what there is from its beginning."
+        f"here. If this is the wrong Kafka, correct XRAY_KAFKA__BOOTSTRAP_SERVERS. Otherwise {_advise(query)}"
+    )
+
+
+def describe_shrinking(places: str, query: str) -> str:
+    """Say what it means that a topic ends before a checkpoint's place, and what to do."""
+    return (
+        f"{places}: the checkpoint of {query} is ahead of the topic's end, so this is another topic of that name, or "
+        "its brokers have lost records that they had confirmed. If this is the wrong Kafka, correct "
+        f"XRAY_KAFKA__BOOTSTRAP_SERVERS. Otherwise {_advise(query)}"
+    )
+
+
+def _advise(query: str) -> str:
+    return (
+        f"start once with 'xray stream --accept-loss': it puts checkpoints/{query} aside and reads what there is from "
+        "its beginning."
     )
 
 
@@ -161,33 +201,24 @@ def set_checkpoint_aside(checkpoint: Path) -> Path:
     return aside
 
 
-def is_about(headers: Mapping[str, bytes], topic_id: str | None) -> bool:
-    """Tell whether an outcome is about an image of the present topic, rather than of an earlier one of its name.
-
-    Outcomes of releases that did not note the topic's id count as if they were.
-    """
-    noted = headers.get(envelope.INPUT_TOPIC_ID)
-    return not noted or not topic_id or noted == topic_id.encode()
-
-
 class TopicWatch:
-    """Looks now and then whether a query's topics are still those that it reads, in a thread of its own.
+    """Looks now and then whether topics are still those that the queries read, in a thread of its own.
 
     Parameters
     ----------
     settings : StreamSettings
         Broker, topics and checkpoints.
-    query : str
-        Its name.
+    queries : sequence of str
+        Their names.
     interval_s : float
         Seconds between two looks.
     """
 
-    def __init__(self, settings: StreamSettings, query: str, interval_s: float = _WATCH_S) -> None:
+    def __init__(self, settings: StreamSettings, queries: Sequence[str], interval_s: float = _WATCH_S) -> None:
         self._settings = settings
-        self._query = query
+        self._queries = queries
         self._interval_s = interval_s
-        self._error: JobError | None = None
+        self._error: DataLossError | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="topic-watch", daemon=True)
 
@@ -213,8 +244,11 @@ class TopicWatch:
     def _run(self) -> None:
         while not self._ended.wait(self._interval_s) and self._error is None:
             try:
-                check_topic_ids(self._settings, self._query)
-            except BrokerError:
-                continue  # away, or between deletion and creation: the query itself finds that
-            except JobError as exc:
+                for query in self._queries:
+                    check_topic_ids(self._settings, query)
+            except DataLossError as exc:
                 self._error = exc
+            except (XrayError, OSError) as exc:
+                # The broker is away, a topic between deletion and creation, a disk that does not answer: the queries
+                # find that themselves.
+                log.info("topics could not be compared: %s", exc)

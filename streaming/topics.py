@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ _TLS_ALERT = "SSL alert"
 """What librdkafka says where a broker ends a TLS handshake, for want of a certificate above all."""
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
+_FARTHEST_AHEAD_MS = 366 * _DAY_MS
+"""Kafka takes an hour by default since 4.0, and any time before that."""
 
 
 def wanted_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
@@ -57,7 +59,7 @@ def wanted_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
         from them stays longer. Images carry the broker's time: with a device's own, a clock that is years behind would
         have retention remove them at once.
     """
-    size = {"max.message.bytes": str(kafka.max_message_bytes), "min.insync.replicas": str(wanted_in_sync(kafka))}
+    size = {"max.message.bytes": str(kafka.max_message_bytes), **_kept(kafka)}
     # A dead letter is its original and the headers that explain it: the largest image must still fit with them.
     roomy = {**size, "max.message.bytes": str(kafka.max_message_bytes + HEADROOM_BYTES)}
     broker_time = {"message.timestamp.type": "LogAppendTime"}
@@ -73,13 +75,14 @@ def wanted_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
     }
 
 
-def wanted_in_sync(kafka: KafkaSettings) -> int:
-    """How many replicas must have a record before the broker confirms it.
+def _kept(kafka: KafkaSettings) -> dict[str, str]:
+    """Say what keeps a confirmed record, whatever the broker's own defaults.
 
-    Always said, whatever the broker's own default: with 1 a single disk's loss takes confirmed images along, with more
-    than there are replicas to spare nothing can be written while one broker is away.
+    With one replica in sync a single disk's loss takes confirmed images along; with as many as there are nothing can be
+    written while one broker is away.
     """
-    return _SAFE_IN_SYNC if kafka.replication_factor >= _SAFE_REPLICAS else 1
+    in_sync = _SAFE_IN_SYNC if kafka.replication_factor >= _SAFE_REPLICAS else 1
+    return {"min.insync.replicas": str(in_sync), "cleanup.policy": "delete"}
 
 
 def label_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
@@ -93,7 +96,7 @@ def label_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
         Topic name to topic properties. Events carry the broker's time: what they are held back by and what counts as
         the time of those that give none must not hang on a sender's clock.
     """
-    month = {"retention.ms": str(30 * _DAY_MS), "min.insync.replicas": str(wanted_in_sync(kafka))}
+    month = {"retention.ms": str(30 * _DAY_MS), **_kept(kafka)}
     return {
         kafka.labels_topic: {
             **month,
@@ -150,10 +153,17 @@ def _await_creation(name: str, future: Any) -> None:
             raise BrokerError(msg) from exc
 
 
-def check_topics(kafka: KafkaSettings) -> None:
+def check_topics(kafka: KafkaSettings, *, may_be_denied: bool = False) -> None:
     """Check that every topic is there, keeps what it confirms, and takes the largest message that can come to it.
 
     What is no danger to an image yet, and may be meant so, is a warning in the log.
+
+    Parameters
+    ----------
+    kafka : KafkaSettings
+        Broker and topics.
+    may_be_denied : bool
+        Warn of topics whose configuration the user may not read, where it is not this user's stream that needs them.
 
     Raises
     ------
@@ -165,65 +175,106 @@ def check_topics(kafka: KafkaSettings) -> None:
     if missing:
         msg = f"missing topics at {kafka.bootstrap_servers}: {', '.join(missing)}. Create them with 'xray up'."
         raise BrokerError(msg)
-    topics = _read_topics(kafka, cluster)
-    for topic in topics.values():
-        if topic.problem(kafka) is not None:
-            raise BrokerError(topic.problem(kafka))
-    for topic in topics.values():
-        for warning in topic.warnings(kafka, len(cluster.brokers)):
+    canary = (kafka.canary_topic, kafka.canary_results_topic)
+    received = (kafka.images_topic, kafka.canary_topic)
+    largest = _largest_messages(kafka)
+    topics = _read_topics(kafka, cluster, wanted_topics(kafka), may_be_denied=may_be_denied)
+    for topic in topics:
+        topic.refuse_smaller(largest[topic.name], _or_lower(kafka, topic.name))
+        topic.refuse_what_stops(devices_write=topic.name in received)
+        if topic.name not in canary:
+            topic.refuse_what_loses()
+    kept = [topic for topic in topics if topic.name not in canary]
+    _warn(kept, len(cluster.brokers), by_senders_clock=(kafka.images_topic,))
+
+
+def _warn(topics: Iterable["_Topic"], n_brokers: int, by_senders_clock: Container[str]) -> None:
+    for topic in topics:
+        for warning in topic.warnings(n_brokers, broker_time_wanted=topic.name in by_senders_clock):
             log.warning("%s", warning)
 
 
 @dataclass(frozen=True)
 class _Topic:
-    """A topic that was found: its configuration, and on how many brokers each partition is at least."""
+    """A topic that was found: its configuration, and on how many brokers each partition is at least.
+
+    A broker that does not tell a property is not asked again: what needs it is not checked.
+    """
 
     name: str
     config: Mapping[str, str]
     replicas: int
 
-    @property
-    def in_sync(self) -> int:
-        return int(self.config["min.insync.replicas"])
+    def number(self, name: str) -> int | None:
+        """Read a property; None where the broker does not tell it."""
+        value = self.config.get(name)
+        return None if value is None else int(value)
 
-    def problem(self, kafka: KafkaSettings) -> str | None:
-        """Say what would lose records, or stop the stream later; None where nothing would."""
-        wanted = _largest_messages(kafka)[self.name]
-        if (found := int(self.config["max.message.bytes"])) < wanted:
-            return (
+    def refuse_smaller(self, wanted: int, advice: str = "") -> None:
+        """Refuse a topic that does not take messages of so many bytes."""
+        found = self.number("max.message.bytes")
+        if found is not None and found < wanted:
+            msg = (
                 f"topic {self.name} takes messages up to {found} bytes, wanted {wanted}. Raise the topic's "
-                f"max.message.bytes{_or_lower(kafka, self.name)}."
+                f"max.message.bytes{advice}."
             )
-        if "compact" in self.config["cleanup.policy"] and not _is_canary(kafka, self.name):
-            return (
-                f"topic {self.name} has cleanup.policy={self.config['cleanup.policy']}, wanted delete: compaction "
-                "removes all records of a key but the last, read or not. Change the topic's cleanup.policy."
-            )
-        if self.in_sync > self.replicas:
-            return (
-                f"topic {self.name} has {self.replicas} replica(s) and min.insync.replicas={self.in_sync}: nothing can "
-                "be written to it. Lower min.insync.replicas or add replicas."
-            )
-        return None
+            raise BrokerError(msg)
 
-    def warnings(self, kafka: KafkaSettings, n_brokers: int) -> Iterator[str]:
+    def refuse_what_loses(self) -> None:
+        """Refuse compaction."""
+        policy = self.config.get("cleanup.policy", "delete")
+        if "compact" in policy:
+            msg = (
+                f"topic {self.name} has cleanup.policy={policy}, wanted delete: compaction removes all records of a "
+                "key but the last, read or not. Change the topic's cleanup.policy."
+            )
+            raise BrokerError(msg)
+
+    def refuse_what_stops(self, *, devices_write: bool) -> None:
+        """Refuse what nothing can be written to, or what one message can stop the reader of."""
+        in_sync = self.number("min.insync.replicas")
+        if in_sync is not None and in_sync > self.replicas:
+            msg = (
+                f"topic {self.name} has {self.replicas} replica(s) and min.insync.replicas={in_sync}: nothing can be "
+                "written to it. Lower min.insync.replicas or add replicas."
+            )
+            raise BrokerError(msg)
+        ahead = self.number("message.timestamp.after.max.ms")
+        if devices_write and self._by_senders_clock and ahead is not None and ahead > _FARTHEST_AHEAD_MS:
+            msg = (
+                f"topic {self.name} has message.timestamp.type=CreateTime and takes any time from its senders: Spark "
+                "fails at one that is far enough in the future, again and again. Set LogAppendTime, or "
+                f"message.timestamp.after.max.ms to at most {_FARTHEST_AHEAD_MS}."
+            )
+            raise BrokerError(msg)
+
+    @property
+    def _by_senders_clock(self) -> bool:
+        return self.config.get("message.timestamp.type") == "CreateTime"
+
+    def warnings(self, n_brokers: int, *, broker_time_wanted: bool) -> Iterator[str]:
         """Say what may be meant so, and is not safe."""
-        if _is_canary(kafka, self.name):
-            return
-        if self.in_sync < _SAFE_IN_SYNC and self.replicas >= _SAFE_REPLICAS:
+        in_sync = self.number("min.insync.replicas") or 1
+        if in_sync < _SAFE_IN_SYNC and self.replicas >= _SAFE_REPLICAS:
             yield (
-                f"topic {self.name} has {self.replicas} replicas and min.insync.replicas={self.in_sync}: a record is "
+                f"topic {self.name} has {self.replicas} replicas and min.insync.replicas={in_sync}: a record is "
                 f"confirmed when one disk has it. Set min.insync.replicas={_SAFE_IN_SYNC}."
             )
-        elif self.in_sync < _SAFE_IN_SYNC and (self.replicas > 1 or n_brokers > 1):
+        elif in_sync < _SAFE_IN_SYNC and (self.replicas > 1 or n_brokers > 1):
             yield (
                 f"topic {self.name} has {self.replicas} replica(s): a record is confirmed when one disk has it, and "
                 f"lost with that. Use {_SAFE_REPLICAS} replicas and min.insync.replicas={_SAFE_IN_SYNC}."
             )
-        if self.name == kafka.images_topic and (kind := self.config["message.timestamp.type"]) != "LogAppendTime":
+        elif in_sync == self.replicas > 1:
             yield (
-                f"topic {self.name} has message.timestamp.type={kind}, wanted LogAppendTime: images of a device whose "
-                "clock is wrong may be removed at once, or kept for ever."
+                f"topic {self.name} has {self.replicas} replicas and min.insync.replicas={in_sync}: nothing can be "
+                f"written while one broker is away. Use {_SAFE_REPLICAS} replicas and "
+                f"min.insync.replicas={_SAFE_IN_SYNC}."
+            )
+        if broker_time_wanted and self._by_senders_clock:
+            yield (
+                f"topic {self.name} has message.timestamp.type=CreateTime, wanted LogAppendTime: records of a sender "
+                "whose clock is wrong may be removed at once, or kept for ever."
             )
 
 
@@ -239,10 +290,6 @@ def _largest_messages(kafka: KafkaSettings) -> dict[str, int]:
 def _or_lower(kafka: KafkaSettings, name: str) -> str:
     follows = name in (kafka.images_topic, kafka.deadletters_topic)
     return " or lower XRAY_KAFKA__MAX_MESSAGE_BYTES" if follows else ""
-
-
-def _is_canary(kafka: KafkaSettings, name: str) -> bool:
-    return name in (kafka.canary_topic, kafka.canary_results_topic)
 
 
 def check_outcome_sizes(kafka: KafkaSettings, card: ModelCard, n_features: int) -> None:
@@ -268,32 +315,34 @@ def check_outcome_sizes(kafka: KafkaSettings, card: ModelCard, n_features: int) 
         kafka.canary_results_topic: outcome,
         kafka.features_topic: CARRIED_BYTES + _OWN_BYTES + _BYTES_PER_FEATURE * n_features,
     }
-    cluster = describe_cluster(kafka)
-    for name, topic in _read_topics(kafka, cluster).items():
-        found = min(int(topic.config["max.message.bytes"]), kafka.max_message_bytes + HEADROOM_BYTES)
-        if name in wanted and found < wanted[name]:
+    most = kafka.max_message_bytes + HEADROOM_BYTES
+    for topic in _read_topics(kafka, describe_cluster(kafka), wanted):
+        found = min(topic.number("max.message.bytes") or most, most)
+        if found < wanted[topic.name]:
             msg = (
-                f"model {card.version} makes messages of up to {wanted[name]} bytes for {name}, which takes {found}. "
-                "Raise the topic's max.message.bytes and XRAY_KAFKA__MAX_MESSAGE_BYTES."
+                f"model {card.version} makes messages of up to {wanted[topic.name]} bytes for {topic.name}, which "
+                f"takes {found}. Raise the topic's max.message.bytes and XRAY_KAFKA__MAX_MESSAGE_BYTES."
             )
             raise BrokerError(msg)
 
 
-def _read_topics(kafka: KafkaSettings, cluster: Any) -> dict[str, _Topic]:
-    """Read the stream's topics.
+def _read_topics(
+    kafka: KafkaSettings, cluster: Any, names: Iterable[str], *, may_be_denied: bool = False
+) -> list[_Topic]:
+    """Read topics.
 
-    The user must be allowed to read the configuration of the two topics that hold images. Of the others it is a matter
-    of taste so far: where that is denied, they are left out with a warning.
+    The stream's user must be allowed to read the configuration of the two topics that hold images. Former releases
+    wanted no more; where another one is denied, it is left out with a warning.
     """
-    essential = (kafka.images_topic, kafka.deadletters_topic)
-    found = _read_configs(kafka, essential)
-    for name in wanted_topics(kafka):
+    essential = set() if may_be_denied else {kafka.images_topic, kafka.deadletters_topic} & {*names}
+    found = _read_configs(kafka, sorted(essential)) if essential else {}
+    for name in names:
         if name not in found:
             try:
                 found |= _read_configs(kafka, (name,))
             except _DeniedError as exc:
                 log.warning("%s; it is not checked", exc)
-    return {name: _Topic(name, config, _count_replicas(cluster, name)) for name, config in found.items()}
+    return [_Topic(name, config, _count_replicas(cluster, name)) for name, config in found.items()]
 
 
 def _count_replicas(cluster: Any, name: str) -> int:
@@ -301,7 +350,7 @@ def _count_replicas(cluster: Any, name: str) -> int:
 
 
 def check_label_topics(kafka: KafkaSettings) -> int:
-    """Check that every event of the labels topic can become a dead letter.
+    """Check that the labels' topics keep what they confirm, and that every event can become a dead letter.
 
     Returns
     -------
@@ -315,6 +364,12 @@ def check_label_topics(kafka: KafkaSettings) -> int:
     """
     events, letters = kafka.labels_topic, kafka.labels_deadletters_topic
     configs = _read_configs(kafka, (events, letters))
+    cluster = describe_cluster(kafka)
+    topics = [_Topic(name, config, _count_replicas(cluster, name)) for name, config in configs.items()]
+    for topic in topics:
+        topic.refuse_what_stops(devices_write=False)
+        topic.refuse_what_loses()
+    _warn(topics, len(cluster.brokers), by_senders_clock=(events,))
     found = {name: int(config["max.message.bytes"]) for name, config in configs.items()}
     wanted = found[events] + HEADROOM_BYTES
     if found[letters] < wanted:
@@ -323,7 +378,7 @@ def check_label_topics(kafka: KafkaSettings) -> int:
             f"{HEADROOM_BYTES} more. Raise its max.message.bytes or lower that of {events}."
         )
         raise BrokerError(msg)
-    return min(found[letters], kafka.max_message_bytes) - HEADROOM_BYTES
+    return min(found[letters] - HEADROOM_BYTES, kafka.max_message_bytes)
 
 
 class _DeniedError(BrokerError):

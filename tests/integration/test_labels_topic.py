@@ -17,15 +17,17 @@ from typing import Any
 import jsonschema
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from deltalake import DeltaTable
 
 from schemas.documents import load_schema
+from schemas.errors import BrokerError
 from schemas.labels import LabelReason
 from schemas.modelcard import ModelCard
 from streaming.confirmations import GROUP
 from streaming.deadletters import Selection, list_dead_letters, plan_redrive, redrive
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topics import connect_admin, create_topics, label_topics
+from streaming.topics import LABEL_BYTES, check_label_topics, connect_admin, create_topics, label_topics
 from tests.conftest import free_ports
 from tests.integration.consumers import Record, read_topic
 from tests.stored import add_champion, score_images
@@ -273,7 +275,7 @@ def test_what_cannot_be_recorded_is_kept_with_its_reason_and_told_without_a_pati
         assert letter.text("__connect.errors.stage") == "PRODUCE", "a header of a failure elsewhere is kept"
         added = letter.headers[len(sent) :]
         assert dict(letter.headers[: len(sent)]) == sent
-        assert {name for name, _ in added} == allowed - {"__connect.errors.stage"}
+        assert {name for name, _ in added} == allowed - {"__connect.errors.stage", "xray_input_topic_id"}
         assert [marker for marker in MARKERS if marker.encode() in b" ".join(text for _, text in added)] == []
 
 
@@ -387,6 +389,24 @@ def test_an_event_that_no_dead_letter_can_hold_stops_nothing(place: StreamSettin
     assert letter.value is None
     assert letter.text("xray_reason")
     assert committed(place.kafka) == 2
+
+
+def test_topics_that_would_lose_a_finding_are_refused(place: StreamSettings) -> None:
+    kafka = place.kafka
+    assert check_label_topics(kafka) == LABEL_BYTES
+    assert check_label_topics(kafka.model_copy(update={"max_message_bytes": LABEL_BYTES})) == LABEL_BYTES
+    entry = ConfigEntry("cleanup.policy", "compact", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, kafka.labels_topic, incremental_configs=[entry])
+    for future in connect_admin(kafka).incremental_alter_configs([resource]).values():
+        future.result()
+    for _ in range(int(_TIMEOUT_S * 10)):  # the broker heeds it once its metadata log has it
+        try:
+            check_label_topics(kafka)
+        except BrokerError as exc:
+            assert f"topic {kafka.labels_topic} has cleanup.policy=compact, wanted delete" in str(exc)
+            return
+        threading.Event().wait(0.1)
+    pytest.fail("compaction was never refused")
 
 
 def test_it_gives_up_after_the_time_of_the_settings(place: StreamSettings, card: ModelCard) -> None:

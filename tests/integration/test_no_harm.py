@@ -33,6 +33,7 @@ from sparkdl import DeepImageFeaturizer
 from sparkdl.backends import import_keras
 from sparkdl.pipelinefiles import Regression, write_pipeline
 from streaming.audit import audit_stream
+from streaming.deadletters import RedrivePlan, Selection, Skip, plan_redrive, redrive
 from streaming.service import run_stream
 from streaming.settings import StreamSettings
 from streaming.topicids import IDS_FILE
@@ -283,6 +284,68 @@ def test_2_outcomes_made_anew_are_refused_and_then_archived(
     assert (account.tables["predictions"].rows, account.tables["predictions"].missing) == (9, 0)
 
 
+def test_2_settings_that_name_another_topic_are_no_all_clear(
+    spark: SparkSession, settings: StreamSettings, model: Trained
+) -> None:
+    publish(settings, named(3))
+    drain(spark, settings, model)
+    kafka = settings.kafka.model_copy(update={"images_topic": f"{settings.kafka.images_topic}.other"})
+    create_topics(kafka)
+    wrong = settings.model_copy(update={"kafka": kafka})
+    with pytest.raises(DataLossError, match=rf"of other topics: {settings.kafka.images_topic}\. If the settings"):
+        audit_stream(wrong)
+    with pytest.raises(DataLossError, match="of other topics"):
+        drain(spark, wrong, model)
+    drain(spark, settings, model)
+    assert audit_stream(settings).balanced
+
+
+def test_2_a_topic_that_lost_its_end_is_scored_again_only_when_asked(
+    spark: SparkSession, settings: StreamSettings, model: Trained
+) -> None:
+    """As after an unclean election: the same topic, by its id, ends before the checkpoint's place."""
+    publish(settings, named(5))
+    drain(spark, settings, model)
+    offsets = settings.checkpoints_folder / "score" / "offsets"
+    last = max((path for path in offsets.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    *head, places = last.read_text().splitlines()
+    ahead = json.loads(places)
+    ahead[settings.kafka.images_topic] = {p: end + 9 for p, end in ahead[settings.kafka.images_topic].items()}
+    last.write_text("\n".join([*head, json.dumps(ahead)]))
+    (offsets / f".{last.name}.crc").unlink()
+
+    with pytest.raises(DataLossError, match=r"partition \d offsets \d+-\d+.*ahead of the topic's end.*--accept-loss"):
+        drain(spark, settings, model)
+    with pytest.raises(RepetitionError, match="5 images"):
+        drain(spark, settings, model, accept_loss=True)
+    assert len(outcomes(settings)[0]) == 5
+    drain(spark, settings, model, from_beginning=True)
+    assert len(outcomes(settings)[0]) == 10
+
+
+def test_2_a_redrive_tells_a_record_of_the_former_topic_from_one_of_this(
+    spark: SparkSession, settings: StreamSettings, model: Trained
+) -> None:
+    everything = Selection()
+    publish(settings, {"same place": (b"no image", [])})
+    drain(spark, settings, model)
+    make_anew(settings, settings.kafka.images_topic)
+    publish(settings, {"same place": (b"no image either", [])})
+    drain(spark, settings, model, accept_loss=True)
+
+    def plan() -> RedrivePlan:
+        return plan_redrive(settings.kafka, everything, max_payload_bytes=1000)
+
+    first = plan()
+    assert len(first.chosen) == 2
+    newest = max(first.chosen, key=lambda place: place.offset)
+    first.chosen = {newest: first.chosen[newest]}
+    assert len(redrive(settings.kafka, first).delivered) == 1
+    left = plan()
+    assert [*left.chosen] != [newest]
+    assert (len(left.chosen), left.skipped[Skip.ALREADY_REDRIVEN]) == (1, 1)
+
+
 def test_2_a_running_stream_ends_when_its_topic_is_made_anew(
     spark: SparkSession, settings: StreamSettings, model: Trained
 ) -> None:
@@ -344,6 +407,16 @@ def test_2_images_of_an_aborted_transaction_are_not_scored(
 
 
 # --- 3 ----------------------------------------------------------------------------------------------------------------
+
+
+def test_3_a_time_from_a_far_future_stops_nothing(settings: StreamSettings) -> None:
+    """Spark fails at it, and again when the batch is done again: such a topic is refused, a bounded one warned of."""
+    topic = settings.kafka.images_topic
+    change(settings, topic, "message.timestamp.after.max.ms", str((1 << 63) - 1))
+    check_topics(settings.kafka)
+    change(settings, topic, "message.timestamp.type", "CreateTime")
+    with pytest.raises(BrokerError, match=rf"topic {topic} has .*=CreateTime and takes any time from its senders"):
+        check_topics(settings.kafka)
 
 
 @pytest.mark.parametrize("name", ["images", "predictions", "features", "deadletters"])
@@ -416,10 +489,12 @@ def test_5_a_row_without_features_is_a_dead_letter_with_its_bytes(
     images |= {f"bright-{i}": (bright, [*device, ("ce_id", b"b%d" % i)]) for i in range(3)}
     images |= {"plain": (bright, []), "wrong": (b"no image", device)}
     publish(settings, images)
+    # An image's fault is no reason to give up, however soon that is to be done for the machinery's.
+    settings = settings.model_copy(update={"retry": settings.retry.model_copy(update={"give_up_s": 0.0})})
 
     with running(spark, settings, overflowing):
         await_outcomes(settings, lambda predictions, dead: len(predictions) >= 4 and len(dead) >= 5)
-        publish(settings, {"dark-later": (dark, device)})  # the next batch is an ordinary one again
+        publish(settings, {"dark-later": (dark, device)})
         await_outcomes(settings, lambda predictions, dead: len(predictions) >= 5)
 
     predictions, dead_letters = outcomes(settings)

@@ -38,6 +38,7 @@ def added_headers(
     topic: str = "xray.images",
     reason: Reason = Reason.CORRUPT_IMAGE,
     event_id: str = "e" * 32,
+    topic_id: str = "",
 ) -> Headers:
     """The block that `streaming.routing` appends, in its order; a test with the real stream holds this against it."""
     partition, offset = (b"%d" % number for number in input_place)
@@ -47,6 +48,7 @@ def added_headers(
         (envelope.INPUT_PARTITION, partition),
         (envelope.INPUT_OFFSET, offset),
         (envelope.INPUT_TIMESTAMP, b"2026-01-31T12:00:00.000Z"),
+        *([(envelope.INPUT_TOPIC_ID, topic_id.encode())] if topic_id else []),
         (envelope.EVENT_ID, event_id.encode()),
         (envelope.REASON, reason.value.encode()),
         (envelope.ERROR_TOPIC, topic.encode()),
@@ -194,9 +196,14 @@ def test_runs_cover_places_and_jump_over_what_is_far(
 
 
 def test_marks_are_read_of_this_topic_only() -> None:
-    assert _read_mark(b"xray.images-3@1024", "xray.images") == Place(3, 1024)
-    for mark in (b"", b"xrayXimages-3@1024", b"other-3@1024", b"xray.images-3", b"\xff"):
-        assert _read_mark(mark, "xray.images") is None
+    def read(mark: bytes | None, topic_id: bytes | None = None) -> object:
+        return _read_mark({"xray_redriven_from": mark, "xray_redriven_topic_id": topic_id}, "xray.images")
+
+    assert read(b"xray.images-3@1024") == (Place(3, 1024), "")
+    assert read(b"xray.images-3@1024", b"its-id") == (Place(3, 1024), "its-id")
+    for mark in (None, b"", b"xrayXimages-3@1024", b"other-3@1024", b"xray.images-3", b"\xff"):
+        assert read(mark) is None
+    assert _read_mark({}, "xray.images") is None
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,12 @@ _BOUNDS: dict[str, tuple[dict[str, Any], str | None]] = {
     "longer headers": ({"headers": headers_of(*[("x", b"y" * (_BIG - 9))] * 8, ("", b""))}, "headers_too_large"),
     "many headers": ({"headers": headers_of(*[("", b"")] * 8192)}, None),
     "more headers": ({"headers": headers_of(*[("", b"")] * 8193)}, "headers_too_large"),
+    # A re-drive adds its marks to whatever was allowed.
+    "headers that are sent again": (
+        {"headers": headers_of(*[("x", b"y" * (_BIG - 9))] * 8, ("xray_redriven_from", b"t-1@7"))},
+        None,
+    ),
+    "marks that are none": ({"headers": headers_of(*[("xray_redriven_from", b"y" * 8000)] * 9)}, "headers_too_large"),
     "record": ({"value": bytes(99_999)}, "unsupported_format"),
     "larger record": ({"value": bytes(100_000)}, "record_too_large"),
     "larger record by its headers": ({"headers": headers_of(("x", bytes(100_000)))}, "record_too_large"),

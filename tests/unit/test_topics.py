@@ -2,9 +2,9 @@
 
 import pytest
 
-from schemas import envelope
+from schemas.errors import BrokerError
 from streaming.settings import KafkaSettings
-from streaming.topics import CARRIED_BYTES, _Topic, label_topics, wanted_topics
+from streaming.topics import _Topic, label_topics, wanted_topics
 
 _SOUND = {
     "max.message.bytes": str(64 * 1024 * 1024),
@@ -19,8 +19,7 @@ def test_a_created_topic_says_how_many_disks_a_confirmed_record_is_on(replicas: 
     kafka = KafkaSettings(replication_factor=replicas)
     topics = wanted_topics(kafka) | label_topics(kafka)
     assert {config["min.insync.replicas"] for config in topics.values()} == {in_sync}
-    for name in (kafka.images_topic, kafka.predictions_topic, kafka.labels_topic):
-        assert "cleanup.policy" not in topics[name]
+    assert {config["cleanup.policy"] for config in topics.values()} == {"delete"}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +28,8 @@ def test_a_created_topic_says_how_many_disks_a_confirmed_record_is_on(replicas: 
         (1, 1, "1", None),  # one machine: the documentation says what that is worth
         (1, 3, "1", "Use 3 replicas"),
         (2, 2, "1", "Use 3 replicas"),
-        (2, 3, "2", None),
+        (2, 3, "2", "while one broker is away"),
+        (3, 3, "3", "while one broker is away"),
         (3, 3, "1", "Set min.insync.replicas=2"),
         (3, 3, "2", None),
         (5, 5, "3", None),
@@ -40,27 +40,49 @@ def test_a_topic_whose_confirmations_one_disk_can_undo_is_warned_of(
 ) -> None:
     kafka = KafkaSettings()
     config = _SOUND | {"min.insync.replicas": in_sync}
-    for name in (kafka.images_topic, kafka.predictions_topic, kafka.features_topic, kafka.deadletters_topic):
-        topic = _Topic(name, config, replicas)
-        assert topic.problem(kafka) is None
-        warnings = list(topic.warnings(kafka, brokers))
-        assert len(warnings) == (said is not None)
-        assert all(said in one and name in one for one in warnings if said)
-    assert list(_Topic(kafka.canary_topic, config, replicas).warnings(kafka, brokers)) == []
+    topic = _Topic(kafka.images_topic, config, replicas)
+    topic.refuse_what_stops(devices_write=True)
+    topic.refuse_what_loses()
+    warnings = list(topic.warnings(brokers, broker_time_wanted=True))
+    assert len(warnings) == (said is not None)
+    assert all(said in one and kafka.images_topic in one for one in warnings if said)
 
 
-def test_more_replicas_in_sync_than_there_are_is_a_problem() -> None:
-    kafka = KafkaSettings()
-    found = _Topic(kafka.images_topic, _SOUND, 1).problem(kafka)
-    assert found is not None
-    assert "nothing can be written" in found
+_CREATE_TIME = _SOUND | {"message.timestamp.type": "CreateTime"}
 
 
-def test_the_largest_outcome_is_what_the_contract_lets_an_image_carry() -> None:
-    """Key; all headers; source and id as JSON, six bytes for one; id and time as headers once more."""
-    kafka = KafkaSettings()
-    key, header = envelope.MAX_KEY_BYTES, envelope.MAX_HEADER_BYTES
-    assert key + envelope.MAX_HEADERS_BYTES + 2 * 6 * header + 2 * header == CARRIED_BYTES
-    for name in (kafka.predictions_topic, kafka.features_topic, kafka.canary_results_topic):
-        assert _Topic(name, _SOUND | {"max.message.bytes": "1048588"}, 3).problem(kafka) is None  # Kafka's own default
-        assert _Topic(name, _SOUND | {"max.message.bytes": str(CARRIED_BYTES)}, 3).problem(kafka) is not None
+@pytest.mark.parametrize(
+    ("config", "replicas", "said"),
+    [
+        (_SOUND, 1, "nothing can be written"),
+        (_CREATE_TIME | {"message.timestamp.after.max.ms": str((1 << 63) - 1)}, 3, "any time from its senders"),
+    ],
+)
+def test_what_would_stop_the_stream_is_refused(config: dict[str, str], replicas: int, said: str) -> None:
+    with pytest.raises(BrokerError, match=said):
+        _Topic("t", config, replicas).refuse_what_stops(devices_write=True)
+
+
+def test_a_senders_clock_is_warned_of_where_it_is_bounded() -> None:
+    topic = _Topic("t", _CREATE_TIME | {"message.timestamp.after.max.ms": "3600000"}, 3)
+    topic.refuse_what_stops(devices_write=True)
+    [warning] = topic.warnings(3, broker_time_wanted=True)
+    assert "wanted LogAppendTime" in warning
+    assert list(topic.warnings(3, broker_time_wanted=False)) == []
+
+
+def test_a_broker_that_tells_no_property_is_not_a_defect_of_this_program() -> None:
+    topic = _Topic("t", {}, 3)
+    topic.refuse_smaller(1)
+    topic.refuse_what_stops(devices_write=True)
+    topic.refuse_what_loses()
+    [warning] = topic.warnings(3, broker_time_wanted=True)
+    assert "min.insync.replicas" in warning
+
+
+@pytest.mark.parametrize(("found", "wanted"), [(999, 1000), (0, 1)])
+def test_a_topic_that_takes_too_little_is_refused(found: int, wanted: int) -> None:
+    topic = _Topic("t", _SOUND | {"max.message.bytes": str(found)}, 3)
+    topic.refuse_smaller(found)
+    with pytest.raises(BrokerError, match=rf"up to {found} bytes, wanted {wanted}\. Raise .* or lower it\."):
+        topic.refuse_smaller(wanted, " or lower it")
