@@ -126,6 +126,7 @@ def main(
             log_folder=home / "logs",
             master=settings.spark.master,
             driver_memory=settings.spark.driver_memory,
+            conf=settings.spark.to_conf(),
         )
         memory = MemorySamples()
         sampler = threading.Thread(target=memory.sample, daemon=True)

@@ -1,6 +1,12 @@
-"""Starts the Spark session that the library, training and the stream share."""
+"""Starts the Spark session that the library, training and the stream share.
+
+Whoever reaches a port of Spark and is not asked who he is runs code. So on one machine every port is on the loopback
+address, and the processes of a session prove to one another that they know its secret, on one machine and on a cluster.
+"""
 
 import os
+import re
+import secrets
 import signal
 import sys
 import threading
@@ -9,11 +15,18 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
+from schemas.errors import SettingsError
 from sparkdl.java import find_java
 
+SECRET_PROPERTY = "spark.authenticate.secret"  # noqa: S105 - its name
+"""Spark's name for what the processes of a cluster must know to take part."""
+
 _STANDARD_STREAMS = (1, 2)
+_LOOPBACK = "127.0.0.1"
+_ADDRESS_VARIABLES = ("SPARK_LOCAL_IP", "SPARK_LOCAL_HOSTNAME")
 
 _BASE_CONF = {
     "spark.ui.enabled": "false",
@@ -30,6 +43,15 @@ _BASE_CONF = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
 }
 
+# Spark's defaults are older and weaker, for the sake of Spark 2 and 3. A cluster's master and workers need the same.
+_AUTHENTICATION = {
+    "spark.authenticate": "true",
+    "spark.network.crypto.enabled": "true",
+    "spark.network.crypto.authEngineVersion": "2",
+    "spark.network.crypto.cipher": "AES/GCM/NoPadding",
+    "spark.network.crypto.saslFallback": "false",
+}
+
 
 def start_session(
     *,
@@ -44,6 +66,10 @@ def start_session(
 ) -> SparkSession:
     """Start Spark, or return the session that runs already.
 
+    With a local master every port that Spark opens is on 127.0.0.1, whatever the environment says of this machine's
+    address. With any master its processes authenticate one another, and encrypt what they send; Spark makes up the
+    secret itself, but for a ``spark://`` cluster.
+
     Parameters
     ----------
     app_name : str
@@ -57,7 +83,8 @@ def start_session(
     java_options : sequence of str
         More options of the driver's JVM.
     conf : Mapping, optional
-        More Spark properties; they win over the ones set here.
+        More Spark properties; they win over the ones set here. A ``spark://`` cluster's `SECRET_PROPERTY` is one of
+        them; it is on no command line.
     verbose : bool
         Log at INFO, and leave the JVM's own words on the terminal.
 
@@ -70,22 +97,29 @@ def start_session(
     ------
     DependencyError
         Java is missing or too old.
+    SettingsError
+        The master is a cluster that makes up no secret, and ``conf`` has none.
     """
+    given = dict(conf or {})
+    master = given.get("spark.master", master)
+    protection = {**protect(master), **given}
+    _check_secret(master, protection)
     find_java()
     log_folder.mkdir(parents=True, exist_ok=True)
     # Workers must run this very interpreter, whatever "python3" means on the search path.
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    builder = SparkSession.builder.master(master).appName(app_name).config("spark.driver.memory", driver_memory)
     settings = {
+        "spark.master": master,
+        "spark.app.name": app_name,
+        "spark.driver.memory": driver_memory,
         **_BASE_CONF,
         **_jvm_conf(log_folder, java_options, verbose=verbose),
         **_jar_conf(master, jars),
-        **(conf or {}),
+        **protection,
     }
-    for name, value in settings.items():
-        builder = builder.config(name, value)
-    with _console_to(None if verbose else log_folder / "spark-console.log"), _same_interrupt_handler():
-        return builder.getOrCreate()
+    console = None if verbose else log_folder / "spark-console.log"
+    with _console_to(console), _same_interrupt_handler(), _own_address(master):
+        return _create(settings)
 
 
 class LateSession:
@@ -113,6 +147,78 @@ class LateSession:
             self._session.stop()
 
 
+def protect(master: str) -> dict[str, str]:
+    """Give the properties that keep others away from a session.
+
+    Parameters
+    ----------
+    master : str
+        As Spark names it.
+
+    Returns
+    -------
+    dict of str to str
+        By a local master the address of every port, too. What is shuffled through files is encrypted where there are
+        several processes.
+    """
+    conf = dict(_AUTHENTICATION)
+    if _is_local(master):
+        conf |= {"spark.driver.host": _LOOPBACK, "spark.driver.bindAddress": _LOOPBACK}
+    if not _is_one_process(master):
+        conf["spark.io.encryption.enabled"] = "true"
+    if master.startswith("local-cluster["):
+        conf[SECRET_PROPERTY] = secrets.token_hex(32)
+    return conf
+
+
+def _is_one_process(master: str) -> bool:
+    return re.fullmatch(r"local(\[.*\])?", master) is not None
+
+
+def _is_local(master: str) -> bool:
+    return _is_one_process(master) or master.startswith("local-cluster[")
+
+
+def _check_secret(master: str, conf: Mapping[str, str]) -> None:
+    """Refuse a cluster without a secret; YARN and Kubernetes have Spark make up one for each application."""
+    makes_its_own = _is_one_process(master) or master == "yarn" or master.startswith("k8s://")
+    if makes_its_own or conf["spark.authenticate"] != "true" or conf.get(SECRET_PROPERTY):
+        return
+    msg = (
+        f"XRAY_SPARK__SECRET is not set, and the Spark cluster {master} needs it: without a secret whoever reaches its "
+        "ports runs code there. Give its master and workers a spark.authenticate.secret, and XRAY_SPARK__SECRET the "
+        "same value; docs/operating.md has the other properties"
+    )
+    raise SettingsError(msg)
+
+
+@contextmanager
+def _own_address(master: str) -> Iterator[None]:
+    """Let the JVM of a local master take this machine for 127.0.0.1, whatever the environment calls it.
+
+    The driver goes by its properties. The processes of ``local-cluster`` and Spark's page know these variables only.
+    """
+    if not _is_local(master):
+        yield
+        return
+    saved = {name: os.environ.pop(name, None) for name in _ADDRESS_VARIABLES}
+    os.environ["SPARK_LOCAL_IP"] = _LOOPBACK
+    try:
+        yield
+    finally:
+        del os.environ["SPARK_LOCAL_IP"]
+        os.environ.update({name: value for name, value in saved.items() if value is not None})
+
+
+def _create(settings: Mapping[str, str]) -> SparkSession:
+    if SECRET_PROPERTY in settings:
+        # pyspark writes every property on the JVM's command line, which any user of this machine can read. So the JVM
+        # starts without this one, and is told it afterwards.
+        others = {name: value for name, value in settings.items() if name != SECRET_PROPERTY}
+        SparkContext._ensure_initialized(conf=SparkConf().setAll(list(others.items())))
+    return SparkSession.builder.config(map=dict(settings)).getOrCreate()
+
+
 def _jvm_conf(log_folder: Path, java_options: Sequence[str], *, verbose: bool) -> dict[str, str]:
     config = files("sparkdl") / "log4j2.properties"
     level = "INFO" if verbose else "WARN"
@@ -121,10 +227,10 @@ def _jvm_conf(log_folder: Path, java_options: Sequence[str], *, verbose: bool) -
 
 
 def _jar_conf(master: str, jars: Sequence[Path]) -> dict[str, str]:
-    """On one machine the class path will do; a cluster's executors must be sent the files."""
+    """In one process the class path will do; a cluster's executors must be sent the files."""
     if not jars:
         return {}
-    if master.startswith("local"):
+    if _is_one_process(master):
         return {"spark.driver.extraClassPath": os.pathsep.join(map(str, jars))}
     return {"spark.jars": ",".join(map(str, jars))}
 

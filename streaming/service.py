@@ -311,6 +311,7 @@ def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSes
         jars=resolve_jars(SPARK_JARS, settings.jars_folder),
         java_options=_java_options(settings.spark.driver_memory),
         conf={
+            **settings.spark.to_conf(),
             **DELTA_CONF,
             "spark.scheduler.mode": "FAIR",
             # A task that is tried again publishes again. Let the batch fail instead: it is done again with what was

@@ -9,17 +9,17 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import SettingsError
 
 _PREFIX = "XRAY_"
-_PASSWORD = "XRAY_KAFKA__SASL_PASSWORD"  # noqa: S105 - its name
 
 
 class _Section(BaseModel):
@@ -137,6 +137,12 @@ class SparkSettings(_Section):
     """As Spark names it; ``local[*]`` uses every core of this machine."""
     driver_memory: str = Field(default="2g", pattern=r"^\d+[mg]$")
     """Heap of the driver, e.g. ``2g``."""
+    secret: SecretStr | None = None
+    """Wanted with a ``spark://`` master: the cluster's ``spark.authenticate.secret``; never printed."""
+
+    def to_conf(self) -> dict[str, str]:
+        """Properties of Spark that hold a secret; `sparkdl.session.start_session` keeps them off the command line."""
+        return {"spark.authenticate.secret": self.secret.get_secret_value()} if self.secret else {}
 
 
 class ScoreSettings(_Section):
@@ -225,7 +231,7 @@ class StreamSettings(BaseSettings):
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
-        hide_input_in_errors=True,  # one of the inputs is a password
+        hide_input_in_errors=True,  # some of the inputs are secrets
     )
 
     home: Path = Field(default_factory=lambda: user_data_path("xray"))
@@ -306,9 +312,10 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
 
 
 def _shown(error: Mapping[str, Any]) -> str:
-    """Give the input that is wrong, unless it could hold a password: a section, the password, or nobody knows what."""
+    """Give the input that is wrong, unless it could hold a secret: a section, a secret, or nobody knows what."""
     name, value = _variable(error["loc"]), error["input"]
-    could_be_secret = isinstance(value, dict) or name == _PASSWORD or name not in variable_names()
+    field = _fields().get(name)
+    could_be_secret = isinstance(value, dict) or field is None or SecretStr in get_args(field.annotation)
     return "…" if could_be_secret else repr(value)
 
 
@@ -341,15 +348,19 @@ def variable_names() -> dict[str, str]:
     dict
         Name to description, in the order of the settings.
     """
-    names: dict[str, str] = {}
+    return {name: field.description or "" for name, field in _fields().items()}
+
+
+def _fields() -> dict[str, FieldInfo]:
+    """Every setting by its environment variable."""
+    found: dict[str, FieldInfo] = {}
     for name, field in StreamSettings.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, _Section):
-            for inner, inner_field in section.model_fields.items():
-                names[_variable((name, inner))] = inner_field.description or ""
+            found |= {_variable((name, inner)): inner_field for inner, inner_field in section.model_fields.items()}
         else:
-            names[_variable((name,))] = field.description or ""
-    return names
+            found[_variable((name,))] = field
+    return found
 
 
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:

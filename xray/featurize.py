@@ -44,6 +44,7 @@ def featurize(
             log_folder=settings.logs_folder,
             master=settings.spark.master,
             driver_memory=settings.spark.driver_memory,
+            conf=settings.spark.to_conf(),
             verbose=verbose,
         )
         with new_progress() as progress:

@@ -93,6 +93,7 @@ def train_on(
             master=settings.spark.master,
             driver_memory=settings.spark.driver_memory,
             java_options=_JAVA_OPTIONS,
+            conf=settings.spark.to_conf(),
             verbose=verbose,
         )
     )

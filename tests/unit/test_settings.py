@@ -4,9 +4,11 @@ import traceback
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from schemas.errors import SettingsError
-from streaming.settings import KafkaSettings, load_settings, variable_names
+from streaming.settings import KafkaSettings, SparkSettings, load_settings, variable_names
+from xray.cli import app
 
 _SASL = {
     "security_protocol": "SASL_SSL",
@@ -53,12 +55,27 @@ def test_password_is_never_shown() -> None:
     assert "geheim" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["sasl_password", "sasl_passwords"])
-def test_what_could_be_a_password_is_not_repeated(name: str) -> None:
+def test_the_secret_of_a_spark_cluster_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XRAY_SPARK__SECRET", "geheim")
+    settings = load_settings()
+    assert settings.spark.to_conf() == {"spark.authenticate.secret": "geheim"}
+    assert "geheim" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    for arguments in (["settings"], ["settings", "--json"]):
+        answer = CliRunner().invoke(app, arguments)
+        assert answer.exit_code == 0
+        assert "SECRET" in answer.output
+        assert "geheim" not in answer.output
+    assert SparkSettings().to_conf() == {}
+
+
+@pytest.mark.parametrize(
+    ("section", "name"), [("kafka", "sasl_password"), ("kafka", "sasl_passwords"), ("spark", "secret")]
+)
+def test_what_could_be_a_secret_is_not_repeated(section: str, name: str) -> None:
     secret = "ge" + "heim"  # put together here: a stack shows the lines of the source
     with pytest.raises(SettingsError) as caught:
-        load_settings(kafka={name: [secret]})
-    assert f"XRAY_KAFKA__{name.upper()}: " in str(caught.value)
+        load_settings(**{section: {name: [secret]}})
+    assert f"XRAY_{section}__{name}: ".upper() in str(caught.value)
     assert secret not in "".join(traceback.format_exception(caught.value))
 
 
