@@ -122,6 +122,25 @@ def start_session(
         return _create(settings)
 
 
+def find_session() -> SparkSession:
+    """Return the session that runs; where none does, start the one that Spark's own configuration describes.
+
+    Where that is a local one, its ports are on 127.0.0.1 as those of `start_session` are, unless the configuration says
+    otherwise.
+    """
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        return running
+    builder = SparkSession.builder
+    if SparkContext._active_spark_context is None and "SPARK_REMOTE" not in os.environ:
+        SparkContext._ensure_initialized()  # its JVM has read the configuration
+        found = SparkConf()
+        master = found.get("spark.master", "local[*]")
+        if _is_local(master):
+            builder = builder.config(map={"spark.ui.enabled": "false", **protect(master), **dict(found.getAll())})
+    return builder.getOrCreate()
+
+
 class LateSession:
     """A session that is started when it is first called for: what is known already needs none.
 

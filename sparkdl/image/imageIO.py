@@ -25,6 +25,7 @@ from pyspark.sql.types import BinaryType, IntegerType, StringType, StructField, 
 from schemas.errors import RecordError
 from sparkdl.bitdepth import fits_14_bits, keeps_high_bytes
 from sparkdl.imagerow import IMAGE_ARROW_TYPE, IMAGE_DDL, ImageRowLike
+from sparkdl.session import find_session
 
 Pixels = npt.NDArray[Any]
 
@@ -542,7 +543,7 @@ def _session(given: SparkContext | SparkSession | None) -> SparkSession:
     # By its reader, not its class: the session of Spark Connect is another one.
     if hasattr(given, "read"):
         return given
-    return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
+    return find_session()
 
 
 def readImagesWithCustomFn(

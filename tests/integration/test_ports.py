@@ -37,6 +37,12 @@ from streaming.service import open_session
 from streaming.settings import load_settings
 spark = open_session(load_settings(home=home, spark={"master": master, "driver_memory": "1g"}))
 """,
+    "imageIO": """
+from pyspark.sql import SparkSession
+from sparkdl.image import imageIO
+imageIO.filesToDF(None, str(home))
+spark = SparkSession.getActiveSession()
+""",
 }
 
 # A Python worker is asked by a function of one's own, the callback server is opened by a stream's batch function.
@@ -103,7 +109,7 @@ def outside_address() -> str:
 
 
 @pytest.mark.parametrize(
-    ("door", "outside"), [("start_session", False), ("open_session", False), ("open_session", True)]
+    ("door", "outside"), [("start_session", False), ("open_session", False), ("imageIO", False), ("open_session", True)]
 )
 def test_a_local_session_listens_on_this_machine_only(door: str, outside: bool, jars: Path, tmp_path: Path) -> None:
     address = outside_address()
