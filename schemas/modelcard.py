@@ -24,6 +24,10 @@ class Flag(StrEnum):
     UNLIKE_TRAINING = "unlike_training"
 
 
+UNDECIDED = "undecided"
+"""What people are shown instead of the label of a flagged prediction: a label reads like an answer to act on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Band:
     """Probabilities of the positive label that are too close to the threshold: a person decides.

@@ -4,7 +4,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from pyspark.sql import SparkSession
 from rich.live import Live
+from rich.markup import escape
 
 from schemas.errors import JobError
+from schemas.modelcard import UNDECIDED
 from schemas.registry import promote
 from sparkdl.java import find_java
 from streaming.audit import Account, audit_stream
@@ -31,7 +33,7 @@ from xray.broker import LocalBroker
 from xray.console import DISCLAIMER, err, new_progress, new_table, out, say_positive, step
 from xray.phantom import FINDINGS, Radiograph, encode_dicom, encode_jpeg, encode_png, generate_radiograph
 from xray.prepare import fetch_jars
-from xray.views import prediction_table
+from xray.views import list_flags, prediction_table
 
 _TRAINING_IMAGES = 120
 _PORT = 19292
@@ -51,6 +53,8 @@ class DemoSummary:
     ----------
     published, predicted, dead_letters, unaccounted : int
         Images; the last one should be 0.
+    undecided : int
+        Predictions among ``predicted`` that are flagged, so not to be acted on.
     dead_letter_reasons : dict of str to int
         Dead letters by reason.
     images_per_second : float
@@ -58,7 +62,7 @@ class DemoSummary:
     latency_p50_s, latency_p95_s : float
         From publishing an image to its prediction being on the topic, at `_LATENCY_RATE`.
     accuracy : float
-        Of the predictions against the known findings.
+        Of the predictions that are not flagged, against the known findings.
     held_out_accuracy : float
         As training measured it, on other images.
     balanced : bool
@@ -75,6 +79,7 @@ class DemoSummary:
     predicted: int
     dead_letters: int
     unaccounted: int
+    undecided: int
     dead_letter_reasons: dict[str, int]
     images_per_second: float
     latency_p50_s: float
@@ -98,6 +103,7 @@ class DemoSummary:
             "predicted": self.predicted,
             "dead_letters": self.dead_letters,
             "unaccounted": self.unaccounted,
+            "undecided": self.undecided,
             "images_per_second": round(self.images_per_second, 1),
             "latency_seconds": {"p50": round(self.latency_p50_s, 3), "p95": round(self.latency_p95_s, 3)},
             "accuracy": round(self.accuracy, 4),
@@ -402,23 +408,42 @@ def _summarise(
     burst = len(seen) - len(calm)
     p50, p95 = np.percentile([p.latency_s for p in calm], [50, 95]) if calm else (float("nan"), float("nan"))
     known = {path.name: path.parent.name for path in (settings.home / "images").rglob("*.*")}
-    right = [known.get(_file_name(p)) == p.event["label"] for p in seen]
     return DemoSummary(
         published=published,
         predicted=account.total("predicted"),
         dead_letters=account.total("dead_lettered"),
         unaccounted=account.unaccounted + published - account.consumed,
+        undecided=count_undecided(seen),
         dead_letter_reasons=account.dead_letter_reasons,
         images_per_second=burst / burst_s,
         latency_p50_s=float(p50),
         latency_p95_s=float(p95),
-        accuracy=float(np.mean(right)) if right else float("nan"),
+        accuracy=measure_accuracy(seen, known),
         held_out_accuracy=float("nan"),
         balanced=account.balanced,
         table=f"{settings.tables_folder}/predictions",
         metrics_url=state.metrics_url,
         seconds=0.0,
     )
+
+
+def count_undecided(seen: Sequence[SeenPrediction]) -> int:
+    """Count the flagged predictions."""
+    return sum(bool(list_flags(prediction.event)) for prediction in seen)
+
+
+def measure_accuracy(seen: Sequence[SeenPrediction], known: Mapping[str, str]) -> float:
+    """Give the share of right labels among the predictions that are to be acted on; NaN where there is none.
+
+    Parameters
+    ----------
+    seen : sequence of SeenPrediction
+        Flagged ones are left out.
+    known : Mapping of str to str
+        The finding by the published file's name.
+    """
+    right = [known.get(_file_name(p)) == p.event["label"] for p in seen if not list_flags(p.event)]
+    return float(np.mean(right)) if right else float("nan")
 
 
 def _file_name(prediction: SeenPrediction) -> str:
@@ -432,14 +457,15 @@ def _show(summary: DemoSummary, settings: StreamSettings) -> None:
     rows = {
         "records published": f"{summary.published}",
         "predictions": f"{summary.predicted}",
+        f"    {UNDECIDED}, as they are flagged": f"{summary.undecided}",
         "dead letters": f"{summary.dead_letters}",
-        **{f"    {reason}": f"{count}" for reason, count in summary.dead_letter_reasons.items()},
+        **{f"    {escape(reason)}": f"{count}" for reason, count in summary.dead_letter_reasons.items()},
         "unaccounted": f"{summary.unaccounted}",
         "images per second, a backlog": f"{summary.images_per_second:.1f}",
         f"latency p50 / p95, {_LATENCY_RATE:.0f} images a second": (
             f"{summary.latency_p50_s:.2f} s / {summary.latency_p95_s:.2f} s"
         ),
-        "accuracy against the known findings": f"{summary.accuracy:.3f}",
+        "accuracy of the others, against the known findings": f"{summary.accuracy:.3f}",
         "whole demo": f"{summary.seconds:.0f} s" if summary.seconds else "",
     }
     for name, value in rows.items():

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from schemas.modelcard import UNDECIDED, Flag
 from streaming.audit import Account
 from streaming.deadletters import Details, Listing, RedrivePlan, RedriveReport, Skip
 from streaming.settings import KafkaSettings
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # it brings Spark, and the other views are of commands that s
     from xray.train import Trained
 
 _LIVE_ROWS = 20
+_WORD_WIDTH = 20
+"""Of a label or a flag, in columns; longer ones go on in the next line, so that 80 columns are enough for a row."""
 _SKIP_TEXTS = {
     Skip.TOMBSTONE: "tombstones: there are no bytes to send",
     Skip.EMPTY_PAYLOAD: "empty: there are no bytes to send",
@@ -51,7 +54,7 @@ def show_account(account: Account) -> None:
         tables.add_row(name, *map(str, (t.rows, t.duplicates, t.missing, t.pending)))
     out.print(tables)
     for reason, count in account.dead_letter_reasons.items():
-        out.print(f"  {count:>6} dead letters: {reason}")
+        out.print(f"  {count:>6} dead letters: {_plain(reason)}")
     again = account.total("repeated_under_another_id")
     if again:
         out.print(
@@ -153,9 +156,9 @@ def _describe_training(trained: "Trained") -> dict[str, Any]:
 
 def _confusion_table(result: "TrainingResult") -> Table:
     labels = result.card.labels
-    table = new_table("actual \\ said", *[f"#{label}" for label in labels])
+    table = new_table("actual \\ said", *[f"#{_cell(label)}" for label in labels])
     for label, row in zip(labels, result.confusion, strict=True):
-        table.add_row(label, *[str(int(count)) for count in row])
+        table.add_row(_cell(label), *[str(int(count)) for count in row])
     return table
 
 
@@ -191,17 +194,44 @@ def prediction_table(seen: deque[SeenPrediction], total: int) -> Table:
     total : int
         How many there were in all.
     """
-    table = new_table("image", "said", "#score", "#ms", "size", title=f"{total} predictions. {DISCLAIMER}")
+    table = new_table("image", "said", "flags", "#score", "#ms", "size", title=f"{total} predictions. {DISCLAIMER}")
+    table.columns[0].overflow = "ellipsis"  # where it is narrow, the image's name is what is cut
+    for column, word in zip(table.columns[1:3], (UNDECIDED, Flag.UNLIKE_TRAINING), strict=True):
+        column.overflow, column.min_width, column.max_width = "fold", len(word), _WORD_WIDTH
+    for column in table.columns[3:]:
+        column.no_wrap = True
     for prediction in seen:
         event, image = prediction.event, prediction.event["image"]
         place = "@".join(prediction.headers[f"xray_input_{name}"] for name in ("partition", "offset"))
-        positive = not event.get("flags") and event["label"] == event["positive_label"]
-        label = f"[bold yellow]{event['label']}[/]" if positive else event["label"]
         score = event["probabilities"][event["positive_label"]]
-        name = (image.get("id") or place)[:48]
-        size = f"{image['height']}x{image['width']}"
-        table.add_row(name, label, f"{score:.3f}", f"{prediction.latency_s * 1000:.0f}", size)
+        size = _cell(f"{image['height']}x{image['width']}")
+        name, flags = _cell((image.get("id") or place)[:48]), "\n".join(map(_cell, list_flags(event)))
+        table.add_row(name, _said(event), flags, f"{score:.3f}", f"{prediction.latency_s * 1000:.0f}", size)
     return table
+
+
+def list_flags(event: Mapping[str, Any]) -> list[str]:
+    """Give why a prediction is not to be acted on; flags that are not known here count as well.
+
+    Parameters
+    ----------
+    event : Mapping
+        The message's value.
+
+    Returns
+    -------
+    list of str
+        Empty where the model checks nothing, or found nothing.
+    """
+    flags = event.get("flags") or []
+    return [str(flag) for flag in (flags if isinstance(flags, list) else [flags])]
+
+
+def _said(event: Mapping[str, Any]) -> str:
+    if list_flags(event):
+        return f"[magenta]{UNDECIDED}[/]"
+    label = _cell(event["label"])
+    return f"[bold yellow]{label}[/]" if event["label"] == event["positive_label"] else label
 
 
 def show_dead_letters(listing: Listing) -> None:
@@ -286,6 +316,11 @@ def _print_counts(counts: Counter[str] | Mapping[str, int], noun: str) -> None:
 def _print_foreign(count: int) -> None:
     if count:
         out.print(f"  {count:>6} records of the topic were not written by this stream; they are not counted above")
+
+
+def _cell(text: str) -> str:
+    """Make a text from a message safe for one line of a table, where a second line would look like a row."""
+    return _plain(text.replace("\n", "\N{REPLACEMENT CHARACTER}"))
 
 
 def _plain(text: str) -> str:

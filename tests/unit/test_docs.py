@@ -390,36 +390,38 @@ def test_consumer_example_alerts_once(monkeypatch: pytest.MonkeyPatch, capsys: p
         def __init__(self, topic: str, **options: Any) -> None:
             assert topic == KafkaSettings().predictions_topic
             assert options["enable_auto_commit"] is False
-            other = {**example_prediction(), "event_id": "0" * 32, "label": "normal"}
-            super().__init__(
-                Record(json.dumps(e).encode()) for e in (example_prediction(), example_prediction(), other)
-            )
+            normal = {**example_prediction(), "event_id": "0" * 32, "label": "normal"}
+            flagged = {**example_prediction(), "event_id": "1" * 32, "flags": ["of_a_later_version"]}
+            events = (example_prediction(), example_prediction(), normal, flagged)
+            super().__init__(Record(json.dumps(event).encode()) for event in events)
 
         def commit(self) -> None:
             committed.append(1)
 
     fake_module(monkeypatch, "kafka", KafkaConsumer=Consumer)
     run_example(code_blocks("results", "python")[0])
-    assert capsys.readouterr().out == "ALERT 1f0c2a7e 0.9375\n"
-    assert len(committed) == 3
+    assert capsys.readouterr().out == "ALERT 1f0c2a7e 0.9375\nUNDECIDED 1f0c2a7e ['of_a_later_version']\n"
+    assert len(committed) == 4
 
 
 def test_table_example_reads_a_real_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = [hashlib.sha256(bytes([i])).hexdigest()[:32] for i in range(3)]
+    ids = [hashlib.sha256(bytes([i])).hexdigest()[:32] for i in range(5)]
     rows = pa.table(
         {
             "event_id": ids,
-            "label": ["normal", "opacities", "opacities"],
-            "score": [0.25, 0.5, 1.0],
-            "received_at": [datetime(2026, 1, 31, tzinfo=UTC)] * 3,
-            "date": [date(2026, 1, 31)] * 3,
+            "label": ["normal", "opacities", "opacities", "normal", "opacities"],
+            "score": [0.25, 0.5, 1.0, 0.5, 0.75],
+            "flags": [[], [], None, ["uncertain"], ["of_a_later_version"]],
+            "received_at": [datetime(2026, 1, 31, tzinfo=UTC)] * 5,
+            "date": [date(2026, 1, 31)] * 5,
         }
     )
     assert set(rows.column_names) <= set(load_tables()["predictions"].columns)
     write_deltalake(str(tmp_path / "tables" / "predictions"), rows, partition_by=["date"])
     monkeypatch.chdir(tmp_path)
     found = run_example(code_blocks("results", "python")[1])["rows"].fetchall()
-    assert found == [(date(2026, 1, 31), "normal", 1, 0.25), (date(2026, 1, 31), "opacities", 2, 0.75)]
+    day = date(2026, 1, 31)
+    assert found == [(day, "normal", 1, 0.25), (day, "opacities", 2, 0.75), (day, "undecided", 2, 0.625)]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
