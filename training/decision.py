@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from schemas import modelcard
 from schemas.errors import DatasetError, SettingsError
-from schemas.modelcard import NOVELTY_FILE, Band
+from schemas.modelcard import NOVELTY_FILE, Band, Flag
 from sparkdl.novelty import write_gate
 from training.calibration import (
     AbstainBand,
@@ -164,6 +164,32 @@ def store_decision(folder: Path, decision: Decision) -> None:
     """
     if decision.gate is not None:
         write_gate(folder / NOVELTY_FILE, decision.gate.to_arrays())
+
+
+def flag_images(
+    decision: Decision, scores: npt.NDArray[np.floating], features: _Features
+) -> tuple[tuple[Flag, ...], ...]:
+    """Give the flags that predictions of these images would carry, by the rules of the stream.
+
+    Parameters
+    ----------
+    decision : Decision
+        Of the model.
+    scores : numpy.ndarray
+        Float, shape (n,): probabilities of the positive label.
+    features : numpy.ndarray
+        float32, shape (n, n_features), of the same images.
+
+    Returns
+    -------
+    tuple of tuple of Flag
+        At most one for each image: one that is not judged is not uncertain as well.
+    """
+    none = np.zeros(scores.shape, bool)
+    unlike = none if decision.gate is None else decision.gate.flags(features)
+    near = none if decision.band is None else decision.band.covers(scores)
+    flags = np.where(unlike, Flag.UNLIKE_TRAINING, np.where(near, Flag.UNCERTAIN, ""))
+    return tuple((Flag(flag),) if flag else () for flag in flags.tolist())
 
 
 def measure_decision(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from schemas.envelope import DISCLAIMER
+from schemas.modelcard import UNDECIDED
 from training.calibration import Abstention, Calibration
 from training.metrics import Matrix
 from training.probes import Probe, Verdict
@@ -186,6 +187,8 @@ class Mistake:
         Class names.
     probability : float
         That the model gave the predicted class.
+    flags : tuple of str
+        Those of the prediction; where there are any, it is not to be acted on.
     """
 
     path: Path
@@ -194,6 +197,12 @@ class Mistake:
     actual: str
     predicted: str
     probability: float
+    flags: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """What to show: no class where the prediction is flagged."""
+        return UNDECIDED if self.flags else self.predicted
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sparkdl.pipelinefiles import read_pipeline
 from training.calibration import measure_calibration
 from training.classifier import Head
 from training.dataset import MANIFEST_FILE, Dataset, Sample, count_by_class, read_dataset
-from training.decision import measure_decision
+from training.decision import flag_images, measure_decision
 from training.duplicates import find_duplicates, union_groups
 from training.evaluation import (
     DataSummary,
@@ -180,7 +180,7 @@ def judge_model(
         abstention=abstention,
         novelty=novelty,
         candidates=result.fitted.candidates,
-        mistakes=judge.mistakes(),
+        mistakes=judge.mistakes(outcomes),
         in_service=in_service,
         in_service_name=name,
     )
@@ -304,9 +304,13 @@ class _Judge:
             found.append(Variant(step.name, measure(outcomes, seed=self.seed), calibration, step.note))
         return tuple(found)
 
-    def mistakes(self) -> tuple[Mistake, ...]:
-        wrong = [item for item in self.result.held_out if item.prediction != item.sample.label]
-        wrong.sort(key=lambda item: (-item.probabilities[item.prediction], item.sample.path))
+    def mistakes(self, outcomes: Outcomes) -> tuple[Mistake, ...]:
+        wrong = [(row, item) for row, item in enumerate(self.result.held_out) if item.prediction != item.sample.label]
+        wrong.sort(key=lambda found: (-found[1].probabilities[found[1].prediction], found[1].sample.path))
+        worst = wrong[:_MAX_MISTAKES]
+        rows = np.array([row for row, _ in worst], np.int64)
+        features = self.result.fitted.features[self.material.held_out]
+        flags = flag_images(self.result.fitted.decision, outcomes.probabilities[rows, 1], features[rows])
         return tuple(
             Mistake(
                 path=item.sample.path,
@@ -315,8 +319,9 @@ class _Judge:
                 actual=self.labels[item.sample.label],
                 predicted=self.labels[item.prediction],
                 probability=item.probabilities[item.prediction],
+                flags=own,
             )
-            for item in wrong[:_MAX_MISTAKES]
+            for (_, item), own in zip(worst, flags, strict=True)
         )
 
     def summarize_data(self) -> DataSummary:

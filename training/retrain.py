@@ -26,7 +26,7 @@ from sparkdl.featurizer import DeepImageFeaturizer
 from sparkdl.network import Network
 from training.calibration import Calibration, calibrate, fit_calibrator, measure_abstention, measure_calibration
 from training.classifier import PAPER, Floats, Head, Ints, predict_rows
-from training.decision import Decision, fit_decision, store_decision
+from training.decision import Decision, fit_decision, flag_images, store_decision
 from training.drift import make_reference, save_reference
 from training.evaluation import DataSummary, Evaluation, Mistake, Novelty, Provenance, SetFigures, Side, Variant
 from training.features import Report, ignore
@@ -511,7 +511,7 @@ class _Work:
             if fitted.decision.band is None
             else measure_abstention(outcomes, fitted.decision.band, n_resamples=self.n_resamples, seed=self.seed),
             novelty=self.measure_novelty(fitted.decision, outcomes, figures),
-            mistakes=self.mistakes(outcomes),
+            mistakes=self.mistakes(outcomes, fitted.decision),
             in_service=compared,
             in_service_name=name,
         )
@@ -598,12 +598,13 @@ class _Work:
         found = measure(outcomes, n_resamples=_FEW_RESAMPLES, seed=self.seed)["auroc"]
         return Probe("source", "label", found, names.size)
 
-    def mistakes(self, outcomes: Outcomes) -> tuple[Mistake, ...]:
+    def mistakes(self, outcomes: Outcomes, decision: Decision) -> tuple[Mistake, ...]:
         """Give the worst ones, named by their digests: there are no files."""
         rows = np.flatnonzero(self.held_out)
         surety = outcomes.probabilities[np.arange(rows.size), outcomes.predictions]
         wrong = np.flatnonzero(outcomes.predictions != outcomes.labels)
         worst = wrong[np.argsort(-surety[wrong], kind="stable")][:_MAX_MISTAKES]
+        flags = flag_images(decision, outcomes.probabilities[worst, 1], self.stored.features[rows[worst]])
         return tuple(
             Mistake(
                 path=Path(str(self.stored.digests[rows[index]])),
@@ -612,8 +613,9 @@ class _Work:
                 actual=self.card.labels[outcomes.labels[index]],
                 predicted=self.card.labels[outcomes.predictions[index]],
                 probability=float(surety[index]),
+                flags=own,
             )
-            for index in worst.tolist()
+            for index, own in zip(worst.tolist(), flags, strict=True)
         )
 
     # -- describing

@@ -26,7 +26,7 @@ from deltalake.exceptions import TableNotFoundError
 
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DatasetError, ModelLoadError
-from schemas.modelcard import NOVELTY_FILE, Flag, ModelCard
+from schemas.modelcard import NOVELTY_FILE, UNDECIDED, Flag, ModelCard
 from sparkdl.novelty import StoredGate, read_gate
 from training.classifier import Floats, Head, Ints
 from training.drift import MIN_IMAGES, WINDOW_DAYS
@@ -125,6 +125,8 @@ class Disagreement:
         The labels.
     champion_score, challenger_score : float
         Probabilities of the positive finding.
+    champion_undecided, challenger_undecided : bool
+        Whether the score is in the model's abstain band, so that its label is not to be acted on.
     """
 
     event_id: str
@@ -134,6 +136,8 @@ class Disagreement:
     challenger: str
     champion_score: float
     challenger_score: float
+    champion_undecided: bool
+    challenger_undecided: bool
 
 
 @dataclass(frozen=True)
@@ -499,15 +503,19 @@ def _describe(answers: _Answers, card: ModelCard, rival: ModelCard, n_without_ve
         positive_shares=(shares[0], shares[1]) if enough else None,
         difference=_describe_difference(new - old) if enough else None,
         by_source=by_source,
-        disagreements=_list_disagreements(answers),
+        disagreements=_list_disagreements(answers, rival),
         labelled=None,
         notes=tuple(notes),
     )
 
 
 def _count_undecided(card: ModelCard, scores: Floats) -> int:
+    return int(_find_undecided(card, scores).sum())
+
+
+def _find_undecided(card: ModelCard, scores: Floats) -> _Mask:
     band = card.abstain
-    return 0 if band is None else int(((scores >= band.low) & (scores < band.high)).sum())
+    return np.zeros(scores.shape, bool) if band is None else (scores >= band.low) & (scores < band.high)
 
 
 def _describe_difference(values: Floats) -> ScoreDifference:
@@ -529,11 +537,12 @@ def _by_source(answers: _Answers) -> tuple[tuple[SourceShadow, ...], list[str]]:
     ] if more > 0 else []
 
 
-def _list_disagreements(answers: _Answers) -> tuple[Disagreement, ...]:
+def _list_disagreements(answers: _Answers, rival: ModelCard) -> tuple[Disagreement, ...]:
     places = np.flatnonzero(answers.judged & (answers.said != answers.shadowed))
     gaps = np.abs(answers.scores[places] - answers.old_scores[places])
     worst = places[np.argsort(-gaps, kind="stable")][:_MAX_DISAGREEMENTS]
     rows = answers.rows.select(["event_id", "source", "id"]).take(pa.array(worst)).to_pylist()
+    undecided = _find_undecided(answers.card, answers.old_scores), _find_undecided(rival, answers.scores)
     return tuple(
         Disagreement(
             **row,
@@ -541,6 +550,8 @@ def _list_disagreements(answers: _Answers) -> tuple[Disagreement, ...]:
             challenger=str(answers.shadowed[place]),
             champion_score=float(answers.old_scores[place]),
             challenger_score=float(answers.scores[place]),
+            champion_undecided=bool(undecided[0][place]),
+            challenger_undecided=bool(undecided[1][place]),
         )
         for row, place in zip(rows, worst.tolist(), strict=True)
     )
@@ -663,7 +674,9 @@ def _list_source(one: SourceShadow) -> tuple[str, ...]:
 
 def _list_disagreement(one: Disagreement) -> tuple[str, ...]:
     scores = (f"{one.champion_score:.3f}", f"{one.challenger_score:.3f}")
-    return one.event_id, _printable(one.source), _printable(one.id), one.champion, one.challenger, *scores
+    champion = UNDECIDED if one.champion_undecided else one.champion
+    challenger = UNDECIDED if one.challenger_undecided else one.challenger
+    return one.event_id, _printable(one.source), _printable(one.id), champion, challenger, *scores
 
 
 def _list_figures(shadow: Shadow) -> tuple[tuple[str, str], ...]:

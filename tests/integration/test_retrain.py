@@ -165,6 +165,13 @@ def test_the_new_model_decides_as_the_old_one_does(spark: SparkSession, tmp_path
     assert found.evaluation.abstention is not None
     assert found.evaluation.abstention.share.value == pytest.approx(0.1, abs=0.08)
     assert found.evaluation.novelty is not None
+    band = found.card.abstain
+    for one in found.evaluation.mistakes:
+        score = one.probability if one.predicted == "ill" else 1 - one.probability
+        assert one.flags in ((), ("uncertain",), ("unlike_training",))
+        assert ("uncertain" in one.flags) <= (band.low <= score < band.high)
+        assert (one.said == "undecided") == bool(one.flags)
+    assert any(one.flags for one in found.evaluation.mistakes)
     # The coefficients that are saved are the calibrated ones.
     saved = Head.of(load_model(found.folder).stages[1]).predict(scored.features)
     assert saved[:, 1].mean() == pytest.approx(np.mean([label == "ill" for label in scored.labels]), abs=0.1)

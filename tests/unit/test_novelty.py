@@ -29,7 +29,14 @@ from sparkdl import novelty as serving
 from sparkdl.batches import run_batches
 from sparkdl.novelty import StoredGate, find_gate, read_gate, write_gate
 from training.calibration import AbstainBand, fit_gate
-from training.decision import Decision, check_decision, fit_decision, measure_decision, store_decision
+from training.decision import (
+    Decision,
+    check_decision,
+    fit_decision,
+    flag_images,
+    measure_decision,
+    store_decision,
+)
 from training.statistics import Outcomes, estimate_image_share, gather_outcomes
 
 _N = 60
@@ -289,6 +296,19 @@ def test_shares_of_images_are_those_of_patients(decision: Decision) -> None:
     assert abstention.share == estimate_image_share(inside, outcomes.patients, n_resamples=500)
     assert novelty.flagged == estimate_image_share(decision.gate.flags(features), outcomes.patients)
     assert outcomes.n_patients < outcomes.labels.size
+
+
+def test_images_are_flagged_as_the_stream_flags_them(decision: Decision) -> None:
+    assert decision.band is not None
+    low, high = decision.band.low, decision.band.high
+    features = make_features(0)[:4]
+    features[3] = 0  # unlike everything
+    scores = np.array([low, high, (low + high) / 2, low])
+    flags = flag_images(replace(decision, gate=None), scores, features)
+    assert flags == ((Flag.UNCERTAIN,), (), (Flag.UNCERTAIN,), (Flag.UNCERTAIN,))
+    assert flag_images(decision, scores, features)[3] == (Flag.UNLIKE_TRAINING,)
+    assert flag_images(Decision(), scores, features) == ((), (), (), ())
+    assert flag_images(decision, scores[:0], features[:0]) == ()
 
 
 def test_a_decision_is_said_in_words() -> None:

@@ -13,12 +13,13 @@ import pytest
 from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from tests.stored import NO_CARD, add_champion
-from training.calibration import Calibrator
+from training.calibration import AbstainBand, Calibrator, NoveltyGate
 from training.classifier import PAPER, Head
 from training.dataset import Dataset, Sample
+from training.decision import Decision
 from training.duplicates import DuplicatePair
 from training.features import ImageFacts
-from training.fit import Fitted, Material, Procedure, Step, TrainingResult
+from training.fit import Fitted, Material, Procedure, Step, TrainingResult, _predict
 from training.judge import IMAGES_FILE, _Judge, load_served, name_served, read_external
 from training.statistics import Estimate, OperatingPoint
 
@@ -142,6 +143,29 @@ def test_copies_with_different_labels_are_counted() -> None:
     pairs = tuple(DuplicatePair("/x/0.png", f"/x/{index}.png", "exact", 0) for index in (same, other))
     found = _with(judge, material=replace(material, pairs=pairs)).summarize_data()
     assert (found.exact_copies, found.unlike_copies, found.copies_across) == (2, 1, 0)
+
+
+def test_a_mistake_carries_the_flags_that_the_stream_would_put_on_it() -> None:
+    judge = judge_of()
+    fitted = judge.result.fitted
+    features = fitted.features.copy()
+    rows = np.flatnonzero(judge.material.held_out)
+    features[rows[:10], 0] = 100  # unlike the others
+    gate = NoveltyGate(np.eye(3, dtype=np.float32)[1:], 0.9, 0.9)
+    fitted = replace(fitted, features=features, decision=Decision(AbstainBand(0.4, 0.6), gate))
+    held_out = _predict(judge.material, features, fitted.final)
+    judge = _with(judge, fitted=fitted, held_out=held_out)
+
+    found = judge.mistakes(judge.held_out(fitted.final))
+
+    assert [one.probability for one in found] == sorted((one.probability for one in found), reverse=True)
+    for one in found:
+        place = int(one.path.stem)
+        near = ("uncertain",) if one.probability < 0.6 else ()
+        assert one.flags == (("unlike_training",) if gate.flags(features[[place]])[0] else near)
+        assert one.said == ("undecided" if one.flags else one.predicted)
+    assert {flag for one in found for flag in one.flags} == {"unlike_training", "uncertain"}
+    assert not all(one.flags for one in found)
 
 
 def _with(judge: _Judge, **changes: Any) -> _Judge:

@@ -690,6 +690,26 @@ def test_thumbnails_are_small_and_a_lost_file_has_a_placeholder(tmp_path: Path) 
     assert "may not be passed on freely" in page.find("p", class_="warning")[0].text
 
 
+def test_a_flagged_mistake_names_its_flags_and_no_class(tmp_path: Path) -> None:
+    sure, flagged = _mistakes(tmp_path, 2)
+    without = replace(complete(), mistakes=(sure,))
+    shown = replace(without, mistakes=(sure, replace(flagged, flags=("uncertain", "of_a_later_version"))))
+    Image.new("L", (30, 30), 90).save(tmp_path / "image-1.png")
+    page, text = _page(shown, with_thumbnails=True), render_markdown(shown)
+    [gallery] = page.find("ul", class_="gallery")
+    assert "judged undecided" in gallery.text
+    assert "probability of pneumonia 0.98" in gallery.text
+    assert "flags: uncertain, of_a_later_version" in gallery.text
+    assert gallery.text.count("judged pneumonia") == 1
+    [image] = gallery.find("img")
+    assert "judged undecided with probability of pneumonia 0.98" in image.attributes["alt"]
+    assert "| image-1.png | north | normal | undecided | uncertain, of\\_a\\_later\\_version | 0.980 |" in text
+    for found in (page.text, text):
+        assert "nobody is to act on it" in found
+    assert "undecided" not in _page(without).find("ul", class_="gallery")[0].text
+    assert "nobody is to act on it" not in render_markdown(without)
+
+
 def test_a_page_without_thumbnails_reads_no_file(tmp_path: Path) -> None:
     Image.new("L", (30, 30), 90).save(tmp_path / "image-0.png")
     page = _page(replace(complete(), mistakes=_mistakes(tmp_path, 1)), with_thumbnails=False)

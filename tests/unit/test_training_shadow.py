@@ -15,7 +15,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DatasetError, ModelLoadError
-from schemas.modelcard import ModelCard, hash_model_folder, write_card
+from schemas.modelcard import Band, ModelCard, hash_model_folder, write_card
 from tests.challenger import AS_SCORED, add_challenger, add_labels_said
 from tests.stored import FIRST_DAY, LABELS, Scored, add_champion, score_images
 from training.calibration import AbstainBand, NoveltyGate
@@ -203,6 +203,22 @@ def test_images_that_a_model_does_not_judge_are_counted_apart(tmp_path: Path, ca
     assert note.startswith(f"{400 - judged.sum()} images")
     digests = {digest[:32] for digest in np.array(scored.digests)[judged]}
     assert {one.event_id for one in found.disagreements} <= digests
+
+
+def test_a_disagreement_with_an_undecided_score_names_no_class(tmp_path: Path, card: ModelCard) -> None:
+    score_images(tmp_path, card, 400)
+    add_labels_said(tmp_path)
+    old = replace(card, abstain=Band(0.0, 0.3))
+    rival = add_challenger(tmp_path, card, coefficients=OTHER, decision=Decision(AbstainBand(0.7, 1.0)))
+    found = look(tmp_path, old, rival)
+    undecided = [(one.champion_undecided, one.challenger_undecided) for one in found.disagreements]
+    assert undecided == [(one.champion_score < 0.3, one.challenger_score >= 0.7) for one in found.disagreements]
+    assert {flag for pair in undecided for flag in pair} == {False, True}
+    [table] = [table for table in list_tables(found) if table.title == "Largest disagreements"]
+    for one, row in zip(found.disagreements, table.rows, strict=True):
+        champion = "undecided" if one.champion_undecided else one.champion
+        challenger = "undecided" if one.challenger_undecided else one.challenger
+        assert row[3:5] == (champion, challenger)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -246,14 +246,21 @@ def _mistakes(evaluation: Evaluation) -> list[str]:
     if not evaluation.mistakes:
         return []
     rows = [
-        (words.file_name(one.path), one.source, one.actual, one.predicted, words.format_number(one.probability))
+        (
+            words.file_name(one.path),
+            one.source,
+            one.actual,
+            one.said,
+            ", ".join(one.flags),
+            words.format_number(one.probability),
+        )
         for one in evaluation.mistakes
     ]
     return [
         "## Worst mistakes",
-        "Held-out images that were judged wrongly, the most certain first. File names may tell who the patients are: "
+        f"{words.describe_mistakes(evaluation)} File names may tell who the patients are: "
         "this text may not be passed on freely.",
-        _table(("File", "Source", "Actual", "Predicted", "Probability"), rows),
+        _table(("File", "Source", "Actual", "Judged", "Flags", "Probability"), rows),
     ]
 
 

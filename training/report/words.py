@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
+from schemas.modelcard import UNDECIDED
 from training.calibration import Abstention
 from training.evaluation import DataSummary, Evaluation, Novelty, SetFigures
 from training.probes import BLIND_SHARE, LABEL_BLIND_PROBES, THUMBNAIL_SHARE, Probe, judge
@@ -345,6 +346,17 @@ def describe_novelty(novelty: Novelty) -> str:
         f"An image at a distance above {format_number(novelty.threshold)} from the training images is flagged as "
         "unlike them, and not judged. Of the held-out images, which are alike, it flags "
         f"{format_estimate(novelty.flagged)}.{_remark(novelty.flagged)}"
+    )
+
+
+def describe_mistakes(evaluation: Evaluation) -> str:
+    """Say what the list of mistakes is, and what stands there for a class where nothing was decided."""
+    said = "Held-out images that were judged wrongly, the most certain first."
+    if not any(one.flags for one in evaluation.mistakes):
+        return said
+    return (
+        f"{said} One that the model flags is {UNDECIDED}: nobody is to act on it. It is here because its label would "
+        "have been wrong."
     )
 
 
