@@ -147,12 +147,12 @@ def _check_kafka(settings: StreamSettings, *, accept_loss: bool, from_beginning:
     create_topics(settings.kafka)
     check_topics(settings.kafka)
     renewed = _set_replaced_aside(settings) if accept_loss else frozenset[str]()
+    ids = {query: check_topic_ids(settings, query) for query in QUERIES}
+    ids |= {query: replace(ids[query], renewed=True) for query in renewed}
     losses = find_losses(settings)
     check_losses(losses, settings.kafka, accepted=accept_loss)
     for loss in losses:
         log.warning("%s goes on behind records that are gone: %s", loss.query, loss)
-    ids = {query: check_topic_ids(settings, query) for query in QUERIES}
-    ids |= {query: replace(ids[query], renewed=True) for query in renewed}
     if not from_beginning:
         check_not_scored(settings, ids["score"])
     # Not before all is checked: a checkpoint of a release that noted no ids is believed to be of these topics.

@@ -397,7 +397,8 @@ def test_topics_that_would_lose_a_finding_are_refused(place: StreamSettings) -> 
     assert check_label_topics(kafka.model_copy(update={"max_message_bytes": LABEL_BYTES})) == LABEL_BYTES
     entry = ConfigEntry("cleanup.policy", "compact", incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ConfigResource.Type.TOPIC, kafka.labels_topic, incremental_configs=[entry])
-    for future in connect_admin(kafka).incremental_alter_configs([resource]).values():
+    admin = connect_admin(kafka)  # must outlive the futures it gives
+    for future in admin.incremental_alter_configs([resource]).values():
         future.result()
     for _ in range(int(_TIMEOUT_S * 10)):  # the broker heeds it once its metadata log has it
         try:

@@ -460,19 +460,20 @@ def test_3_the_broker_takes_what_is_wanted_of_a_topic(settings: StreamSettings) 
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A model whose features are the mean of the pixels times 3e36: finite up to 113, as of a canary, and then not."""
+    """A model whose features are the pixels times 2e36: finite up to 170, as of a canary, and then not."""
     if find_spec("keras") is None:
         pytest.skip("building networks needs the train extra")
     keras = import_keras()
-    inputs = keras.layers.Input((1, 1, 3))
-    scaled = keras.layers.Rescaling(3e36)(inputs)
-    network = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(scaled))
+    inputs = keras.layers.Input((2, 2, 3))
+    scaled = keras.layers.Rescaling(2e36)(inputs)
+    network = keras.Model(inputs, keras.layers.Flatten()(scaled))
     folder = tmp_path_factory.mktemp("overflowing")
     network.save(folder / "network.keras")
     featurizer = DeepImageFeaturizer(
         inputCol="image", outputCol="features", modelName="custom", weights=str(folder / "network.keras")
     )
-    regression = Regression(np.array([[1e-38, 0.0, 0.0]]), np.array([-0.5]), {"featuresCol": "features"})
+    coefficients = np.array([[1e-38, *[0.0] * 11]])
+    regression = Regression(coefficients, np.array([-0.5]), {"featuresCol": "features"})
     write_pipeline(folder / "model", featurizer, regression)
     card = replace(NO_CARD, version="overflowing", network="custom", sha256=hash_model_folder(folder / "model"))
     write_card(folder / "model", card)
