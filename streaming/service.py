@@ -235,6 +235,7 @@ def _serve(
         # Alerts wait for the first predictions, tables do not: Delta's first seconds would take the cores from SCORE.
         archive_at = time.monotonic() + _ARCHIVE_TIMEOUT_S
         while not (readiness.look() or time.monotonic() > archive_at):
+            watch.check()
             scorer.tend()
             if ended.wait(_POLL_S):
                 return

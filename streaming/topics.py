@@ -178,7 +178,9 @@ def check_topics(kafka: KafkaSettings, *, may_be_denied: bool = False) -> None:
     canary = (kafka.canary_topic, kafka.canary_results_topic)
     received = (kafka.images_topic, kafka.canary_topic)
     largest = _largest_messages(kafka)
-    topics = _read_topics(kafka, cluster, wanted_topics(kafka), may_be_denied=may_be_denied)
+    essential = () if may_be_denied else (kafka.images_topic, kafka.deadletters_topic)
+    names = wanted_topics(kafka)
+    topics = _read_topics(kafka, cluster, names, optional=[name for name in names if name not in essential])
     for topic in topics:
         topic.refuse_smaller(largest[topic.name], _or_lower(kafka, topic.name))
         topic.refuse_what_stops(devices_write=topic.name in received)
@@ -316,7 +318,7 @@ def check_outcome_sizes(kafka: KafkaSettings, card: ModelCard, n_features: int) 
         kafka.features_topic: CARRIED_BYTES + _OWN_BYTES + _BYTES_PER_FEATURE * n_features,
     }
     most = kafka.max_message_bytes + HEADROOM_BYTES
-    for topic in _read_topics(kafka, describe_cluster(kafka), wanted):
+    for topic in _read_topics(kafka, describe_cluster(kafka), wanted, optional=wanted):
         found = min(topic.number("max.message.bytes") or most, most)
         if found < wanted[topic.name]:
             msg = (
@@ -327,22 +329,28 @@ def check_outcome_sizes(kafka: KafkaSettings, card: ModelCard, n_features: int) 
 
 
 def _read_topics(
-    kafka: KafkaSettings, cluster: Any, names: Iterable[str], *, may_be_denied: bool = False
+    kafka: KafkaSettings, cluster: Any, names: Iterable[str], *, optional: Container[str] = ()
 ) -> list[_Topic]:
-    """Read topics.
+    """Read topics; of an optional one whose configuration the user may not read there is a warning, and no more.
 
-    The stream's user must be allowed to read the configuration of the two topics that hold images. Former releases
-    wanted no more; where another one is denied, it is left out with a warning.
+    Former releases of the stream wanted that right for the two topics that hold images alone.
     """
-    essential = set() if may_be_denied else {kafka.images_topic, kafka.deadletters_topic} & {*names}
-    found = _read_configs(kafka, sorted(essential)) if essential else {}
-    for name in names:
-        if name not in found:
-            try:
-                found |= _read_configs(kafka, (name,))
-            except _DeniedError as exc:
-                log.warning("%s; it is not checked", exc)
-    return [_Topic(name, config, _count_replicas(cluster, name)) for name, config in found.items()]
+    resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+    admin = connect_admin(kafka)  # must outlive the futures it gives
+    topics = []
+    for resource, future in admin.describe_configs(resources, request_timeout=_TIMEOUT_S).items():
+        try:
+            config = {name: entry.value for name, entry in future.result().items()}
+        except KafkaException as exc:
+            denied = exc.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+            hint = ". The user needs DescribeConfigs on it; see the roles in docs/security.md" if denied else ""
+            msg = f"cannot read the configuration of {resource.name}: {exc.args[0].str()}{hint}"
+            if not denied or resource.name not in optional:
+                raise BrokerError(msg) from exc
+            log.warning("%s. It is not checked", msg)
+        else:
+            topics.append(_Topic(resource.name, config, _count_replicas(cluster, resource.name)))
+    return topics
 
 
 def _count_replicas(cluster: Any, name: str) -> int:
@@ -363,14 +371,13 @@ def check_label_topics(kafka: KafkaSettings) -> int:
         A topic is missing, its configuration may not be read, or the dead letters' topic takes too little.
     """
     events, letters = kafka.labels_topic, kafka.labels_deadletters_topic
-    configs = _read_configs(kafka, (events, letters))
     cluster = describe_cluster(kafka)
-    topics = [_Topic(name, config, _count_replicas(cluster, name)) for name, config in configs.items()]
+    topics = _read_topics(kafka, cluster, (events, letters))
     for topic in topics:
         topic.refuse_what_stops(devices_write=False)
         topic.refuse_what_loses()
     _warn(topics, len(cluster.brokers), by_senders_clock=(events,))
-    found = {name: int(config["max.message.bytes"]) for name, config in configs.items()}
+    found = {topic.name: int(topic.config["max.message.bytes"]) for topic in topics}
     wanted = found[events] + HEADROOM_BYTES
     if found[letters] < wanted:
         msg = (
@@ -379,25 +386,6 @@ def check_label_topics(kafka: KafkaSettings) -> int:
         )
         raise BrokerError(msg)
     return min(found[letters] - HEADROOM_BYTES, kafka.max_message_bytes)
-
-
-class _DeniedError(BrokerError):
-    """The user may not read a topic's configuration."""
-
-
-def _read_configs(kafka: KafkaSettings, names: Iterable[str]) -> dict[str, dict[str, str]]:
-    resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
-    admin = connect_admin(kafka)  # must outlive the futures it gives
-    answers = admin.describe_configs(resources, request_timeout=_TIMEOUT_S)
-    try:
-        found = {resource.name: future.result() for resource, future in answers.items()}
-    except KafkaException as exc:
-        what = f"cannot read the configuration of {', '.join(names)}: {exc.args[0].str()}"
-        if exc.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            msg = f"{what}. The user needs DescribeConfigs on them; see the roles in docs/security.md"
-            raise _DeniedError(msg) from exc
-        raise BrokerError(what) from exc
-    return {name: {key: entry.value for key, entry in config.items()} for name, config in found.items()}
 
 
 def connect_admin(kafka: KafkaSettings, **options: Any) -> AdminClient:
