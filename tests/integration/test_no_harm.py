@@ -46,6 +46,7 @@ from tests.stored import NO_CARD, add_champion
 
 pytestmark = [pytest.mark.kafka, pytest.mark.spark, pytest.mark.delta]
 
+_FIXTURES = Path(__file__).parent.parent / "fixtures"
 _MIB = 1024 * 1024
 _KIB = 1024
 
@@ -249,15 +250,24 @@ def test_2_an_outcome_of_the_old_topic_is_no_answer_to_an_image_of_the_new_one(
 def test_2_a_checkpoint_of_the_former_release_goes_on(
     spark: SparkSession, settings: StreamSettings, model: Trained
 ) -> None:
-    publish(settings, named(3))
-    drain(spark, settings, model)
-    for query in ("score", "archive"):
-        (settings.checkpoints_folder / query / IDS_FILE).unlink()
+    """Its own files: after 6 and 7 images of two partitions, without a note of Kafka's ids."""
+    former = {"images_topic": "former.images", "canary_topic": "former.canary"}
+    settings = settings.model_copy(update={"kafka": settings.kafka.model_copy(update=former)})
+    create_topics(settings.kafka)
+    checkpoint = settings.checkpoints_folder / "score"
+    shutil.copytree(_FIXTURES / "checkpoint-first-release", checkpoint)
+    producer = Producer(settings.kafka.to_librdkafka())
+    for partition, count in enumerate((6, 7)):
+        for i in range(count):
+            producer.produce(settings.kafka.images_topic, png(), f"scored-{i}", partition=partition)
+    producer.flush()
     publish(settings, named(3, "later"))
+
     drain(spark, settings, model)
-    assert len(outcomes(settings)[0]) == 6
-    noted = json.loads((settings.checkpoints_folder / "score" / IDS_FILE).read_text())
-    assert [*noted["topics"]] == [settings.kafka.images_topic]
+
+    assert {r.key for r in outcomes(settings)[0]} == {name.encode() for name in named(3, "later")}
+    noted = json.loads((checkpoint / IDS_FILE).read_text())
+    assert [*noted["topics"]] == ["former.images"]
     assert noted["cluster"]
 
 
