@@ -465,7 +465,7 @@ def _show(summary: DemoSummary, settings: StreamSettings) -> None:
         f"latency p50 / p95, {_LATENCY_RATE:.0f} images a second": (
             f"{summary.latency_p50_s:.2f} s / {summary.latency_p95_s:.2f} s"
         ),
-        "accuracy of the others, against the known findings": f"{summary.accuracy:.3f}",
+        "accuracy where decided, against the known findings": f"{summary.accuracy:.3f}",
         "whole demo": f"{summary.seconds:.0f} s" if summary.seconds else "",
     }
     for name, value in rows.items():
