@@ -155,7 +155,8 @@ def decode_batches(
         measured = measure_records(batch)
         added = [_decode_row(batch, i, sizes, plan, decode) for i, sizes in enumerate(measured)]
         columns = [pa.array([row.get(field.name) for row in added], field.type) for field in _ADDED_FIELDS]
-        kept = [_kept_column(batch, name, [_left_out(sizes, plan) for sizes in measured]) for name in _KEPT]
+        left_out = [_left_out(sizes, plan) for sizes in measured]
+        kept = [_kept_column(batch, name, left_out) for name in _KEPT]
         kept_fields = [batch.schema.field(name) for name in _KEPT]
         yield pa.RecordBatch.from_arrays([*kept, *columns], schema=pa.schema([*kept_fields, *_ADDED_FIELDS]))
 
@@ -218,12 +219,7 @@ def _lengths(column: pa.Array) -> Any:
 def _find_excess(sizes: RecordSizes, plan: DecodePlan, origin: str) -> ContractError | None:
     """Say which bound of the contract a record breaks; None where it keeps them all."""
     bounds = (
-        (
-            Reason.RECORD_TOO_LARGE,
-            "the record unpacked",
-            sizes.key + sizes.value + sizes.headers,
-            plan.max_record_bytes,
-        ),
+        (Reason.RECORD_TOO_LARGE, "the record unpacked", sizes.whole, plan.max_record_bytes),
         (Reason.KEY_TOO_LARGE, "the key", sizes.key, envelope.MAX_KEY_BYTES),
         (Reason.HEADER_TOO_LARGE, "the largest header", sizes.largest_header, envelope.MAX_HEADER_BYTES),
         (Reason.HEADERS_TOO_LARGE, "all headers together", sizes.headers, envelope.MAX_HEADERS_BYTES),

@@ -4,6 +4,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -38,9 +39,26 @@ def outcomes(settings: StreamSettings) -> tuple[list[Record], list[Record]]:
     return read_topic(kafka, kafka.predictions_topic), read_topic(kafka, kafka.deadletters_topic)
 
 
+@dataclass(frozen=True)
+class StreamThread:
+    """A stream that was started and has become ready, or has failed."""
+
+    thread: threading.Thread
+    states: list[StreamState]
+    errors: list[BaseException]
+
+
 @contextmanager
 def running(spark: SparkSession, settings: StreamSettings, trained: Trained | None) -> Iterator[StreamState]:
     """Run the stream while the body runs, with a model or the promoted one; end it in order, raise what it raised."""
+    with starting(spark, settings, trained) as stream:
+        yield stream.states[0]
+    assert not stream.errors, stream.errors
+
+
+@contextmanager
+def starting(spark: SparkSession, settings: StreamSettings, trained: Trained | None) -> Iterator[StreamThread]:
+    """Run the stream while the body runs, or until it ends by itself; its errors are the body's to look at."""
     ended, ready = threading.Event(), threading.Event()
     states: list[StreamState] = []
     errors: list[BaseException] = []
@@ -63,12 +81,11 @@ def running(spark: SparkSession, settings: StreamSettings, trained: Trained | No
     try:
         assert ready.wait(120)
         assert not errors, errors
-        yield states[0]
+        yield StreamThread(thread, states, errors)
     finally:
         ended.set()
         thread.join(120)
     assert not thread.is_alive()
-    assert not errors, errors
 
 
 def wait_for_count(url: str, consumed: int) -> str:

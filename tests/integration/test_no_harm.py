@@ -34,13 +34,12 @@ from sparkdl.backends import import_keras
 from sparkdl.pipelinefiles import Regression, write_pipeline
 from streaming.audit import audit_stream
 from streaming.deadletters import RedrivePlan, Selection, Skip, plan_redrive, redrive
-from streaming.service import run_stream
 from streaming.settings import StreamSettings
 from streaming.topicids import IDS_FILE
 from streaming.topics import check_outcome_sizes, check_topics, connect_admin, create_topics, wanted_topics
 from tests.integration.conftest import Trained
 from tests.integration.consumers import Record
-from tests.integration.streams import Headers, drain, outcomes, publish, running
+from tests.integration.streams import Headers, drain, outcomes, publish, running, starting
 from tests.specimens import gray_pixels, png
 from tests.stored import NO_CARD, add_champion
 
@@ -360,30 +359,12 @@ def test_2_a_running_stream_ends_when_its_topic_is_made_anew(
     spark: SparkSession, settings: StreamSettings, model: Trained
 ) -> None:
     publish(settings, named(5, "old"))
-    ended, ready = threading.Event(), threading.Event()
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            run_stream(settings, model_folder=model.folder, spark=spark, ended=ended, on_ready=lambda _: ready.set())
-        except BaseException as exc:
-            errors.append(exc)
-        finally:
-            ready.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        assert ready.wait(120)
-        assert errors == []
+    with starting(spark, settings, model) as stream:
         make_anew(settings, settings.kafka.images_topic)
         publish(settings, named(30, "new"))
-        thread.join(120)
-        assert not thread.is_alive()
-    finally:
-        ended.set()
-        thread.join(120)
-    [error] = errors
+        stream.thread.join(120)
+        assert not stream.thread.is_alive()
+    [error] = stream.errors
     assert isinstance(error, DataLossError)
     assert "of another topic of that name" in str(error)
 
