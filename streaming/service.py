@@ -315,6 +315,9 @@ def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSes
             **settings.spark.to_conf(),
             **DELTA_CONF,
             "spark.scheduler.mode": "FAIR",
+            # Rows wait beside every Python stage in what this leaves, and go to disk beyond it. At Spark's 0.6 a
+            # backlog of the largest messages fills the heap with rows that wait, and the JVM ends.
+            "spark.memory.fraction": "0.1",
             # A task that is tried again publishes again. Let the batch fail instead: it is done again with what was
             # published left out. On one machine that is Spark's own way; a cluster's default is four.
             "spark.task.maxFailures": "1",
@@ -336,7 +339,8 @@ def _java_options(driver_memory: str) -> list[str]:
     # One compiler alone gets 48 MB of code cache, which Spark's generated code fills within a minute; the JVM then
     # stops compiling. 240 MB is what both together get.
     compiler = ["-XX:TieredStopAtLevel=1", "-XX:ReservedCodeCacheSize=240m"]
-    return [*compiler, "-XX:+UseParallelGC", f"-Xmn{young_mb}m"]
+    collector = ["-XX:+UseParallelGC", f"-Xmn{young_mb}m", "-XX:-UseAdaptiveSizePolicy", "-XX:SurvivorRatio=8"]
+    return [*compiler, *collector]
 
 
 @contextmanager

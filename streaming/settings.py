@@ -135,8 +135,8 @@ class SparkSettings(_Section):
 
     master: str = "local[*]"
     """As Spark names it; ``local[*]`` uses every core of this machine."""
-    driver_memory: str = Field(default="2g", pattern=r"^\d+[mg]$")
-    """Heap of the driver, e.g. ``2g``."""
+    driver_memory: str = Field(default="3g", pattern=r"^\d+[mg]$")
+    """Heap of the driver. A backlog of the largest messages takes 0.5 GB and 16 times their size per task at once."""
     secret: SecretStr | None = None
     """Wanted with a ``spark://`` master: the cluster's ``spark.authenticate.secret``; never printed."""
 

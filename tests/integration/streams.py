@@ -1,5 +1,6 @@
 """A stream for the length of a test, and what goes into it and comes out."""
 
+import os
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -31,6 +32,19 @@ def publish(settings: StreamSettings, messages: dict[str, tuple[bytes | None, He
 
 def drain(spark: SparkSession, settings: StreamSettings, trained: Trained, **options: bool) -> None:
     run_stream(settings, model_folder=trained.folder, spark=spark, available_now=True, **options)
+
+
+def environment(settings: StreamSettings) -> dict[str, str]:
+    """Settings of a test as a command's environment variables."""
+    kafka = {f"XRAY_KAFKA__{name.upper()}": value for name, value in settings.kafka if name.endswith("_topic")}
+    own = {"XRAY_HOME": str(settings.home), "XRAY_JARS": str(settings.jars_folder), "XRAY_METRICS__PORT": "0"}
+    return {
+        **os.environ,
+        **own,
+        **kafka,
+        "XRAY_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+        "XRAY_SPARK__MASTER": settings.spark.master,
+    }
 
 
 def outcomes(settings: StreamSettings) -> tuple[list[Record], list[Record]]:

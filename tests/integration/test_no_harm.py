@@ -13,6 +13,8 @@ import hashlib
 import json
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -39,7 +41,7 @@ from streaming.topicids import IDS_FILE
 from streaming.topics import check_outcome_sizes, check_topics, connect_admin, create_topics, wanted_topics
 from tests.integration.conftest import Trained
 from tests.integration.consumers import Record
-from tests.integration.streams import Headers, drain, outcomes, publish, running, starting
+from tests.integration.streams import Headers, drain, environment, outcomes, publish, running, starting
 from tests.specimens import gray_pixels, png
 from tests.stored import NO_CARD, add_champion
 
@@ -155,6 +157,22 @@ def test_1_what_was_small_only_while_compressed_stops_nothing(
     assert [r.text("xray_reason") for r in dead_letters] == ["record_too_large"] * 2
     assert [(r.key, r.value) for r in dead_letters] == [(None, None)] * 2
     assert all(r.headers[0][0] == "xray_input_topic" for r in dead_letters)
+    assert audit_stream(settings).balanced
+
+
+def test_1_a_backlog_of_the_largest_messages_stops_nothing(settings: StreamSettings, model: Trained) -> None:
+    """In a JVM of its own: where its heap is full it ends, and with it whatever else runs there."""
+    largest = settings.kafka.max_message_bytes - 10 * _KIB
+    noise = np.random.default_rng(5).bytes(largest)
+    for number in range(16):
+        publish(settings, {f"large-{number}": (noise, [])})
+    command = [sys.executable, "-m", "xray", "stream", "--available-now", "--model", str(model.folder)]
+    subprocess.run(command, env=environment(settings), check=True, timeout=240)
+
+    predictions, dead_letters = outcomes(settings)
+    assert predictions == []
+    assert [r.text("xray_reason") for r in dead_letters] == ["payload_too_large"] * 16
+    assert all(r.value == noise for r in dead_letters)
     assert audit_stream(settings).balanced
 
 
