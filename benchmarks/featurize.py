@@ -32,12 +32,12 @@ import typer
 from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkdl.engine import OpenVinoEngine
-from sparkdl.featurizer import DeepImageFeaturizer
-from sparkdl.imagerow import IMAGE_ARROW_TYPE, ImageRow, array_from_row, row_from_array
-from sparkdl.network import KERAS_FILE, Network
-from sparkdl.networks import NETWORKS, build_network
-from sparkdl.session import start_session
+from sparkdl.engine.openvino import OpenVinoEngine
+from sparkdl.image.row import IMAGE_ARROW_TYPE, ImageRow, array_from_row, row_from_array
+from sparkdl.network.base import KERAS_FILE, Network
+from sparkdl.network.catalog import NETWORKS, build_network
+from sparkdl.spark.session import start_session
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from xray.console import err, new_table, print_json, step
 from xray.phantom import FINDINGS, generate_radiograph
 
@@ -395,7 +395,7 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from sparkdl.batches import read_image
-from sparkdl.engine import find_engine
+from sparkdl.engine.cache import find_engine
 from sparkdl.imagerow import row_from_array
 from sparkdl.network import Network
 network = Network.from_files({path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()})

@@ -23,9 +23,9 @@ import typer
 from PIL import Image
 from pyspark.sql import SparkSession
 
-from sparkdl.featurizer import DeepImageFeaturizer
 from sparkdl.folders import featurize_folder
-from sparkdl.session import start_session
+from sparkdl.spark.session import start_session
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from streaming.settings import load_settings
 from xray.console import err, new_progress, step
 

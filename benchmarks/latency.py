@@ -25,10 +25,10 @@ import typer
 from benchmarks.stage import Stage, open_stage
 from benchmarks.throughput import WEIGHTS
 from schemas.envelope import CE_ID, CE_SOURCE
-from sparkdl.decode import decode_image
-from sparkdl.engine import OpenVinoEngine
-from sparkdl.imagerow import array_from_row
-from sparkdl.network import Network
+from sparkdl.engine.openvino import OpenVinoEngine
+from sparkdl.image.decode import decode_image
+from sparkdl.image.row import array_from_row
+from sparkdl.network.base import Network
 from streaming.publish import ImagePublisher
 from streaming.score import featurizer_of
 from streaming.service import run_stream

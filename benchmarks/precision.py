@@ -26,13 +26,13 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 
 from schemas.errors import DatasetError, RecordError
-from sparkdl.decode import decode_image
-from sparkdl.engine import start_engine
-from sparkdl.imagerow import array_from_row
-from sparkdl.network import Network
-from sparkdl.networks import build_network
-from sparkdl.quantize import quantize_network
-from sparkdl.session import start_session
+from sparkdl.engine.cache import start_engine
+from sparkdl.engine.quantize import quantize_network
+from sparkdl.image.decode import decode_image
+from sparkdl.image.row import array_from_row
+from sparkdl.network.base import Network
+from sparkdl.network.catalog import build_network
+from sparkdl.spark.session import start_session
 from training.dataset import Dataset, Sample, read_dataset
 from xray.console import err, new_table, print_json, step
 

@@ -23,11 +23,11 @@ import typer
 
 from benchmarks.stage import Stage, open_stage, publish_images
 from schemas.modelcard import ModelCard
-from sparkdl.decode import decode_image
-from sparkdl.engine import OpenVinoEngine
-from sparkdl.imagerow import array_from_row
-from sparkdl.network import Network
-from sparkdl.networks import NETWORKS
+from sparkdl.engine.openvino import OpenVinoEngine
+from sparkdl.image.decode import decode_image
+from sparkdl.image.row import array_from_row
+from sparkdl.network.base import Network
+from sparkdl.network.catalog import NETWORKS
 from streaming.score import featurizer_of, start_score
 from streaming.settings import StreamSettings
 from xray.console import err, new_table, step

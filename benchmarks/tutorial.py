@@ -13,7 +13,7 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import col, pandas_udf, to_json
 
-from sparkdl.networks import NetworkSpec
+from sparkdl.network.catalog import NetworkSpec
 from streaming.score import read_images
 from streaming.settings import StreamSettings
 

@@ -25,8 +25,8 @@ from pyspark.sql.functions import lit
 
 from sparkdl import DeepImageFeaturizer
 from sparkdl.image import imageIO
-from sparkdl.networks import NETWORKS
-from sparkdl.session import start_session
+from sparkdl.network.catalog import NETWORKS
+from sparkdl.spark.session import start_session
 
 # %% What is asked for.
 parser = argparse.ArgumentParser(description=__doc__)

@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparkdl.estimator import KerasImageFileEstimator, KerasImageFileModel
-    from sparkdl.featurizer import DeepImageFeaturizer
+    from sparkdl.estimators.keras import KerasImageFileEstimator, KerasImageFileModel
     from sparkdl.folders import featurize_folder
-    from sparkdl.kerasstages import KerasImageFileTransformer, KerasTransformer
-    from sparkdl.predictor import DeepImagePredictor
-    from sparkdl.udf import registerKerasImageUDF
+    from sparkdl.transformers.featurizer import DeepImageFeaturizer
+    from sparkdl.transformers.keras import KerasImageFileTransformer, KerasTransformer
+    from sparkdl.transformers.predictor import DeepImagePredictor
+    from sparkdl.transformers.udf import registerKerasImageUDF
 
 __all__ = [
     "DeepImageFeaturizer",
@@ -26,14 +26,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "DeepImageFeaturizer": "sparkdl.featurizer",
-    "DeepImagePredictor": "sparkdl.predictor",
-    "KerasImageFileEstimator": "sparkdl.estimator",
-    "KerasImageFileModel": "sparkdl.estimator",
-    "KerasImageFileTransformer": "sparkdl.kerasstages",
-    "KerasTransformer": "sparkdl.kerasstages",
+    "DeepImageFeaturizer": "sparkdl.transformers.featurizer",
+    "DeepImagePredictor": "sparkdl.transformers.predictor",
+    "KerasImageFileEstimator": "sparkdl.estimators.keras",
+    "KerasImageFileModel": "sparkdl.estimators.keras",
+    "KerasImageFileTransformer": "sparkdl.transformers.keras",
+    "KerasTransformer": "sparkdl.transformers.keras",
     "featurize_folder": "sparkdl.folders",
-    "registerKerasImageUDF": "sparkdl.udf",
+    "registerKerasImageUDF": "sparkdl.transformers.udf",
 }
 
 

@@ -34,14 +34,15 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import coalesce, col, when
 
 from schemas.errors import ContractError, DatasetError, JobError, Reason, RecordError, SettingsError
-from sparkdl.decode import MAX_PAYLOAD_BYTES, RENDERING_VERSION, decode_image, sniff_media_type
-from sparkdl.imagerow import IMAGE_ARROW_TYPE, IMAGE_DDL
-from sparkdl.worker import settle_worker
+from sparkdl.image.decode import decode_image, sniff_media_type
+from sparkdl.image.limits import MAX_PAYLOAD_BYTES, RENDERING_VERSION
+from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL
+from sparkdl.spark.worker import settle_worker
 
 if TYPE_CHECKING:  # it brings pyspark.ml, and a worker imports this module
     from pyspark.accumulators import Accumulator
 
-    from sparkdl.featurizer import DeepImageFeaturizer
+    from sparkdl.transformers.featurizer import DeepImageFeaturizer
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(done, total)`` with counts of files, on the thread that called `featurize_folder`."""

@@ -40,7 +40,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas import envelope
 from schemas.errors import JobError, Reason
-from sparkdl.decode import sniff_media_type
+from sparkdl.image.decode import sniff_media_type
 from streaming.messages import find_offsets, header_text, open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings
 

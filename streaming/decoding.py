@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from schemas import envelope
 from schemas.errors import ContractError, Reason, RecordError
-from sparkdl.decode import DecodedImage, DecodeLimits, decode_image
-from sparkdl.imagerow import IMAGE_ARROW_TYPE, IMAGE_DDL
+from sparkdl.image.decode import DecodedImage, decode_image
+from sparkdl.image.limits import DecodeLimits
+from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL
 
 DECODED_DDL = f"""
     topic string, partition int, offset bigint, timestamp timestamp, key binary,

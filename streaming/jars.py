@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from schemas.errors import DependencyError
-from sparkdl.java import find_java
+from sparkdl.spark.java import find_java
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from pyspark.sql import SparkSession
 from schemas.errors import ModelLoadError, SettingsError
 from schemas.modelcard import NOVELTY_FILE, ModelCard, read_card
 from schemas.registry import champion_folder
-from sparkdl.decode import RENDERING_VERSION
-from sparkdl.featurizer import DeepImageFeaturizer
-from sparkdl.novelty import read_gate
-from sparkdl.pipelinefiles import is_featurizer_and_regression, load_pipeline
+from sparkdl.engine.novelty import read_gate
+from sparkdl.image.limits import RENDERING_VERSION
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
+from sparkdl.transformers.pipelinefiles import is_featurizer_and_regression, load_pipeline
 from streaming.score import featurizer_of
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas import envelope
 from schemas.errors import BrokerError, DatasetError
-from sparkdl.decode import sniff_media_type
+from sparkdl.image.decode import sniff_media_type
 from streaming.settings import KafkaSettings
 from streaming.topics import describe_cluster
 

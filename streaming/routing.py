@@ -39,7 +39,7 @@ from pyspark.sql.functions import hex as hex_
 from schemas import envelope
 from schemas.errors import Reason
 from schemas.modelcard import Flag, ModelCard
-from sparkdl.featurizer import NOVEL_COLUMN
+from sparkdl.transformers.featurizer import NOVEL_COLUMN
 from streaming.published import NOTHING, Places, Published
 from streaming.settings import KafkaSettings
 

@@ -33,9 +33,9 @@ from pyspark.sql.streaming import StreamingQuery
 
 from schemas.errors import ModelLoadError, Reason
 from schemas.modelcard import Flag, ModelCard
-from sparkdl.decode import DecodeLimits
-from sparkdl.featurizer import DeepImageFeaturizer
-from sparkdl.worker import settle_worker
+from sparkdl.image.limits import DecodeLimits
+from sparkdl.spark.worker import settle_worker
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from streaming.decoding import DECODED_DDL, DecodePlan, decode_batches
 from streaming.keeper import NO_FEATURES_MARK
 from streaming.metrics import (

@@ -17,7 +17,7 @@ from pyspark.sql.streaming import StreamingQuery
 from schemas.errors import DataLossError, JobError, SettingsError
 from schemas.modelcard import ModelCard
 from schemas.registry import champion_folder
-from sparkdl.session import start_session
+from sparkdl.spark.session import start_session
 from streaming.archive import DELTA_CONF, create_tables, start_archive
 from streaming.audit import check_not_scored
 from streaming.auditor import Auditor

@@ -141,7 +141,7 @@ class SparkSettings(_Section):
     """Wanted with a ``spark://`` master: the cluster's ``spark.authenticate.secret``; never printed."""
 
     def to_conf(self) -> dict[str, str]:
-        """Properties of Spark that hold a secret; `sparkdl.session.start_session` keeps them off the command line."""
+        """Properties of Spark that hold a secret; `start_session` keeps them off the command line."""
         return {"spark.authenticate.secret": self.secret.get_secret_value()} if self.secret else {}
 
 

@@ -8,7 +8,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from schemas.errors import DependencyError
-from sparkdl.java import find_java
+from sparkdl.spark.java import find_java
 from streaming.service import open_session
 from streaming.settings import StreamSettings, load_settings
 from streaming.topics import create_topics

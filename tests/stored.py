@@ -13,7 +13,7 @@ from deltalake import write_deltalake
 
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from schemas.registry import promote
-from sparkdl.decode import RENDERING_VERSION
+from sparkdl.image.limits import RENDERING_VERSION
 from training.decision import Decision, store_decision
 
 LABELS = ("normal", "ill")

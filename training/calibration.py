@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sparkdl.novelty import N_NEIGHBOURS, measure_nearest, to_units
+from sparkdl.engine.novelty import N_NEIGHBOURS, measure_nearest, to_units
 from training.statistics import (
     Estimate,
     Outcomes,
@@ -510,7 +510,7 @@ class NoveltyGate:
         return ~(self.measure_distances(features) <= self.threshold)
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Give what `sparkdl.novelty.write_gate` stores."""
+        """Give what `sparkdl.engine.novelty.write_gate` stores."""
         return {
             "references": self.references,
             "threshold": np.array(self.threshold),

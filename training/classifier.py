@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pyspark.ml.classification import LogisticRegressionModel
 
-from sparkdl.featurizer import DeepImageFeaturizer
-from sparkdl.pipelinefiles import Regression, read_regression, write_pipeline
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
+from sparkdl.transformers.pipelinefiles import Regression, read_regression, write_pipeline
 from training.calibration import Calibrator
 from training.features import Features
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from schemas import modelcard
 from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import NOVELTY_FILE, Band, Flag
-from sparkdl.novelty import write_gate
+from sparkdl.engine.novelty import write_gate
 from training.calibration import (
     AbstainBand,
     Abstention,

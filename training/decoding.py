@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.errors import RecordError
-from sparkdl.decode import DecodedImage, decode_image
-from sparkdl.imagerow import IMAGE_ARROW_TYPE, IMAGE_DDL, array_from_row
+from sparkdl.image.decode import DecodedImage, decode_image
+from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL, array_from_row
 from training.duplicates import HASH_BITS, hash_image
 from training.probes import summarize_image
 

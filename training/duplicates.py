@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import DatasetError, LeakError
-from sparkdl.decode import resize_pixels
+from sparkdl.image.pixels import resize_pixels
 
 HASH_BITS = 576
 MAX_DISTANCE = 80

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.errors import JobError, ModelLoadError
-from sparkdl.network import Network
+from sparkdl.network.base import Network
 
 DIGEST = "digest"
 

@@ -29,11 +29,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import col
 
 from schemas.errors import RecordError
-from sparkdl.decode import RENDERING_VERSION, decode_image
-from sparkdl.featurizer import DeepImageFeaturizer
-from sparkdl.imagerow import array_from_row
-from sparkdl.network import Network
-from sparkdl.quantize import INT8, quantize_network
+from sparkdl.engine.quantize import INT8, quantize_network
+from sparkdl.image.decode import decode_image
+from sparkdl.image.limits import RENDERING_VERSION
+from sparkdl.image.row import array_from_row
+from sparkdl.network.base import Network
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from training.decoding import DECODED_DDL, FACTS_DDL, decode_files, examine_files
 from training.featurecache import DIGEST, FeatureCache, make_key
 from training.probes import ImageSummary

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
-from sparkdl.decode import RENDERING_VERSION
-from sparkdl.featurizer import DeepImageFeaturizer
-from sparkdl.network import Network
+from sparkdl.image.limits import RENDERING_VERSION
+from sparkdl.network.base import Network
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from training.calibration import Calibrator, calibrate, fit_calibrator
 from training.classifier import (
     PAPER,

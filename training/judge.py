@@ -17,9 +17,9 @@ import numpy.typing as npt
 from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import ModelCard, read_card
 from schemas.registry import CHAMPION_FILE, champion_folder
-from sparkdl.decode import RENDERING_VERSION
-from sparkdl.featurizer import DeepImageFeaturizer
-from sparkdl.pipelinefiles import read_pipeline
+from sparkdl.image.limits import RENDERING_VERSION
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
+from sparkdl.transformers.pipelinefiles import read_pipeline
 from training.calibration import measure_calibration
 from training.classifier import Head
 from training.dataset import MANIFEST_FILE, Dataset, Sample, count_by_class, read_dataset

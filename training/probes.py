@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sparkdl.decode import resize_pixels
+from sparkdl.image.pixels import resize_pixels
 from training.statistics import Estimate, gather_outcomes, measure
 
 Floats = npt.NDArray[np.float64]

@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
-from sparkdl.decode import RENDERING_VERSION
-from sparkdl.featurizer import DeepImageFeaturizer
-from sparkdl.network import Network
+from sparkdl.image.limits import RENDERING_VERSION
+from sparkdl.network.base import Network
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from training.calibration import Calibration, calibrate, fit_calibrator, measure_abstention, measure_calibration
 from training.classifier import PAPER, Floats, Head, Ints, predict_rows
 from training.decision import Decision, fit_decision, flag_images, store_decision

@@ -27,7 +27,7 @@ from deltalake.exceptions import TableNotFoundError
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import NOVELTY_FILE, UNDECIDED, Flag, ModelCard
-from sparkdl.novelty import StoredGate, read_gate
+from sparkdl.engine.novelty import StoredGate, read_gate
 from training.classifier import Floats, Head, Ints
 from training.drift import MIN_IMAGES, WINDOW_DAYS
 from training.features import Features, ignore

@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import BrokerError, SettingsError
-from sparkdl.java import find_java
+from sparkdl.spark.java import find_java
 from streaming.jars import KAFKA_JARS, resolve_jars
 from streaming.settings import StreamSettings
 

@@ -20,7 +20,7 @@ from rich.markup import escape
 from schemas.errors import JobError
 from schemas.modelcard import UNDECIDED
 from schemas.registry import promote
-from sparkdl.java import find_java
+from sparkdl.spark.java import find_java
 from streaming.audit import Account, audit_stream
 from streaming.publish import ImagePublisher, image_message, publish_files
 from streaming.service import StreamState, open_session, run_stream

@@ -4,9 +4,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sparkdl.featurizer import DeepImageFeaturizer
 from sparkdl.folders import FolderResult, count_reasons, featurize_folder
-from sparkdl.session import start_session
+from sparkdl.spark.session import start_session
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from streaming.settings import StreamSettings
 from xray.console import err, new_progress, new_table, out, print_json
 

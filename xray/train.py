@@ -9,7 +9,7 @@ from rich.progress import Progress, TaskID
 
 from schemas.errors import ChampionChangedError
 from schemas.registry import CHAMPION_FILE, promote, read_aliases
-from sparkdl.session import LateSession, start_session
+from sparkdl.spark.session import LateSession, start_session
 from streaming.settings import StreamSettings
 from training.dataset import read_dataset
 from training.drift import make_reference, save_reference

@@ -23,9 +23,9 @@ from pyspark.sql.functions import col, udf
 from pyspark.sql.types import BinaryType, IntegerType, StringType, StructField, StructType
 
 from schemas.errors import RecordError
-from sparkdl.bitdepth import fits_14_bits, keeps_high_bytes
-from sparkdl.imagerow import IMAGE_ARROW_TYPE, IMAGE_DDL, ImageRowLike
-from sparkdl.session import find_session
+from sparkdl.image.bitdepth import fits_14_bits, keeps_high_bytes
+from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL, ImageRowLike
+from sparkdl.spark.session import find_session
 
 Pixels = npt.NDArray[Any]
 
@@ -309,7 +309,7 @@ def PIL_to_imageStruct(img: Image.Image) -> npt.NDArray[np.uint8]:
     ------
     ValueError
         Another mode, e.g. 16-bit gray, of which Pillow would only keep what fits 8 bits. For these
-        `sparkdl.decode.decode_image` has a rule. 16-bit colours have lost their low bits when Pillow opened the file,
+        `decode_image` has a rule. 16-bit colours have lost their low bits when Pillow opened the file,
         which only `PIL_decode` can see.
     """
     if img.mode not in _PILLOW_MODES:
@@ -480,7 +480,7 @@ def _checkedSize(size: Sequence[int], order: str) -> tuple[int, int]:
 
 
 def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Resize (height, width, n) pixels: as `sparkdl.decode.resize_pixels`, float32 too, and without its imports."""
+    """Resize (height, width, n) pixels: as `pixels.resize_pixels`, float32 too, and without its imports."""
     if pixels.shape[:2] == size:
         return pixels
     height, width = size

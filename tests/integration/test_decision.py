@@ -20,10 +20,10 @@ from pyspark.sql.types import BooleanType, DoubleType, StringType, StructField, 
 from schemas.documents import load_schema, load_tables
 from schemas.errors import ModelLoadError
 from schemas.modelcard import NOVELTY_FILE, Band, Flag, ModelCard, Novelty, hash_model_folder, write_card
-from sparkdl.decode import decode_image
-from sparkdl.engine import start_engine
-from sparkdl.featurizer import NOVEL_COLUMN
-from sparkdl.imagerow import IMAGE_DDL, array_from_row
+from sparkdl.engine.cache import start_engine
+from sparkdl.image.decode import decode_image
+from sparkdl.image.row import IMAGE_DDL, array_from_row
+from sparkdl.transformers.featurizer import NOVEL_COLUMN
 from streaming.audit import audit_stream
 from streaming.models import check_card, load_model
 from streaming.routing import add_decision

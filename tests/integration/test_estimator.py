@@ -16,8 +16,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import array, col, expr, lit, when
 
 from schemas.errors import DatasetError, DependencyError, ModelLoadError, SettingsError
-from sparkdl import KerasImageFileEstimator, KerasImageFileModel, estimator
-from sparkdl.backends import import_keras
+from sparkdl import KerasImageFileEstimator, KerasImageFileModel
+from sparkdl.estimators import keras as estimator
+from sparkdl.network.backends import import_keras
 
 pytestmark = [
     pytest.mark.spark,
@@ -170,7 +171,7 @@ def test_images_that_fail_are_left_out_and_counted(
     wrong = images.limit(1).withColumn("uri", lit(str(broken)))
     null = images.limit(1).withColumn("uri", expr("cast(null as string)"))
     short = trainer.copy().setKerasFitParams({"epochs": 1})
-    with caplog.at_level(logging.WARNING, "sparkdl.estimator"):
+    with caplog.at_level(logging.WARNING, "sparkdl.estimators.keras"):
         model = short.fit(images.limit(6).union(wrong).union(null))
     assert model.nFailed == 2
     assert "2 of 8 images cannot be loaded" in caplog.text

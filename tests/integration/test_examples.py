@@ -12,7 +12,7 @@ from PIL import Image
 
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DependencyError
-from sparkdl.java import find_java
+from sparkdl.spark.java import find_java
 from xray.phantom import FINDINGS, generate_radiograph
 
 pytestmark = [

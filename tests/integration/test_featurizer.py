@@ -18,9 +18,9 @@ from pyspark.sql import DataFrame, SparkSession
 
 from schemas.errors import ModelLoadError, SettingsError
 from sparkdl import DeepImageFeaturizer
-from sparkdl.decode import resize_pixels
-from sparkdl.engine import start_engine
-from sparkdl.imagerow import IMAGE_DDL, row_from_array
+from sparkdl.engine.cache import start_engine
+from sparkdl.image.pixels import resize_pixels
+from sparkdl.image.row import IMAGE_DDL, row_from_array
 
 pytestmark = [
     pytest.mark.spark,
@@ -247,7 +247,5 @@ def test_int8_is_calibrated_saved_and_served(
 
 
 def test_decoding_and_inference_start_without_spark() -> None:
-    code = (
-        "import sys, sparkdl.decode, sparkdl.engine; sys.exit(any(m.split('.')[0] == 'pyspark' for m in sys.modules))"
-    )
+    code = "import sys, sparkdl.image.decode, sparkdl.engine.cache; sys.exit('pyspark' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,8 +15,8 @@ from PIL import Image
 from pyspark.sql import SparkSession
 
 from schemas.errors import SettingsError
-from sparkdl.featurizer import DeepImageFeaturizer
 from sparkdl.folders import count_reasons, featurize_folder
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from tests.specimens import good_files
 
 pytestmark = [pytest.mark.spark, pytest.mark.train]

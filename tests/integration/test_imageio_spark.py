@@ -11,9 +11,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import col, udf
 
 from schemas.errors import CorruptImageError, Reason
-from sparkdl.decode import resize_pixels
 from sparkdl.image import imageIO
-from sparkdl.imagerow import IMAGE_DDL
+from sparkdl.image.pixels import resize_pixels
+from sparkdl.image.row import IMAGE_DDL
 from tests import specimens
 
 pytestmark = pytest.mark.spark

@@ -15,11 +15,11 @@ from pyspark.sql import DataFrame, SparkSession
 from schemas.errors import ModelLoadError, SettingsError
 from sparkdl import DeepImageFeaturizer, DeepImagePredictor, KerasImageFileTransformer, KerasTransformer
 from sparkdl import registerKerasImageUDF as register
-from sparkdl.backends import import_keras
-from sparkdl.engine import start_engine
+from sparkdl.engine.cache import start_engine
 from sparkdl.image.imageIO import imageStructToArray
-from sparkdl.imagenet import decode_predictions
-from sparkdl.imagerow import IMAGE_DDL, row_from_array
+from sparkdl.image.row import IMAGE_DDL, row_from_array
+from sparkdl.network.backends import import_keras
+from sparkdl.network.imagenet import decode_predictions
 from tests.specimens import png16
 
 pytestmark = [

@@ -32,8 +32,8 @@ from schemas import envelope
 from schemas.errors import BrokerError, DataLossError, NoCheckpointError, RepetitionError
 from schemas.modelcard import hash_model_folder, write_card
 from sparkdl import DeepImageFeaturizer
-from sparkdl.backends import import_keras
-from sparkdl.pipelinefiles import Regression, write_pipeline
+from sparkdl.network.backends import import_keras
+from sparkdl.transformers.pipelinefiles import Regression, write_pipeline
 from streaming.audit import audit_stream
 from streaming.deadletters import RedrivePlan, Selection, Skip, plan_redrive, redrive
 from streaming.settings import StreamSettings

@@ -10,7 +10,7 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import SparkSession
 
 from sparkdl import DeepImageFeaturizer
-from sparkdl.pipelinefiles import Regression, load_pipeline, read_pipeline, write_pipeline
+from sparkdl.transformers.pipelinefiles import Regression, load_pipeline, read_pipeline, write_pipeline
 from training.classifier import ClassifierSettings, Head
 
 pytestmark = pytest.mark.spark

@@ -16,7 +16,7 @@ import pyspark
 import pytest
 
 from schemas.errors import DependencyError
-from sparkdl.java import find_java
+from sparkdl.spark.java import find_java
 from tests.integration.sockets import command_line, listeners_below, needs_proc, processes_below
 from tests.unit.test_docs import code_blocks
 

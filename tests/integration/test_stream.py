@@ -15,8 +15,8 @@ from pyspark.sql import SparkSession
 from schemas.documents import load_schema, load_tables
 from schemas.envelope import DISCLAIMER
 from schemas.errors import ModelLoadError, SettingsError
-from sparkdl.decode import decode_image
-from sparkdl.imagerow import IMAGE_DDL
+from sparkdl.image.decode import decode_image
+from sparkdl.image.row import IMAGE_DDL
 from streaming.audit import audit_stream
 from streaming.publish import find_files, publish_files
 from streaming.score import featurizer_of

@@ -22,8 +22,8 @@ from schemas.errors import DatasetError, LeakError, SettingsError
 from schemas.modelcard import read_card
 from schemas.registry import champion_folder, list_models, promote
 from sparkdl import DeepImageFeaturizer
-from sparkdl.decode import decode_image
-from sparkdl.imagerow import IMAGE_DDL
+from sparkdl.image.decode import decode_image
+from sparkdl.image.row import IMAGE_DDL
 from training import features
 from training.dataset import Dataset, read_dataset
 from training.featurecache import FeatureCache
@@ -161,7 +161,7 @@ import json, sys
 from dataclasses import astuple
 from pathlib import Path
 from pyspark.ml import PipelineModel
-from sparkdl.decode import decode_image
+from sparkdl.image.decode import decode_image
 from sparkdl.imagerow import IMAGE_DDL
 from sparkdl.session import start_session
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparkdl.bitdepth import fits_14_bits, keeps_high_bytes
 from sparkdl.image import imageIO
+from sparkdl.image.bitdepth import fits_14_bits, keeps_high_bytes
 from tests import specimens
 from tests.specimens import deep_samples, gray_pixels, jpeg, png, png16, rgb_pixels, twelve_bit_pixels
 

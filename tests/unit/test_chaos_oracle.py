@@ -31,7 +31,7 @@ from benchmarks.chaos.report import Report, fault_rows, measure_growth, render_m
 from benchmarks.chaos.stream import Checkpoint, Memory
 from benchmarks.chaos.traffic import Traffic, digest, poison
 from schemas.errors import Reason
-from sparkdl.decode import decode_image
+from sparkdl.image.decode import decode_image
 from streaming.settings import load_settings
 
 GOOD = Known("good", "phantom.png", None, "aa", 0, 5)

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from schemas.errors import ContractError, CorruptImageError, Reason, RecordError, UnsupportedImageError
-from sparkdl.decode import DecodeLimits, decode_image, resize_pixels, sniff_media_type
-from sparkdl.imagerow import array_from_row
+from sparkdl.image.decode import decode_image, sniff_media_type
+from sparkdl.image.limits import DecodeLimits
+from sparkdl.image.pixels import resize_pixels
+from sparkdl.image.row import array_from_row
 from tests import specimens
 from tests.specimens import (
     HEIGHT,
@@ -543,7 +545,7 @@ def test_decoding_imports_no_spark():
     """Only these modules, without the package's front door."""
     code = (
         "import sys, types; package = types.ModuleType('sparkdl'); package.__path__ = ['sparkdl'];"
-        "sys.modules['sparkdl'] = package; import sparkdl.decode;"
+        "sys.modules['sparkdl'] = package; import sparkdl.image.decode;"
         "sys.exit('pyspark' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

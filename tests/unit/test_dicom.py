@@ -17,9 +17,10 @@ from pydicom.uid import (
 )
 
 from schemas.errors import CorruptImageError, DependencyError, Reason, RecordError
-from sparkdl import codec
-from sparkdl.decode import DecodeLimits, decode_image
-from sparkdl.dicom import looks_like_dicom, render_dicom
+from sparkdl.image import gdcm as codec
+from sparkdl.image.decode import decode_image
+from sparkdl.image.dicom import looks_like_dicom, render_dicom
+from sparkdl.image.limits import DecodeLimits
 from tests import specimens
 from tests.specimens import big_endian_dicom, dicom, gray_pixels, lookup_table, twelve_bit_pixels
 

@@ -25,7 +25,7 @@ from schemas.documents import load_schema, load_tables
 from schemas.envelope import DISCLAIMER, derive_event_id
 from schemas.errors import Reason
 from schemas.modelcard import ModelCard
-from sparkdl.networks import NETWORKS
+from sparkdl.network.catalog import NETWORKS
 from streaming.settings import KafkaSettings, StreamSettings, variable_names
 from streaming.topics import wanted_topics
 from tests.metricspage import render_metrics_page

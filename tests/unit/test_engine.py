@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from schemas.errors import ModelLoadError, SettingsError
-from sparkdl import engine as engine_module
-from sparkdl.backends import import_openvino
-from sparkdl.engine import Engine, OpenVinoEngine, find_engine, to_bgr
-from sparkdl.network import BIN_FILE, XML_FILE, Network
+from sparkdl.engine import cache
+from sparkdl.engine.base import Engine, to_bgr
+from sparkdl.engine.cache import find_engine
+from sparkdl.engine.openvino import OpenVinoEngine
+from sparkdl.network.backends import import_openvino
+from sparkdl.network.base import BIN_FILE, XML_FILE, Network
 
 HEIGHT, WIDTH = 4, 6
 ROOT = Path(__file__).parents[2]
@@ -142,7 +144,7 @@ def test_the_cache_keeps_the_two_last_used(tmp_path: Path) -> None:
     load_engine(third)
     assert load_engine(first) is kept
     assert load_engine(second) is not dropped
-    assert len(engine_module._cache.engines) == 2
+    assert len(cache._cache.engines) == 2
 
 
 def test_settings_are_checked(network: Network) -> None:
@@ -167,7 +169,7 @@ SERVE = """
     import numpy as np
     from pathlib import Path
     from schemas.errors import ModelLoadError
-    from sparkdl.engine import find_engine
+    from sparkdl.engine.cache import find_engine
     from sparkdl.network import Network
 
     assert "openvino" not in sys.modules, "importing the modules alone must stay cheap"

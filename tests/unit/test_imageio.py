@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from pyspark.sql import Row
 
-from sparkdl.decode import resize_pixels
 from sparkdl.image import imageIO
-from sparkdl.imagerow import IMAGE_DDL, array_from_row
+from sparkdl.image.pixels import resize_pixels
+from sparkdl.image.row import IMAGE_DDL, array_from_row
 from tests import specimens
 
 HEIGHT, WIDTH = 5, 7

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sparkdl.imagenet import decode_predictions, load_classes
+from sparkdl.network.imagenet import decode_predictions, load_classes
 
 
 def test_the_ids_are_1000_in_ascending_order():
@@ -85,5 +85,5 @@ def test_another_number_of_classes_is_refused(top_k):
 
 
 def test_it_needs_no_spark():
-    code = "import sys, sparkdl.imagenet as i; i.load_classes(); print('pyspark' in sys.modules)"
+    code = "import sys, sparkdl.network.imagenet as i; i.load_classes(); print('pyspark' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import CorruptImageError, Reason, UnsupportedImageError
-from sparkdl.imagerow import IMAGE_DDL, ImageRow, array_from_row, row_from_array
+from sparkdl.image.row import IMAGE_DDL, ImageRow, array_from_row, row_from_array
 
 
 def bgr(height=2, width=3, channels=3):

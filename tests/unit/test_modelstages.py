@@ -85,7 +85,7 @@ def test_stages_of_sparks_own_pass(model: Path, name: str) -> None:
         "subprocess.Popen",
         "builtins.eval",
         "sparkdl.DeepImageFeaturizer.evil",
-        "sparkdl.featurizer.DeepImageFeaturizer",
+        "sparkdl.transformers.featurizer.DeepImageFeaturizer",
         "sparkdl.KerasTransformer",
         "evil.sparkdl.DeepImageFeaturizer",
         "pyspark.ml.classification.LogisticRegressionModel",

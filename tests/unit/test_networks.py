@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from schemas.errors import DependencyError, ModelLoadError, SettingsError
-from sparkdl import backends, lite0
-from sparkdl.engine import OpenVinoEngine
-from sparkdl.network import BIN_FILE, XML_FILE, Network
-from sparkdl.networks import NETWORKS, build_network
-from sparkdl.weights import fill_random
+from sparkdl.engine.openvino import OpenVinoEngine
+from sparkdl.network import backends, lite0
+from sparkdl.network.base import BIN_FILE, XML_FILE, Network
+from sparkdl.network.catalog import NETWORKS, build_network
+from sparkdl.network.weights import fill_random
 
 ROOT = Path(__file__).parents[2]
 MODULES = {

@@ -25,9 +25,9 @@ from schemas.modelcard import (
     read_card,
     write_card,
 )
-from sparkdl import novelty as serving
-from sparkdl.batches import run_batches
-from sparkdl.novelty import StoredGate, find_gate, read_gate, write_gate
+from sparkdl.engine import novelty as serving
+from sparkdl.engine.novelty import StoredGate, find_gate, read_gate, write_gate
+from sparkdl.transformers.batches import run_batches
 from training.calibration import AbstainBand, fit_gate
 from training.decision import (
     Decision,

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from schemas.errors import DependencyError, SettingsError
-from sparkdl import quantize
-from sparkdl.backends import import_openvino
-from sparkdl.engine import start_engine
-from sparkdl.network import BIN_FILE, XML_FILE, Network
-from sparkdl.networks import build_network
-from sparkdl.quantize import MIN_IMAGES, quantize_network
+from sparkdl.engine import quantize
+from sparkdl.engine.cache import start_engine
+from sparkdl.engine.quantize import MIN_IMAGES, quantize_network
+from sparkdl.network.backends import import_openvino
+from sparkdl.network.base import BIN_FILE, XML_FILE, Network
+from sparkdl.network.catalog import build_network
 
 ROOT = Path(__file__).parents[2]
 SIZE = (40, 48)
@@ -166,7 +166,7 @@ INFER = """
     import sys
     from pathlib import Path
     from tests.unit.test_quantize import images_of
-    from sparkdl.engine import start_engine
+    from sparkdl.engine.cache import start_engine
     from sparkdl.network import Network
 
     network = Network.from_files({path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()})
@@ -274,5 +274,7 @@ def test_images_that_no_engine_takes_are_refused(shape: tuple[int, ...], dtype: 
 
 
 def test_importing_the_module_loads_nothing_heavy() -> None:
-    code = "import sys, sparkdl.quantize; assert not {'nncf', 'openvino', 'keras', 'sklearn'} & sys.modules.keys()"
+    code = (
+        "import sys, sparkdl.engine.quantize; assert not {'nncf', 'openvino', 'keras', 'sklearn'} & sys.modules.keys()"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

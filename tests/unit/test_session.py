@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from schemas.errors import SettingsError
-from sparkdl import session
-from sparkdl.session import SECRET_PROPERTY, protect, start_session
+from sparkdl.spark import session
+from sparkdl.spark.session import SECRET_PROPERTY, protect, start_session
 from streaming import service
 from streaming.settings import load_settings
 from training.dataset import Dataset

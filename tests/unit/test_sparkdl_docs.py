@@ -15,13 +15,13 @@ import pytest
 import sparkdl
 from schemas import errors
 from schemas.envelope import DISCLAIMER
-from sparkdl.batches import NULL_INPUT
 from sparkdl.folders import FolderResult
 from sparkdl.image import imageIO
-from sparkdl.network import BIN_FILE, GRAPH_FILES, KERAS_FILE, MANIFEST_FILE, MANIFEST_FORMAT, XML_FILE
-from sparkdl.networks import NETWORKS
-from sparkdl.predictor import DeepImagePredictor
-from sparkdl.session import _BASE_CONF
+from sparkdl.network.base import BIN_FILE, GRAPH_FILES, KERAS_FILE, MANIFEST_FILE, MANIFEST_FORMAT, XML_FILE
+from sparkdl.network.catalog import NETWORKS
+from sparkdl.spark.session import _BASE_CONF
+from sparkdl.transformers.batches import NULL_INPUT
+from sparkdl.transformers.predictor import DeepImagePredictor
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "sparkdl"
@@ -174,7 +174,7 @@ def test_every_argument_of_a_function_is_listed_with_its_default(name: str) -> N
 
 
 def test_fit_params_are_those_taken() -> None:
-    estimator = importlib.import_module("sparkdl.estimator")
+    estimator = importlib.import_module("sparkdl.estimators.keras")
     _, _, rest = section("KerasImageFileEstimator", "Parameters").partition("\n`kerasFitParams` takes")
     assert set(names_in(rest)) == estimator._FIT_PARAMS
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from schemas.errors import CorruptImageError, Reason
-from sparkdl.decode import DecodeLimits
+from sparkdl.image.limits import DecodeLimits
 from streaming import decoding
 from streaming.decoding import DecodePlan, RecordSizes, decode_batches, decode_record, measure_records
 from tests.specimens import good_files, png

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparkdl.decode import decode_image
-from sparkdl.imagerow import ImageRow
+from sparkdl.image.decode import decode_image
+from sparkdl.image.row import ImageRow
 from tests.specimens import png, rgb_pixels, wrong_files
 from training.decoding import decode_files, examine_files
 

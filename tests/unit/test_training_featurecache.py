@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from schemas.errors import JobError
-from sparkdl.network import Network
+from sparkdl.network.base import Network
 from training.featurecache import FeatureCache, make_key
 
 _SCHEMA = pa.schema([("digest", pa.string()), ("features", pa.list_(pa.float32()))])

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from schemas.errors import DependencyError, ModelLoadError
-from sparkdl import lite0
-from sparkdl.weights import read_torch_file
+from sparkdl.network import lite0
+from sparkdl.network.weights import read_torch_file
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from schemas.errors import RecordError
-from sparkdl.decode import decode_image, resize_pixels
-from sparkdl.imagerow import array_from_row
+from sparkdl.image.decode import decode_image
+from sparkdl.image.pixels import resize_pixels
+from sparkdl.image.row import array_from_row
 
 SIDE_PX = 160
 _JPEG_QUALITY = 85

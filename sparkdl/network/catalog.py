@@ -14,12 +14,12 @@ from types import MappingProxyType
 from typing import Any
 
 from schemas.errors import DependencyError, SettingsError
-from sparkdl.apart import build_apart
-from sparkdl.backends import image_layout, import_keras, keras_is_elsewhere
-from sparkdl.conversion import Preprocessing, convert_to_keras, convert_to_openvino
-from sparkdl.lite0 import build_lite0, load_imagenet_weights
-from sparkdl.network import GRAPH_FILES, Network
-from sparkdl.weights import fill_random, load_keras_file, weights_sha256
+from sparkdl.network.apart import build_apart
+from sparkdl.network.backends import image_layout, import_keras, keras_is_elsewhere
+from sparkdl.network.base import GRAPH_FILES, Network
+from sparkdl.network.conversion import Preprocessing, convert_to_keras, convert_to_openvino
+from sparkdl.network.lite0 import build_lite0, load_imagenet_weights
+from sparkdl.network.weights import fill_random, load_keras_file, weights_sha256
 
 POOLINGS = ("avg", "none")
 PRECISIONS = ("fp32", "bf16")
@@ -114,7 +114,7 @@ def build_network(
         (but see ``NetworkSpec.always_pooled``).
     precision : str
         ``"fp32"``, or ``"bf16"``: twice as fast where the CPU has it; a hint to the engine, the graph is the same.
-        For ``"int8"`` see `sparkdl.quantize`.
+        For ``"int8"`` see `sparkdl.engine.quantize`.
     seed : int
         For ``"random"``.
     engine : str
@@ -151,7 +151,7 @@ def build_classifier(
     Returns
     -------
     Network
-        Its output has shape (1000,), in the order of `sparkdl.imagenet.load_classes`.
+        Its output has shape (1000,), in the order of `sparkdl.network.imagenet.load_classes`.
 
     Raises
     ------
@@ -171,8 +171,8 @@ def _build(name: str, pooling: str, *, weights: str, precision: str, seed: int, 
     if keras_is_elsewhere():
         arguments = {"weights": weights, "precision": precision, "seed": seed, "engine": engine}
         if pooling == "classes":
-            return build_apart("sparkdl.networks:build_classifier", name=name, **arguments)
-        return build_apart("sparkdl.networks:build_network", name=name, pooling=pooling, **arguments)
+            return build_apart("sparkdl.network.catalog:build_classifier", name=name, **arguments)
+        return build_apart("sparkdl.network.catalog:build_network", name=name, pooling=pooling, **arguments)
     spec = NETWORKS[name]
     keras = import_keras()
     with image_layout(keras, "channels_first" if engine == "openvino" else "channels_last"):

@@ -28,9 +28,9 @@ from pyspark.sql.types import BooleanType, IntegerType, StructField, StructType
 
 from schemas.errors import ModelLoadError
 from schemas.modelstages import check_stages
-from sparkdl.featurizer import DeepImageFeaturizer
-from sparkdl.network import Network
-from sparkdl.stage import NETWORK_FOLDER
+from sparkdl.network.base import Network
+from sparkdl.transformers.base import NETWORK_FOLDER
+from sparkdl.transformers.featurizer import DeepImageFeaturizer
 
 Floats = npt.NDArray[np.float64]
 

@@ -35,10 +35,10 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import get_decoder
 
 from schemas.errors import CorruptImageError, Reason, UnsupportedImageError
-from sparkdl.codec import DECODER
+from sparkdl.image.gdcm import DECODER
 
 if TYPE_CHECKING:
-    from sparkdl.decode import DecodeLimits
+    from sparkdl.image.limits import DecodeLimits
 
 # pydicom logs the values of broken elements; what matters comes back as an exception.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)

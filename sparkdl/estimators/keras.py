@@ -31,13 +31,13 @@ from pyspark.sql.functions import min as lowest
 from pyspark.sql.types import ArrayType, DataType, NumericType
 
 from schemas.errors import DatasetError, DependencyError, Reason, RecordError, SettingsError
-from sparkdl.backends import import_keras
-from sparkdl.batches import NULL_INPUT, ReadInput
-from sparkdl.kerasfit import MODEL_FILE, FitArguments, History, check_names, fit_apart
-from sparkdl.kerasmodels import convert_tensor_model
-from sparkdl.kerasstages import ImageLoader, KerasImageFileTransformer
-from sparkdl.network import Network
-from sparkdl.params import HasModelFile, HasOutputMode, HasReasonCol
+from sparkdl.estimators.fit import MODEL_FILE, FitArguments, History, check_names, fit_apart
+from sparkdl.network.backends import import_keras
+from sparkdl.network.base import Network
+from sparkdl.network.kerasmodels import convert_tensor_model
+from sparkdl.transformers.batches import NULL_INPUT, ReadInput
+from sparkdl.transformers.keras import ImageLoader, KerasImageFileTransformer
+from sparkdl.transformers.params import HasModelFile, HasOutputMode, HasReasonCol
 
 log = logging.getLogger(__name__)
 

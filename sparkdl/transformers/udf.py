@@ -10,12 +10,12 @@ import numpy.typing as npt
 from pyspark.sql import SparkSession
 
 from schemas.errors import SettingsError
-from sparkdl.batches import fit_shape, read_image
 from sparkdl.image.imageIO import imageStructToPIL
-from sparkdl.imagerow import ImageRow
-from sparkdl.kerasmodels import convert_image_model, convert_tensor_model
-from sparkdl.network import Network
-from sparkdl.stage import network_udf
+from sparkdl.image.row import ImageRow
+from sparkdl.network.base import Network
+from sparkdl.network.kerasmodels import convert_image_model, convert_tensor_model
+from sparkdl.transformers.base import network_udf
+from sparkdl.transformers.batches import fit_shape, read_image
 
 Preprocessor = Callable[[str], npt.NDArray[Any]]
 """Reads an image file, given its path, as the model's input."""
@@ -51,7 +51,7 @@ def registerKerasImageUDF(
     Raises
     ------
     SettingsError, ModelLoadError, DependencyError
-        See `sparkdl.kerasmodels.convert_image_model`; also where no session is active.
+        See `sparkdl.network.kerasmodels.convert_image_model`; also where no session is active.
     """
     session = spark or SparkSession.getActiveSession()
     if session is None:

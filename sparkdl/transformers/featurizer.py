@@ -14,15 +14,15 @@ from pyspark.sql.functions import col, when
 from pyspark.sql.types import BooleanType, DataType, DoubleType, StructField
 
 from schemas.errors import RecordError, SettingsError
-from sparkdl.batches import ReadInput, read_image
-from sparkdl.imagerow import ImageRow, array_from_row
-from sparkdl.kerasmodels import convert_image_model
-from sparkdl.network import Network
-from sparkdl.networks import ENGINES, NETWORKS, POOLINGS, build_network
-from sparkdl.novelty import StoredGate
-from sparkdl.params import one_of
-from sparkdl.quantize import quantize_network
-from sparkdl.stage import NetworkStage, check_image_column
+from sparkdl.engine.novelty import StoredGate
+from sparkdl.engine.quantize import quantize_network
+from sparkdl.image.row import ImageRow, array_from_row
+from sparkdl.network.base import Network
+from sparkdl.network.catalog import ENGINES, NETWORKS, POOLINGS, build_network
+from sparkdl.network.kerasmodels import convert_image_model
+from sparkdl.transformers.base import NetworkStage, check_image_column
+from sparkdl.transformers.batches import ReadInput, read_image
+from sparkdl.transformers.params import one_of
 
 CUSTOM = "custom"
 
@@ -48,13 +48,13 @@ class DeepImageFeaturizer(NetworkStage):
     Parameters
     ----------
     inputCol : str
-        Column of image rows, as Spark's image source and `sparkdl.decode` make them: uint8, 1, 3 or 4 channels. Any
+        Column of image rows, as Spark's image source and `decode_image` make them: uint8, 1, 3 or 4 channels. Any
         size; a size unlike the network's is resized, antialiased, without keeping the aspect ratio. A null or broken
         row gives null features.
     outputCol : str
         Column to add: a dense vector of the network's ``n_features`` values.
     modelName : str
-        One of `sparkdl.networks.NETWORKS`, or ``"custom"`` for the Keras model that ``weights`` names.
+        One of `sparkdl.network.catalog.NETWORKS`, or ``"custom"`` for the Keras model that ``weights`` names.
     scaleHint : str
         Accepted for the sake of code written for sparkdl 1.x; resizing is always antialiased bilinear.
     weights : str

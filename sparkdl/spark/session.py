@@ -19,7 +19,7 @@ from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from schemas.errors import SettingsError
-from sparkdl.java import find_java
+from sparkdl.spark.java import find_java
 
 SECRET_PROPERTY = "spark.authenticate.secret"  # noqa: S105 - its name
 """Spark's name for what the processes of a cluster must know to take part."""
@@ -239,7 +239,7 @@ def _create(settings: Mapping[str, str]) -> SparkSession:
 
 
 def _jvm_conf(log_folder: Path, java_options: Sequence[str], *, verbose: bool) -> dict[str, str]:
-    config = files("sparkdl") / "log4j2.properties"
+    config = files("sparkdl.spark") / "log4j2.properties"
     level = "INFO" if verbose else "WARN"
     logging = f'-Dlog4j2.configurationFile="{config}" -Dxray.log.dir="{log_folder}" -Dxray.log.level={level}'
     return {"spark.driver.extraJavaOptions": " ".join([logging, *java_options])}

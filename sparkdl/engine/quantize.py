@@ -31,11 +31,11 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import DependencyError, SettingsError
-from sparkdl.backends import import_openvino
-from sparkdl.conversion import name_by_place
-from sparkdl.decode import resize_pixels
-from sparkdl.engine import to_bgr
-from sparkdl.network import BIN_FILE, XML_FILE, Network
+from sparkdl.engine.base import to_bgr
+from sparkdl.image.pixels import resize_pixels
+from sparkdl.network.backends import import_openvino
+from sparkdl.network.base import BIN_FILE, XML_FILE, Network
+from sparkdl.network.conversion import name_by_place
 
 INT8 = "int8"
 
@@ -101,7 +101,7 @@ def quantize_network(network: Network, images: Iterable[_Pixels], *, max_images:
 
 
 def import_nncf() -> ModuleType:
-    """Import NNCF without its telemetry, which goes the way of OpenVINO's (see `sparkdl.backends.import_openvino`).
+    """Import NNCF without its telemetry, which goes the way of OpenVINO's (see `import_openvino`).
 
     Returns
     -------

@@ -18,15 +18,15 @@ from pyspark.sql.functions import arrow_udf, col, when
 from pyspark.sql.types import ArrayType, DataType, FloatType, NumericType, StringType
 
 from schemas.errors import ContractError, CorruptImageError, Reason, SettingsError, UnsupportedImageError
-from sparkdl.batches import ReadInput, fit_shape
-from sparkdl.bitdepth import fits_14_bits, keeps_high_bytes
+from sparkdl.image.bitdepth import fits_14_bits, keeps_high_bytes
 from sparkdl.image.imageIO import imageArrayToStruct, imageSchema
-from sparkdl.imagerow import IMAGE_ARROW_TYPE
-from sparkdl.kerasmodels import convert_tensor_model
-from sparkdl.network import Network
-from sparkdl.networks import PRECISIONS
-from sparkdl.params import HasModelFile, HasOutputMode, one_of
-from sparkdl.stage import NetworkStage
+from sparkdl.image.row import IMAGE_ARROW_TYPE
+from sparkdl.network.base import Network
+from sparkdl.network.catalog import PRECISIONS
+from sparkdl.network.kerasmodels import convert_tensor_model
+from sparkdl.transformers.base import NetworkStage
+from sparkdl.transformers.batches import ReadInput, fit_shape
+from sparkdl.transformers.params import HasModelFile, HasOutputMode, one_of
 
 ImageLoader = Callable[[str], npt.NDArray[Any]]
 """Reads one image file, named by its URI, as the model's input: its shape, or its shape behind a 1; any number type."""

@@ -13,13 +13,13 @@ from pyspark.sql.functions import arrow_udf, col
 from pyspark.sql.types import DataType, StringType, StructField, StructType
 
 from schemas.errors import ModelLoadError, SettingsError
-from sparkdl.batches import RESULT_DDL, ReadInput, run_batches
-from sparkdl.engine import find_engine
-from sparkdl.hadoop import read_files, write_files
-from sparkdl.network import Network
-from sparkdl.novelty import StoredGate, find_gate
-from sparkdl.params import HasDevice, HasReasonCol
-from sparkdl.worker import settle_worker
+from sparkdl.engine.cache import find_engine
+from sparkdl.engine.novelty import StoredGate, find_gate
+from sparkdl.network.base import Network
+from sparkdl.spark.hadoop import read_files, write_files
+from sparkdl.spark.worker import settle_worker
+from sparkdl.transformers.batches import RESULT_DDL, ReadInput, run_batches
+from sparkdl.transformers.params import HasDevice, HasReasonCol
 
 NETWORK_FOLDER = "network"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sparkdl.backends import import_openvino
-from sparkdl.network import BIN_FILE, KERAS_FILE, XML_FILE
+from sparkdl.network.backends import import_openvino
+from sparkdl.network.base import BIN_FILE, KERAS_FILE, XML_FILE
 
 _CHANNELS = 3
 
@@ -45,7 +45,7 @@ def convert_to_openvino(model: Any, *, preprocessing: Preprocessing | None, layo
     Returns
     -------
     dict
-        File name to content. The graph takes one image at a time (see `sparkdl.engine`).
+        File name to content. The graph takes one image at a time (see `sparkdl.engine.openvino`).
     """
     openvino = import_openvino()
     with tempfile.TemporaryDirectory(prefix="xray-network-") as folder:

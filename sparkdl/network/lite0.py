@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import DependencyError, ModelLoadError
-from sparkdl.weights import read_torch_file
+from sparkdl.network.weights import read_torch_file
 
 INPUT_SIZE = (224, 224)
 N_FEATURES = 1280

@@ -17,7 +17,7 @@ _UNPACKS_16_BITS = re.compile(r";16[BLN]$")
 _SGI_16_BITS = "SGI16"
 _DEEP_MODES = ("I", "F")  # and with them I;16 and I;16B
 _BYTE = 8
-# From 15 bits on 16 are the full scale, by the rule for 16-bit gray in `sparkdl.decode`.
+# From 15 bits on 16 are the full scale, by the rule for 16-bit gray in `sparkdl.image.raster`.
 _FULL_SCALE_FROM = 1 << 14
 # A hot pixel or a burned-in marker is no picture: a black image with one white letter is as wrong as a black one.
 _PICTURE_SHARE = 0.01

@@ -15,8 +15,8 @@ from typing import Any
 
 from schemas import errors
 from schemas.errors import ModelLoadError, XrayError
-from sparkdl.backends import KERAS_BACKEND
-from sparkdl.network import Network
+from sparkdl.network.backends import KERAS_BACKEND
+from sparkdl.network.base import Network
 
 _ERROR_FILE = "error.json"
 
@@ -43,7 +43,7 @@ def build_apart(function: str, **arguments: Any) -> Network:
     """
     with tempfile.TemporaryDirectory(prefix="xray-network-") as folder:
         environment = {**os.environ, KERAS_BACKEND: "openvino", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-m", "sparkdl.apart", function, json.dumps(arguments), folder]
+        command = [sys.executable, "-m", "sparkdl.network.apart", function, json.dumps(arguments), folder]
         done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)  # noqa: S603
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     if _ERROR_FILE in files:

@@ -43,7 +43,7 @@ def load_classes() -> tuple[ImageNetClass, ...]:
     tuple of ImageNetClass
         1000; a class's index is its place in a network's output.
     """
-    text = (files("sparkdl") / "imagenet_classes.json").read_text(encoding="utf-8")
+    text = (files("sparkdl.network") / "imagenet_classes.json").read_text(encoding="utf-8")
     return tuple(ImageNetClass(*entry) for entry in json.loads(text))
 
 

@@ -1,6 +1,6 @@
 """Trains a Keras model in a process of its own: the driver's Keras is on OpenVINO, which has no gradients.
 
-``python -m sparkdl.kerasfit FOLDER`` reads `ARGUMENTS_FILE` there and leaves `MODEL_FILE` and `HISTORY_FILE`, or
+``python -m sparkdl.estimators.fit FOLDER`` reads `ARGUMENTS_FILE` there and leaves `MODEL_FILE` and `HISTORY_FILE`, or
 `ERROR_FILE`. Images are read from disk batch by batch, so that a training set may be larger than memory.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 
 from schemas import errors
 from schemas.errors import JobError, SettingsError, XrayError
-from sparkdl.backends import KERAS_BACKEND, import_keras
-from sparkdl.kerasmodels import load_keras_model
+from sparkdl.network.backends import KERAS_BACKEND, import_keras
+from sparkdl.network.kerasmodels import load_keras_model
 
 ARGUMENTS_FILE = "arguments.json"
 MODEL_FILE = "model.keras"
@@ -81,7 +81,7 @@ def fit_apart(arguments: FitArguments, folder: Path) -> History:
     (folder / ARGUMENTS_FILE).write_text(json.dumps(asdict(arguments)))
     environment = {**os.environ, KERAS_BACKEND: "tensorflow", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else it tells of CPU features and missing GPUs
-    command = [sys.executable, "-m", "sparkdl.kerasfit", str(folder)]
+    command = [sys.executable, "-m", "sparkdl.estimators.fit", str(folder)]
     shown = None if arguments.fit_params.get("verbose") else subprocess.DEVNULL
     done = subprocess.run(command, env=environment, stdout=shown, check=False)  # noqa: S603
     if (folder / ERROR_FILE).is_file():

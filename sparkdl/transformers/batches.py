@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from schemas.errors import ContractError, Reason, RecordError
-from sparkdl.decode import resize_pixels
-from sparkdl.engine import Engine
-from sparkdl.imagerow import ImageRow, array_from_row
-from sparkdl.network import Network
+from sparkdl.engine.base import Engine
+from sparkdl.image.pixels import resize_pixels
+from sparkdl.image.row import ImageRow, array_from_row
+from sparkdl.network.base import Network
 
 RESULT_DDL = "output array<float>, seconds double, reason string, novel boolean"
 """What a network gives for every row: either ``output`` or ``reason`` is null. ``novel`` is null where nobody asked."""

@@ -29,7 +29,7 @@ class Network:
     Parameters
     ----------
     name : str
-        The architecture, a key of `sparkdl.networks.NETWORKS`, or the name of a user's own Keras model.
+        The architecture, a key of `sparkdl.network.catalog.NETWORKS`, or the name of a user's own Keras model.
     engine : str
         ``"openvino"`` or ``"tensorflow"``: what runs it.
     graph : mapping of str to bytes

@@ -12,12 +12,12 @@ from pyspark.sql import Column
 from pyspark.sql.functions import arrow_udf, when
 from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, StructField, StructType
 
-from sparkdl.batches import ReadInput, read_image
-from sparkdl.imagenet import decode_predictions
-from sparkdl.network import Network
-from sparkdl.networks import ENGINES, N_CLASSES, NETWORKS, PRECISIONS, build_classifier
-from sparkdl.params import one_of, within
-from sparkdl.stage import NetworkStage, check_image_column
+from sparkdl.network.base import Network
+from sparkdl.network.catalog import ENGINES, N_CLASSES, NETWORKS, PRECISIONS, build_classifier
+from sparkdl.network.imagenet import decode_predictions
+from sparkdl.transformers.base import NetworkStage, check_image_column
+from sparkdl.transformers.batches import ReadInput, read_image
+from sparkdl.transformers.params import one_of, within
 
 _DECODED_TYPE = ArrayType(
     StructType(
@@ -44,7 +44,7 @@ class DeepImagePredictor(NetworkStage):
         Column to add: the probabilities of ImageNet's 1000 classes as a dense vector, or, decoded, the most probable
         ones, as an array of (``class``, ``description``, ``probability``), the most probable first.
     modelName : str
-        One of `sparkdl.networks.NETWORKS`.
+        One of `sparkdl.network.catalog.NETWORKS`.
     decodePredictions : bool
         Whether to give names instead of a vector.
     topK : int

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import DependencyError, ModelLoadError, SettingsError
-from sparkdl.backends import import_keras
-from sparkdl.engine import prepare_input
-from sparkdl.network import KERAS_FILE, Network
+from sparkdl.engine.base import prepare_input
+from sparkdl.network.backends import import_keras
+from sparkdl.network.base import KERAS_FILE, Network
 
 
 class TensorFlowEngine:
@@ -42,7 +42,7 @@ class TensorFlowEngine:
         self.network = replace(network, graph={})
 
     def infer(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Compute the output of one image or one tensor; see `sparkdl.engine.OpenVinoEngine.infer`."""
+        """Compute the output of one image or one tensor; see `sparkdl.engine.openvino.OpenVinoEngine.infer`."""
         batch = prepare_input(self.network, values)[np.newaxis].astype(np.float32)
         with self._lock:
             output: npt.NDArray[np.float32] = np.array(self._call(batch), np.float32)

@@ -5,11 +5,11 @@ from typing import Any
 from zipfile import BadZipFile
 
 from schemas.errors import ModelLoadError, SettingsError
-from sparkdl.apart import build_apart
-from sparkdl.backends import image_layout, import_keras, keras_is_elsewhere
-from sparkdl.conversion import Preprocessing, convert_to_keras, convert_to_openvino
-from sparkdl.network import Network
-from sparkdl.weights import KERAS_SUFFIXES, weights_sha256
+from sparkdl.network.apart import build_apart
+from sparkdl.network.backends import image_layout, import_keras, keras_is_elsewhere
+from sparkdl.network.base import Network
+from sparkdl.network.conversion import Preprocessing, convert_to_keras, convert_to_openvino
+from sparkdl.network.weights import KERAS_SUFFIXES, weights_sha256
 
 _IMAGE_NDIM = 3
 _CHANNELS = (1, 3)
@@ -23,7 +23,7 @@ def convert_image_model(path: str, *, precision: str = "fp32", engine: str = "op
     path : str
         ``.keras`` or ``.h5``, a whole model: one input of shape (height, width, 3), RGB, values from 0 to 255.
     precision, engine
-        See `sparkdl.networks.build_network`.
+        See `sparkdl.network.catalog.build_network`.
 
     Returns
     -------
@@ -40,7 +40,9 @@ def convert_image_model(path: str, *, precision: str = "fp32", engine: str = "op
         The ``train`` extra is missing.
     """
     if keras_is_elsewhere():
-        return build_apart("sparkdl.kerasmodels:convert_image_model", path=path, precision=precision, engine=engine)
+        return build_apart(
+            "sparkdl.network.kerasmodels:convert_image_model", path=path, precision=precision, engine=engine
+        )
     keras = import_keras()
     model = load_keras_model(keras, path)
     if len(model.input_shape) != _IMAGE_NDIM + 1 or model.input_shape[-1] != _CHANNELS[-1]:
@@ -75,7 +77,7 @@ def convert_tensor_model(path: str, *, precision: str = "fp32") -> Network:
         See `convert_image_model`.
     """
     if keras_is_elsewhere():
-        return build_apart("sparkdl.kerasmodels:convert_tensor_model", path=path, precision=precision)
+        return build_apart("sparkdl.network.kerasmodels:convert_tensor_model", path=path, precision=precision)
     model = load_keras_model(import_keras(), path)
     graph = convert_to_openvino(model, preprocessing=None)
     return _describe(model, path, engine="openvino", precision=precision, graph=graph, input_type="float32")

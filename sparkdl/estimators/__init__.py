@@ -1,0 +1,1 @@
+"""Spark ML estimators: Keras networks that are fitted on files."""

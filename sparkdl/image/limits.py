@@ -1,0 +1,32 @@
+"""What one file may cost, the formats there are, and the version of how they are rendered."""
+
+from dataclasses import dataclass
+
+# The largest detector in common use gives 3072 x 3072 x 2 bytes = 18.9 MB uncompressed; its DICOM header fits as well.
+MAX_PAYLOAD_BYTES = 20_000_000
+
+# Five times that detector (9.4 M) and three times the largest CR plate (15 M). A decoded image then costs at most
+# 150 MB (colour), which a worker survives; a PNG of 20 MB could otherwise ask for 20 GB.
+MAX_PIXELS = 50_000_000
+
+# Changes with any change that can move a pixel of the result. It is stored with each model and each prediction, so a
+# model is never silently fed images rendered in another way than those it was trained on.
+RENDERING_VERSION = 1
+
+PNG, JPEG, DICOM = "image/png", "image/jpeg", "application/dicom"
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What one record may cost.
+
+    Parameters
+    ----------
+    max_payload_bytes : int
+        Largest encoded file, in bytes.
+    max_pixels : int
+        Largest height x width, read from the header before anything is decompressed.
+    """
+
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    max_pixels: int = MAX_PIXELS

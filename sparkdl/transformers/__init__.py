@@ -1,0 +1,1 @@
+"""Spark ML transformers for image columns, and how a pipeline of them is saved."""
