@@ -29,11 +29,11 @@ from sparkdl.engine.openvino import OpenVinoEngine
 from sparkdl.image.decode import decode_image
 from sparkdl.image.row import array_from_row
 from sparkdl.network.base import Network
-from streaming.publish import ImagePublisher
-from streaming.score import featurizer_of
-from streaming.service import run_stream
+from streaming.devices.publish import ImagePublisher
+from streaming.results.watch import watch_predictions
+from streaming.run.service import run_stream
+from streaming.score.query import featurizer_of
 from streaming.settings import StreamSettings
-from streaming.watch import watch_predictions
 from xray.console import err, new_table, step
 
 _BURST = 400

@@ -12,11 +12,11 @@ from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
 
 from schemas.modelcard import ModelCard, read_card
-from streaming.models import load_model
-from streaming.publish import ImagePublisher
-from streaming.service import open_session
+from streaming.devices.publish import ImagePublisher
+from streaming.kafka.topics import create_topics
+from streaming.run.models import load_model
+from streaming.run.service import open_session
 from streaming.settings import StreamSettings, load_settings
-from streaming.topics import create_topics
 from training.dataset import read_dataset
 from training.fit import train_model
 from xray.broker import LocalBroker

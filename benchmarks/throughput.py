@@ -28,7 +28,7 @@ from sparkdl.image.decode import decode_image
 from sparkdl.image.row import array_from_row
 from sparkdl.network.base import Network
 from sparkdl.network.catalog import NETWORKS
-from streaming.score import featurizer_of, start_score
+from streaming.score.query import featurizer_of, start_score
 from streaming.settings import StreamSettings
 from xray.console import err, new_table, step
 

@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import col, pandas_udf, to_json
 
 from sparkdl.network.catalog import NetworkSpec
-from streaming.score import read_images
+from streaming.score.query import read_images
 from streaming.settings import StreamSettings
 
 

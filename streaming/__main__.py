@@ -6,7 +6,7 @@ import sys
 import threading
 
 from schemas.errors import XrayError
-from streaming.service import run_stream
+from streaming.run.service import run_stream
 from streaming.settings import load_settings
 
 log = logging.getLogger("streaming")

@@ -9,9 +9,9 @@ from pyspark.sql import SparkSession
 
 from schemas.errors import DependencyError
 from sparkdl.spark.java import find_java
-from streaming.service import open_session
+from streaming.kafka.topics import create_topics
+from streaming.run.service import open_session
 from streaming.settings import StreamSettings, load_settings
-from streaming.topics import create_topics
 from xray.broker import LocalBroker
 
 

@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import BrokerError, SettingsError
 from sparkdl.spark.java import find_java
-from streaming.jars import KAFKA_JARS, resolve_jars
+from streaming.run.jars import KAFKA_JARS, resolve_jars
 from streaming.settings import StreamSettings
 
 log = logging.getLogger(__name__)

@@ -117,7 +117,8 @@ def up(json_: Json = False) -> None:
 
     With XRAY_KAFKA__BOOTSTRAP_SERVERS naming a Kafka elsewhere, only the topics are created there.
     """
-    from streaming.topics import check_topics, create_topics, label_topics, wanted_topics
+    from streaming.kafka.topicchecks import check_topics
+    from streaming.kafka.topics import create_topics, label_topics, wanted_topics
     from xray.broker import LOCAL_HOSTS, LocalBroker
 
     settings = load_settings()
@@ -185,7 +186,7 @@ def publish(
     Exit code 1 when one was not confirmed; each of those is listed. Publishing the same bytes again is harmless: the
     image keeps its id.
     """
-    from streaming.publish import find_files, publish_files
+    from streaming.devices.publish import find_files, publish_files
 
     settings = load_settings()
     files = find_files(paths)
@@ -237,7 +238,7 @@ def stream(
     """
     from prometheus_client import CollectorRegistry
 
-    from streaming.service import StreamState, run_stream
+    from streaming.run.service import StreamState, run_stream
     from xray.monitor import Monitor
 
     settings = load_settings()
@@ -429,7 +430,7 @@ def audit(
     Of all images, or of those that the broker received in a time (--since 2h) or that have certain offsets (--from
     0@1200 --to 0@1300). With --from or --to only the partitions that they name are in the account.
     """
-    from streaming.audit import Scope, audit_stream
+    from streaming.account.audit import Scope, audit_stream
     from xray.views import show_account
 
     settings = load_settings()
@@ -478,7 +479,7 @@ def list_deadletters(
 
     Times are those at which they were written to the dead-letter topic.
     """
-    from streaming.deadletters import Selection, list_dead_letters
+    from streaming.deadletters.read import Selection, list_dead_letters
     from xray.views import show_dead_letters
 
     settings = load_settings()
@@ -503,7 +504,7 @@ def show_deadletter(
     The record's bytes, its key and values of headers that could be about a patient are not printed. --save writes the
     bytes as they came; such a file may hold patient data, and only you can read it.
     """
-    from streaming.deadletters import Place, show_dead_letter
+    from streaming.deadletters.read import Place, show_dead_letter
     from xray import views
 
     settings = load_settings()
@@ -540,7 +541,8 @@ def redrive_deadletters(
     out, unless it failed anew. It does not ask; it tells how many it sends and why others are left out. Exit code 1
     when one was not confirmed.
     """
-    from streaming.deadletters import Place, Selection, plan_redrive, redrive
+    from streaming.deadletters.read import Place, Selection
+    from streaming.deadletters.redrive import plan_redrive, redrive
     from xray.views import show_redrive_plan, show_redrive_report
 
     filters = bool(reason or since or until)

@@ -21,12 +21,12 @@ from schemas.errors import JobError
 from schemas.modelcard import UNDECIDED
 from schemas.registry import promote
 from sparkdl.spark.java import find_java
-from streaming.audit import Account, audit_stream
-from streaming.publish import ImagePublisher, image_message, publish_files
-from streaming.service import StreamState, open_session, run_stream
+from streaming.account.audit import Account, audit_stream
+from streaming.devices.publish import ImagePublisher, image_message, publish_files
+from streaming.kafka.topics import create_topics
+from streaming.results.watch import SeenPrediction, watch_predictions
+from streaming.run.service import StreamState, open_session, run_stream
 from streaming.settings import StreamSettings
-from streaming.topics import create_topics
-from streaming.watch import SeenPrediction, watch_predictions
 from training.dataset import read_dataset
 from training.fit import train_model
 from xray.broker import LocalBroker

@@ -22,7 +22,7 @@ from streaming.settings import RetrySettings, StreamSettings, load_settings
 from xray.console import err, new_table, out, print_json, step
 
 if TYPE_CHECKING:
-    from streaming.confirmations import Confirmations, Event, Rejection
+    from streaming.results.confirmations import Confirmations, Event, Rejection
     from training.labels import Matched
 
 log = logging.getLogger(__name__)
@@ -270,7 +270,7 @@ def follow_labels(
     JobError
         Broker, model or table were not to be used for `RetrySettings.give_up_s` on end, or at all with ``to_end``.
     """
-    from streaming.confirmations import open_confirmations  # noqa: PLC0415  heavy
+    from streaming.results.confirmations import open_confirmations  # noqa: PLC0415  heavy
 
     patience = _Patience(settings.retry)
     told = False
@@ -353,7 +353,7 @@ def _settle(
     settings: StreamSettings, reader: "Confirmations", events: "Sequence[Event]", wait: timedelta
 ) -> "tuple[Settled, list[Event]]":
     """Record a batch in one commit, put aside what cannot be recorded, and commit the offsets, in this order."""
-    from streaming.confirmations import Rejection  # noqa: PLC0415  heavy
+    from streaming.results.confirmations import Rejection  # noqa: PLC0415  heavy
     from training.labels import join_label_files, match_images, read_events, record_labels  # noqa: PLC0415  heavy
 
     # Read anew for each batch: a model that was promoted may know other labels.
@@ -380,7 +380,7 @@ def _settle(
 
 def _part(events: "Sequence[Event]", matched: "Matched", wait: timedelta) -> "tuple[list[Rejection], list[Event]]":
     """Part events about images that were not found into those that are given up and those that wait on."""
-    from streaming.confirmations import Rejection  # noqa: PLC0415  heavy
+    from streaming.results.confirmations import Rejection  # noqa: PLC0415  heavy
 
     several = "several images have this source and id, wanted the image's sha256"
     aside = [Rejection(events[one.row], LabelReason.AMBIGUOUS_IMAGE, several) for one in matched.ambiguous]

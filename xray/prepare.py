@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from streaming.jars import KAFKA_JARS, SPARK_JARS, JarSet, resolve_jars
+from streaming.run.jars import KAFKA_JARS, SPARK_JARS, JarSet, resolve_jars
 
 
 def fetch_jars(folder: Path) -> dict[str, int]:

@@ -6,8 +6,9 @@ from confluent_kafka import Consumer, TopicPartition
 
 from schemas.errors import BrokerError, ModelLoadError
 from schemas.registry import champion_folder
+from streaming.kafka.cluster import describe_cluster
+from streaming.kafka.topics import label_topics, wanted_topics
 from streaming.settings import StreamSettings
-from streaming.topics import describe_cluster, label_topics, wanted_topics
 
 _TIMEOUT_S = 10.0
 

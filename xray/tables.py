@@ -12,7 +12,7 @@ from streaming.settings import load_settings
 from xray.console import new_table, out, print_json, step
 
 if TYPE_CHECKING:
-    from streaming.tables import Compaction, TableState
+    from streaming.archive.tables import Compaction, TableState
 
 tables_app = typer.Typer(
     help="Show what the Delta tables hold, and join their small files. Needs no Spark; the stream may go on.",
@@ -37,7 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 @tables_app.command("show")
 def show_tables(json_: Json = False) -> None:
     """Show rows, files, sizes and versions of each table, and whether joining its files is worth it."""
-    from streaming.tables import describe_tables
+    from streaming.archive.tables import describe_tables
 
     folder = load_settings().tables_folder
     states = describe_tables(folder)
@@ -66,7 +66,7 @@ def compact_tables(
     No row changes. It may run beside the stream. Versions that were replaced before --keep cannot be read afterwards.
     """
     from schemas.documents import load_tables
-    from streaming.tables import check_keep, compact_table
+    from streaming.archive.tables import check_keep, compact_table
 
     check_keep(keep)
     folder = load_settings().tables_folder

@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from schemas.modelcard import UNDECIDED, Flag
-from streaming.audit import Account
-from streaming.deadletters import Details, Listing, RedrivePlan, RedriveReport, Skip
+from streaming.account.audit import Account
+from streaming.deadletters.read import Details, Listing
+from streaming.deadletters.redrive import RedrivePlan, RedriveReport, Skip
+from streaming.results.watch import SeenPrediction, watch_predictions
 from streaming.settings import KafkaSettings
-from streaming.watch import SeenPrediction, watch_predictions
 from xray.console import DISCLAIMER, err, new_table, out, print_json
 
 if TYPE_CHECKING:  # it brings Spark, and the other views are of commands that start without

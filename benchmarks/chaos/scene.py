@@ -17,8 +17,8 @@ from benchmarks.chaos.oracle import PREDICTION, Known, Oracle, OutcomeReader, Pl
 from benchmarks.chaos.stream import Checkpoint, StreamProcess
 from benchmarks.chaos.traffic import Message, Traffic
 from schemas.errors import JobError
+from streaming.kafka.topics import create_topics
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
-from streaming.topics import create_topics
 from xray.broker import LocalBroker
 
 PARTITIONS = 2

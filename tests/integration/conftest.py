@@ -9,8 +9,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from schemas.modelcard import ModelCard
+from streaming.kafka.topics import create_topics
 from streaming.settings import StreamSettings
-from streaming.topics import create_topics
 from training.dataset import read_dataset
 from training.fit import train_model
 from xray.broker import LocalBroker

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pyspark.sql import SparkSession
 
-from streaming.publish import ImagePublisher
-from streaming.service import StreamState, run_stream
+from streaming.devices.publish import ImagePublisher
+from streaming.run.service import StreamState, run_stream
 from streaming.settings import StreamSettings
 from tests.integration.conftest import Trained
 from tests.integration.consumers import Record, read_topic

@@ -21,9 +21,9 @@ from pyspark.sql.functions import udf
 from schemas import envelope
 from schemas.documents import load_tables
 from schemas.envelope import derive_event_id
-from streaming.archive import create_tables, merge_rows, start_archive
+from streaming.archive.query import create_tables, merge_rows, start_archive
+from streaming.archive.tables import compact_table
 from streaming.settings import StreamSettings
-from streaming.tables import compact_table
 
 pytestmark = [pytest.mark.kafka, pytest.mark.spark, pytest.mark.delta]
 
@@ -235,7 +235,7 @@ def test_nothing_on_the_topics_stops_it(
     publish(settings, outcomes(range(3)))
     publish(settings, [record for table in NAMES for record in [*junk[table], *odd[table]]])
     publish(settings, outcomes(range(3, 6)))
-    with caplog.at_level(logging.WARNING, "streaming.archive"):
+    with caplog.at_level(logging.WARNING, "streaming.archive.query"):
         archive(spark, settings)
     publish(settings, outcomes(range(6, 8)))
     shutil.rmtree(checkpoint(settings))  # and all of it once more
@@ -282,7 +282,7 @@ def test_a_merge_whose_table_is_compacted_meanwhile_tries_again(
     nulls = [f"CAST(NULL AS {kind}) AS {name}" for name, kind in table.columns.items() if name != "event_id"]
     rows = spark.createDataFrame([(event,) for event in new], "event_id string").coalesce(1)
     rows = rows.withColumn("event_id", udf(compact)("event_id")).selectExpr("event_id", *nulls)
-    with caplog.at_level(logging.INFO, "streaming.archive"):
+    with caplog.at_level(logging.INFO, "streaming.archive.query"):
         merge_rows(rows, table, folder)
 
     assert ["ConcurrentAppendException" in message for message in caplog.messages] == [True]

@@ -18,21 +18,18 @@ from typer.testing import CliRunner
 from schemas import envelope
 from schemas.documents import load_schema
 from schemas.errors import JobError, Reason, SettingsError
-from streaming.audit import Account, Scope, audit_stream
-from streaming.deadletters import (
+from streaming.account.audit import Account, Scope, audit_stream
+from streaming.deadletters.read import (
     Headers,
     Place,
-    RedriveReport,
     Selection,
-    Skip,
     list_dead_letters,
-    plan_redrive,
     read_dead_letter,
-    redrive,
     show_dead_letter,
     split_headers,
 )
-from streaming.messages import open_reader, read_spans, scan_offsets
+from streaming.deadletters.redrive import RedriveReport, Skip, plan_redrive, redrive
+from streaming.kafka.messages import open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings, StreamSettings
 from tests.integration.conftest import Trained
 from tests.integration.test_stream import drain, publish

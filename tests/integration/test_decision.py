@@ -24,11 +24,11 @@ from sparkdl.engine.cache import start_engine
 from sparkdl.image.decode import decode_image
 from sparkdl.image.row import IMAGE_DDL, array_from_row
 from sparkdl.transformers.featurizer import NOVEL_COLUMN
-from streaming.audit import audit_stream
-from streaming.models import check_card, load_model
-from streaming.routing import add_decision
-from streaming.score import featurizer_of
-from streaming.service import run_stream
+from streaming.account.audit import audit_stream
+from streaming.run.models import check_card, load_model
+from streaming.run.service import run_stream
+from streaming.score.query import featurizer_of
+from streaming.score.routing import add_decision
 from streaming.settings import StreamSettings
 from tests.integration.conftest import Trained
 from tests.integration.consumers import Record

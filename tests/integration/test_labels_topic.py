@@ -24,10 +24,13 @@ from schemas.documents import load_schema
 from schemas.errors import BrokerError
 from schemas.labels import LabelReason
 from schemas.modelcard import ModelCard
-from streaming.confirmations import GROUP
-from streaming.deadletters import Selection, list_dead_letters, plan_redrive, redrive
+from streaming.deadletters.read import Selection, list_dead_letters
+from streaming.deadletters.redrive import plan_redrive, redrive
+from streaming.kafka.cluster import connect_admin
+from streaming.kafka.topicchecks import check_label_topics
+from streaming.kafka.topics import LABEL_BYTES, create_topics, label_topics
+from streaming.results.confirmations import GROUP
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topics import LABEL_BYTES, check_label_topics, connect_admin, create_topics, label_topics
 from tests.conftest import free_ports
 from tests.integration.consumers import Record, read_topic
 from tests.stored import add_champion, score_images

@@ -34,11 +34,14 @@ from schemas.modelcard import hash_model_folder, write_card
 from sparkdl import DeepImageFeaturizer
 from sparkdl.network.backends import import_keras
 from sparkdl.transformers.pipelinefiles import Regression, write_pipeline
-from streaming.audit import audit_stream
-from streaming.deadletters import RedrivePlan, Selection, Skip, plan_redrive, redrive
+from streaming.account.audit import audit_stream
+from streaming.deadletters.read import Selection
+from streaming.deadletters.redrive import RedrivePlan, Skip, plan_redrive, redrive
+from streaming.kafka.cluster import connect_admin
+from streaming.kafka.topicchecks import check_outcome_sizes, check_topics
+from streaming.kafka.topicids import IDS_FILE
+from streaming.kafka.topics import create_topics, wanted_topics
 from streaming.settings import StreamSettings
-from streaming.topicids import IDS_FILE
-from streaming.topics import check_outcome_sizes, check_topics, connect_admin, create_topics, wanted_topics
 from tests.integration.conftest import Trained
 from tests.integration.consumers import Record
 from tests.integration.streams import Headers, drain, environment, outcomes, publish, running, starting
@@ -446,7 +449,7 @@ def test_3_a_topic_that_nothing_can_be_written_to_is_named(settings: StreamSetti
 def test_3_a_devices_clock_as_the_topics_time_is_warned_of(
     settings: StreamSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="streaming.topics"):
+    with caplog.at_level(logging.WARNING, logger="streaming.kafka.topicchecks"):
         check_topics(settings.kafka)
         assert caplog.messages == []  # what the stream creates itself
         change(settings, settings.kafka.images_topic, "message.timestamp.type", "CreateTime")

@@ -16,10 +16,11 @@ from pyspark.sql import SparkSession
 from schemas.errors import DataLossError, JobError, SettingsError
 from schemas.modelcard import read_card, write_card
 from schemas.registry import promote
-from streaming.audit import audit_stream
-from streaming.service import StreamState, run_stream
+from streaming.account.audit import audit_stream
+from streaming.kafka.cluster import connect_admin
+from streaming.kafka.topics import create_topics
+from streaming.run.service import StreamState, run_stream
 from streaming.settings import StreamSettings
-from streaming.topics import connect_admin, create_topics
 from tests.integration.conftest import Trained
 from tests.integration.streams import drain, outcomes, publish, read_samples, running, wait_for_count, wait_for_sample
 from tests.specimens import good_files, png

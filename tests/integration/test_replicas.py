@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from streaming.kafka.cluster import describe_cluster
+from streaming.kafka.topicchecks import check_topics
+from streaming.kafka.topics import create_topics
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topics import check_topics, create_topics, describe_cluster
 from tests.conftest import free_ports
 from xray.broker import LocalBroker
 

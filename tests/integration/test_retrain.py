@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 
 from schemas.modelcard import hash_model_folder, read_card
 from schemas.registry import read_aliases
-from streaming.models import load_model
+from streaming.run.models import load_model
 from tests.shelf import evaluate
 from tests.stored import add_champion, score_images
 from training.calibration import AbstainBand, Abstention, fit_gate

@@ -27,15 +27,18 @@ from schemas.documents import load_tables
 from schemas.errors import BrokerError, ModelLoadError, Reason, SettingsError, XrayError
 from schemas.modelcard import hash_model_folder, read_card, write_card
 from schemas.modelstages import check_stages
-from streaming.audit import audit_stream
-from streaming.confirmations import open_confirmations
-from streaming.deadletters import Selection, list_dead_letters, plan_redrive, redrive, show_dead_letter
-from streaming.messages import open_reader, read_spans, scan_offsets
-from streaming.publish import ImagePublisher, publish_files
-from streaming.service import run_stream
+from streaming.account.audit import audit_stream
+from streaming.deadletters.read import Selection, list_dead_letters, show_dead_letter
+from streaming.deadletters.redrive import plan_redrive, redrive
+from streaming.devices.publish import ImagePublisher, publish_files
+from streaming.kafka.cluster import describe_cluster
+from streaming.kafka.messages import open_reader, read_spans, scan_offsets
+from streaming.kafka.topicchecks import check_topics
+from streaming.kafka.topics import create_topics, label_topics, wanted_topics
+from streaming.results.confirmations import open_confirmations
+from streaming.results.watch import watch_predictions
+from streaming.run.service import run_stream
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
-from streaming.topics import check_topics, create_topics, describe_cluster, label_topics, wanted_topics
-from streaming.watch import watch_predictions
 from tests.conftest import free_ports
 from tests.integration.conftest import Trained
 from tests.integration.securebroker import SUPER_USER, SecureBroker

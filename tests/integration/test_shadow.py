@@ -15,8 +15,8 @@ from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.sql import SparkSession
 
 from schemas.registry import challenger_folder, set_challenger
-from streaming.publish import find_files, publish_files
-from streaming.service import StreamState, run_stream
+from streaming.devices.publish import find_files, publish_files
+from streaming.run.service import StreamState, run_stream
 from streaming.settings import StreamSettings
 from tests.challenger import add_labels_said
 from tests.integration.conftest import Trained

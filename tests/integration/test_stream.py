@@ -17,12 +17,12 @@ from schemas.envelope import DISCLAIMER
 from schemas.errors import ModelLoadError, SettingsError
 from sparkdl.image.decode import decode_image
 from sparkdl.image.row import IMAGE_DDL
-from streaming.audit import audit_stream
-from streaming.publish import find_files, publish_files
-from streaming.score import featurizer_of
-from streaming.service import run_stream
+from streaming.account.audit import audit_stream
+from streaming.devices.publish import find_files, publish_files
+from streaming.results.watch import watch_predictions
+from streaming.run.service import run_stream
+from streaming.score.query import featurizer_of
 from streaming.settings import StreamSettings
-from streaming.watch import watch_predictions
 from tests.integration.conftest import Trained
 from tests.integration.consumers import read_topic
 from tests.integration.streams import Headers, drain, outcomes, publish, read_samples, running, wait_for_count

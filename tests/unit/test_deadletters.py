@@ -14,17 +14,17 @@ from confluent_kafka import Message
 from schemas import envelope
 from schemas.documents import load_schema
 from schemas.errors import Reason
-from streaming.deadletters import (
+from streaming.deadletters.read import (
     DeadLetter,
     Headers,
     Place,
     Selection,
-    _cut_runs,
     _describe,
-    _read_mark,
+    cut_runs,
     read_dead_letter,
     split_headers,
 )
+from streaming.deadletters.redrive import _read_mark
 from tests.specimens import png
 from xray.cli import _read_moment, _read_place
 
@@ -40,7 +40,7 @@ def added_headers(
     event_id: str = "e" * 32,
     topic_id: str = "",
 ) -> Headers:
-    """The block that `streaming.routing` appends, in its order; a test with the real stream holds this against it."""
+    """The block that `routing` appends, in its order; a test with the real stream holds this against it."""
     partition, offset = (b"%d" % number for number in input_place)
     taken = {name for name, _ in original}
     block: Headers = [
@@ -192,7 +192,7 @@ def test_selection(selection: Selection, *, taken: bool) -> None:
 def test_runs_cover_places_and_jump_over_what_is_far(
     places: Sequence[tuple[int, int]], runs: list[dict[int, range]]
 ) -> None:
-    assert list(_cut_runs(Place(*place) for place in places)) == runs
+    assert list(cut_runs(Place(*place) for place in places)) == runs
 
 
 def test_marks_are_read_of_this_topic_only() -> None:
@@ -238,7 +238,5 @@ def test_places() -> None:
 
 
 def test_it_starts_without_spark() -> None:
-    code = (
-        "import sys, streaming.deadletters, streaming.audit, xray.cli, xray.views; sys.exit('pyspark' in sys.modules)"
-    )
+    code = "import sys, streaming.deadletters.redrive, streaming.account.audit; sys.exit('pyspark' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

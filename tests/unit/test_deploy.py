@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import Reason
 from schemas.modelcard import ModelCard
-from streaming.jars import KAFKA_JARS
 from streaming.metrics import StreamMetrics
+from streaming.run.jars import KAFKA_JARS
 from streaming.settings import MetricsSettings, ScoreSettings, variable_names
 from tests.metricspage import render_metrics_page
 

@@ -26,8 +26,8 @@ from schemas.envelope import DISCLAIMER, derive_event_id
 from schemas.errors import Reason
 from schemas.modelcard import ModelCard
 from sparkdl.network.catalog import NETWORKS
+from streaming.kafka.topics import wanted_topics
 from streaming.settings import KafkaSettings, StreamSettings, variable_names
-from streaming.topics import wanted_topics
 from tests.metricspage import render_metrics_page
 from tests.specimens import png
 from training import positive

@@ -293,6 +293,6 @@ def test_the_stream_command_watches_while_it_runs(
         on_ready(state)
         done.append("ran")
 
-    monkeypatch.setattr("streaming.service.run_stream", run_stream)
+    monkeypatch.setattr("streaming.run.service.run_stream", run_stream)
     cli.stream(available_now=available_now, model=None, accept_loss=False, json_=True, verbose=False)
     assert done == (["ran"] if available_now else ["start", "ran", "stop"])

@@ -9,13 +9,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from schemas.errors import DataLossError, DatasetError, JobError, ModelLoadError, SettingsError
 from schemas.modelcard import CARD_FILE, ModelCard, hash_model_folder, read_card, write_card
-from streaming.checkpoints import UnfinishedBatch, committed_offsets, last_committed, unfinished_batch
-from streaming.folders import check_folders
-from streaming.keeper import summarize
-from streaming.losses import Loss, check_losses
+from streaming.account.checkpoints import UnfinishedBatch, committed_offsets, last_committed, unfinished_batch
+from streaming.account.losses import Loss, check_losses
+from streaming.devices.publish import find_files, image_message
 from streaming.metrics import BucketHistogram, parse_offsets
-from streaming.models import ChampionWatch
-from streaming.publish import find_files, image_message
+from streaming.run.folders import check_folders
+from streaming.run.models import ChampionWatch
+from streaming.run.supervisor import summarize
 from streaming.settings import KafkaSettings, load_settings
 from tests.specimens import png
 

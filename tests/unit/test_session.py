@@ -10,7 +10,7 @@ import pytest
 from schemas.errors import SettingsError
 from sparkdl.spark import session
 from sparkdl.spark.session import SECRET_PROPERTY, protect, start_session
-from streaming import service
+from streaming.run import service
 from streaming.settings import load_settings
 from training.dataset import Dataset
 from training.fit import Procedure

@@ -9,8 +9,8 @@ import pytest
 
 from schemas.errors import CorruptImageError, Reason
 from sparkdl.image.limits import DecodeLimits
-from streaming import decoding
-from streaming.decoding import DecodePlan, RecordSizes, decode_batches, decode_record, measure_records
+from streaming.score import decoding
+from streaming.score.decoding import DecodePlan, RecordSizes, decode_batches, decode_record, measure_records
 from tests.specimens import good_files, png
 
 _PLAN = DecodePlan(size=(20, 30), limits=DecodeLimits(), model_sha256="m" * 64)

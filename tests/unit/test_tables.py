@@ -13,7 +13,14 @@ from typer.testing import CliRunner
 
 from schemas.documents import load_tables
 from schemas.errors import JobError, SettingsError
-from streaming.tables import MIN_KEEP, _join_files, _only_compaction, compact_table, describe_table, describe_tables
+from streaming.archive.tables import (
+    MIN_KEEP,
+    _join_files,
+    _only_compaction,
+    compact_table,
+    describe_table,
+    describe_tables,
+)
 from xray.cli import app
 
 _DAYS = (date(2026, 1, 30), date(2026, 1, 31), None)
@@ -188,7 +195,7 @@ def test_rows_that_were_added_meanwhile_stay(folder: Path) -> None:
 def test_races_that_are_lost_again_and_again_are_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stale = [DeltaTable(folder / "predictions") for _ in range(6)]
     DeltaTable(folder / "predictions").delete(f"event_id = '{5:032x}'")
-    monkeypatch.setattr("streaming.tables._reopen", lambda *_: stale.pop())
+    monkeypatch.setattr("streaming.archive.tables._reopen", lambda *_: stale.pop())
     with pytest.raises(JobError, match="changed by another writer at each of 5 attempts"):
         _join_files(stale.pop(), str(folder), "predictions")
     assert len(event_ids(folder)) == 11

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.envelope import INPUT_TOPIC_ID
 from schemas.errors import JobError
-from streaming.topicids import IDS_FILE, TopicIds, record_ids, recorded_ids
+from streaming.kafka.topicids import IDS_FILE, TopicIds, record_ids, recorded_ids
 
 _NOTED = TopicIds("c1", {"images": "one", "labels": "two"})
 

@@ -3,8 +3,9 @@
 import pytest
 
 from schemas.errors import BrokerError
+from streaming.kafka.topicchecks import _Topic
+from streaming.kafka.topics import label_topics, wanted_topics
 from streaming.settings import KafkaSettings
-from streaming.topics import _Topic, label_topics, wanted_topics
 
 _SOUND = {
     "max.message.bytes": str(64 * 1024 * 1024),

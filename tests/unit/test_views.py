@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from streaming.results.watch import SeenPrediction
 from streaming.settings import KafkaSettings
-from streaming.watch import SeenPrediction
 from tests.unit.test_docs import example_prediction
 from xray import views
 from xray.demo import count_undecided, measure_accuracy

@@ -13,7 +13,7 @@ MARK = b"ends-its-decoder"
 
 class _Finder(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name != "streaming.decoding":
+        if name != "streaming.score.decoding":
             return None
         found = PathFinder.find_spec(name, path)
         found.loader = _Loader(found.loader)

@@ -10,9 +10,9 @@ from typing import Any
 from confluent_kafka import Consumer, Message
 
 from schemas import envelope
-from streaming.messages import assign_all, header_text, read_headers
+from streaming.kafka.cluster import describe_cluster
+from streaming.kafka.messages import assign_all, header_text, read_headers
 from streaming.settings import KafkaSettings
-from streaming.topics import describe_cluster
 
 _POLL_S = 0.2
 

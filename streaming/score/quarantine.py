@@ -14,14 +14,14 @@ from types import TracebackType
 from typing import Any
 
 from schemas.errors import CorruptImageError, Reason
-from streaming.decoding import DecodePlan, decode_record, name_origin, reject_record
+from streaming.score.decoding import DecodePlan, decode_record, name_origin, reject_record
 
 _TIMEOUT_S = 60.0
 """The slowest image within the limits takes seconds."""
 
 
 class ApartDecoder:
-    """Decodes as `streaming.decoding.decode_record` does, in a child process; a context manager that ends it.
+    """Decodes as `streaming.score.decoding.decode_record` does, in a child process; a context manager that ends it.
 
     Parameters
     ----------

@@ -15,8 +15,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from schemas import envelope
 from schemas.errors import BrokerError, DatasetError
 from sparkdl.image.decode import sniff_media_type
+from streaming.kafka.cluster import describe_cluster
 from streaming.settings import KafkaSettings
-from streaming.topics import describe_cluster
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 """What a folder is searched for; a file that is named is published whatever its name."""

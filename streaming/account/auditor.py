@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from deltalake.exceptions import DeltaError
 
 from schemas.errors import NoCheckpointError, XrayError
-from streaming.audit import Account, Scope, audit_stream
+from streaming.account.audit import Account, Scope, audit_stream
 from streaming.metrics import StreamMetrics
 from streaming.settings import StreamSettings
 

@@ -24,10 +24,10 @@ from deltalake.exceptions import TableNotFoundError
 
 from schemas import envelope
 from schemas.errors import NoCheckpointError, RepetitionError, SettingsError
-from streaming.checkpoints import committed_offsets, has_begun
-from streaming.messages import find_offsets, offsets_at, open_reader, read_spans, scan_offsets
+from streaming.account.checkpoints import committed_offsets, has_begun
+from streaming.kafka.messages import find_offsets, offsets_at, open_reader, read_spans, scan_offsets
+from streaming.kafka.topicids import TopicIds, check_topic_ids
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topicids import TopicIds, check_topic_ids
 
 _TIMEOUT_S = 20.0
 _SHOWN_OFFSETS = 20

@@ -19,8 +19,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
 from schemas import envelope
 from schemas.errors import BrokerError, DataLossError, JobError, XrayError
+from streaming.kafka.cluster import connect_admin, describe_cluster
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topics import connect_admin, describe_cluster
 
 log = logging.getLogger(__name__)
 

@@ -28,16 +28,11 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from schemas import envelope
 from schemas.errors import BrokerError, ContractError
 from schemas.labels import LabelReason
-from streaming.messages import list_partitions
+from streaming.kafka.cluster import describe_cluster
+from streaming.kafka.messages import list_partitions
+from streaming.kafka.topicchecks import check_label_topics
+from streaming.kafka.topics import HEADROOM_BYTES, LABEL_BYTES, create_topics, label_topics
 from streaming.settings import KafkaSettings
-from streaming.topics import (
-    HEADROOM_BYTES,
-    LABEL_BYTES,
-    check_label_topics,
-    create_topics,
-    describe_cluster,
-    label_topics,
-)
 
 log = logging.getLogger(__name__)
 

@@ -14,17 +14,17 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
 from schemas.errors import BrokerError, ModelLoadError
-from streaming.checkpoints import last_committed, unfinished_batch
-from streaming.keeper import FailureKind, Keeper, QueryFailure
-from streaming.listener import ProgressListener
-from streaming.losses import check_losses, find_losses
+from streaming.account.checkpoints import last_committed, unfinished_batch
+from streaming.account.losses import check_losses, find_losses
+from streaming.kafka.topicchecks import check_outcome_sizes
+from streaming.kafka.topicids import check_topic_ids
 from streaming.metrics import StreamMetrics
-from streaming.models import ChampionWatch, ServedModel, serve_model
-from streaming.published import find_published
-from streaming.score import ScorePlan, featurizer_of, start_score
+from streaming.run.models import ChampionWatch, ServedModel, serve_model
+from streaming.run.supervisor import FailureKind, Keeper, QueryFailure
+from streaming.score.listener import ProgressListener
+from streaming.score.published import find_published
+from streaming.score.query import ScorePlan, featurizer_of, start_score
 from streaming.settings import StreamSettings
-from streaming.topicids import check_topic_ids
-from streaming.topics import check_outcome_sizes
 
 log = logging.getLogger(__name__)
 

@@ -1,156 +1,29 @@
-"""Creates the topics of the stream and of the labels, and checks the ones that are there."""
+"""Checks that topics which were found keep what they confirm, and take the largest message."""
 
 import logging
-import re
-import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
+from confluent_kafka.admin import ConfigResource
 
-from schemas import envelope
-from schemas.errors import BrokerError, SettingsError
+from schemas.errors import BrokerError
 from schemas.modelcard import ModelCard
+from streaming.kafka.cluster import TIMEOUT_S, connect_admin, describe_cluster
+from streaming.kafka.topics import CARRIED_BYTES, DAY_MS, HEADROOM_BYTES, SAFE_IN_SYNC, SAFE_REPLICAS, wanted_topics
 from streaming.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
 
-HEADROOM_BYTES = 1024 * 1024
-"""How much larger a dead letter may be than the message it was."""
-LABEL_BYTES = 1024 * 1024
-"""Largest event about a finding; one has some hundred bytes."""
-CARRIED_BYTES = (
-    envelope.MAX_KEY_BYTES
-    + envelope.MAX_HEADERS_BYTES
-    + 2 * 6 * envelope.MAX_HEADER_BYTES
-    + 2 * envelope.MAX_HEADER_BYTES
-)
-"""What an outcome can take over from its image: the key; trace headers; source and id in JSON, where one control
-character is six; id and time once more as headers."""
-
 _OWN_BYTES = 16 * 1024
 """What the stream itself says in an outcome, model apart: ids, sizes, times, names of fields; about 2 kB."""
+
 _BYTES_PER_FEATURE = 16
 """The longest float in JSON, ``-1.17549435E-38``, and a comma."""
-_SAFE_REPLICAS = 3
-_SAFE_IN_SYNC = 2
-"""With three replicas: a confirmed record is on two disks, and one broker may be away."""
 
-_TIMEOUT_S = 20
-_TRY_S = 2.0
-_POLL_S = 0.2
-_TLS_ALERT = "SSL alert"
-"""What librdkafka says where a broker ends a TLS handshake, for want of a certificate above all."""
-_HOUR_MS = 3_600_000
-_DAY_MS = 24 * _HOUR_MS
-_FARTHEST_AHEAD_MS = 366 * _DAY_MS
+_FARTHEST_AHEAD_MS = 366 * DAY_MS
 """Kafka takes an hour by default since 4.0, and any time before that."""
-
-
-def wanted_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
-    """Every topic the stream uses, with its configuration.
-
-    Returns
-    -------
-    dict
-        Topic name to topic properties. Images stay a week, so that a long week-end's stop loses none; what is derived
-        from them stays longer. Images carry the broker's time: with a device's own, a clock that is years behind would
-        have retention remove them at once.
-    """
-    size = {"max.message.bytes": str(kafka.max_message_bytes), **_kept(kafka)}
-    # A dead letter is its original and the headers that explain it: the largest image must still fit with them.
-    roomy = {**size, "max.message.bytes": str(kafka.max_message_bytes + HEADROOM_BYTES)}
-    broker_time = {"message.timestamp.type": "LogAppendTime"}
-    week = {"retention.ms": str(7 * _DAY_MS), **size}
-    hour = {"retention.ms": str(_HOUR_MS), **size}
-    return {
-        kafka.images_topic: {**week, **broker_time},
-        kafka.predictions_topic: {"retention.ms": str(30 * _DAY_MS), **size},
-        kafka.features_topic: week,
-        kafka.deadletters_topic: {"retention.ms": str(30 * _DAY_MS), **roomy},
-        kafka.canary_topic: {**hour, **broker_time},
-        kafka.canary_results_topic: hour,
-    }
-
-
-def _kept(kafka: KafkaSettings) -> dict[str, str]:
-    """Say what keeps a confirmed record, whatever the broker's own defaults.
-
-    With one replica in sync a single disk's loss takes confirmed images along; with as many as there are nothing can be
-    written while one broker is away.
-    """
-    in_sync = _SAFE_IN_SYNC if kafka.replication_factor >= _SAFE_REPLICAS else 1
-    return {"min.insync.replicas": str(in_sync), "cleanup.policy": "delete"}
-
-
-def label_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
-    """Topics of the confirmed findings, with their configuration.
-
-    The stream does not use them, and needs no right to see them.
-
-    Returns
-    -------
-    dict
-        Topic name to topic properties. Events carry the broker's time: what they are held back by and what counts as
-        the time of those that give none must not hang on a sender's clock.
-    """
-    month = {"retention.ms": str(30 * _DAY_MS), **_kept(kafka)}
-    return {
-        kafka.labels_topic: {
-            **month,
-            "max.message.bytes": str(LABEL_BYTES),
-            "message.timestamp.type": "LogAppendTime",
-        },
-        kafka.labels_deadletters_topic: {**month, "max.message.bytes": str(LABEL_BYTES + HEADROOM_BYTES)},
-    }
-
-
-def create_topics(kafka: KafkaSettings, topics: Mapping[str, Mapping[str, str]] | None = None) -> list[str]:
-    """Create the topics that are missing.
-
-    Parameters
-    ----------
-    kafka : KafkaSettings
-        Broker, partitions and replicas.
-    topics : mapping of str to mapping, optional
-        Names and properties; by default `wanted_topics`.
-
-    Returns
-    -------
-    list of str
-        The topics that were created now; an existing one is left as it is.
-
-    Raises
-    ------
-    BrokerError
-        The broker cannot be reached, or refuses.
-    """
-    admin = connect_admin(kafka)
-    present = set(describe_cluster(kafka).topics)
-    wanted = wanted_topics(kafka) if topics is None else topics
-    missing = {name: dict(config) for name, config in wanted.items() if name not in present}
-    new = [
-        NewTopic(name, num_partitions=kafka.partitions, replication_factor=kafka.replication_factor, config=config)
-        for name, config in missing.items()
-    ]
-    for name, future in (admin.create_topics(new, request_timeout=_TIMEOUT_S) if new else {}).items():
-        _await_creation(name, future)
-    return sorted(missing)
-
-
-def _await_creation(name: str, future: Any) -> None:
-    try:
-        future.result()
-    except KafkaException as exc:
-        code = exc.args[0].code()
-        if code != KafkaError.TOPIC_ALREADY_EXISTS:
-            # A broker does not say which of the two it is: whoever may not see a topic is told that there is none.
-            denied = code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
-            hint = ". It is missing, or the user may not see it; see the roles in docs/security.md" if denied else ""
-            msg = f"cannot create topic {name}: {exc.args[0].str()}{hint}"
-            raise BrokerError(msg) from exc
 
 
 def check_topics(kafka: KafkaSettings, *, may_be_denied: bool = False) -> None:
@@ -257,21 +130,21 @@ class _Topic:
     def warnings(self, n_brokers: int, *, broker_time_wanted: bool) -> Iterator[str]:
         """Say what may be meant so, and is not safe."""
         in_sync = self.number("min.insync.replicas") or 1
-        if in_sync < _SAFE_IN_SYNC and self.replicas >= _SAFE_REPLICAS:
+        if in_sync < SAFE_IN_SYNC and self.replicas >= SAFE_REPLICAS:
             yield (
                 f"topic {self.name} has {self.replicas} replicas and min.insync.replicas={in_sync}: a record is "
-                f"confirmed when one disk has it. Set min.insync.replicas={_SAFE_IN_SYNC}."
+                f"confirmed when one disk has it. Set min.insync.replicas={SAFE_IN_SYNC}."
             )
-        elif in_sync < _SAFE_IN_SYNC and (self.replicas > 1 or n_brokers > 1):
+        elif in_sync < SAFE_IN_SYNC and (self.replicas > 1 or n_brokers > 1):
             yield (
                 f"topic {self.name} has {self.replicas} replica(s): a record is confirmed when one disk has it, and "
-                f"lost with that. Use {_SAFE_REPLICAS} replicas and min.insync.replicas={_SAFE_IN_SYNC}."
+                f"lost with that. Use {SAFE_REPLICAS} replicas and min.insync.replicas={SAFE_IN_SYNC}."
             )
         elif in_sync == self.replicas > 1:
             yield (
                 f"topic {self.name} has {self.replicas} replicas and min.insync.replicas={in_sync}: nothing can be "
-                f"written while one broker is away. Use {_SAFE_REPLICAS} replicas and "
-                f"min.insync.replicas={_SAFE_IN_SYNC}."
+                f"written while one broker is away. Use {SAFE_REPLICAS} replicas and "
+                f"min.insync.replicas={SAFE_IN_SYNC}."
             )
         if broker_time_wanted and self._by_senders_clock:
             yield (
@@ -338,7 +211,7 @@ def _read_topics(
     resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
     admin = connect_admin(kafka)  # must outlive the futures it gives
     topics = []
-    for resource, future in admin.describe_configs(resources, request_timeout=_TIMEOUT_S).items():
+    for resource, future in admin.describe_configs(resources, request_timeout=TIMEOUT_S).items():
         try:
             config = {name: entry.value for name, entry in future.result().items()}
         except KafkaException as exc:
@@ -386,81 +259,3 @@ def check_label_topics(kafka: KafkaSettings) -> int:
         )
         raise BrokerError(msg)
     return min(found[letters] - HEADROOM_BYTES, kafka.max_message_bytes)
-
-
-def connect_admin(kafka: KafkaSettings, **options: Any) -> AdminClient:
-    """Make an admin client that keeps its complaints to itself; callers get typed errors.
-
-    Raises
-    ------
-    SettingsError
-        No client can be made of the settings, such as a certificate that cannot be read.
-    """
-    try:
-        return AdminClient({**kafka.to_librdkafka(), "log_level": 0, **options}, logger=None)
-    except KafkaException as exc:
-        msg = f"no Kafka client can be made of the settings XRAY_KAFKA__*: {_in_our_names(exc.args[0].str())}"
-        raise SettingsError(msg) from exc
-
-
-def describe_cluster(kafka: KafkaSettings) -> Any:
-    """Ask the broker for its metadata.
-
-    Returns
-    -------
-    confluent_kafka.admin.ClusterMetadata
-        Brokers and the topics that the user may see.
-
-    Raises
-    ------
-    BrokerError
-        Nobody answers, the credentials are refused or TLS fails; one line that names the settings to look at.
-    SettingsError
-        No client can be made of the settings.
-    """
-    # Why a connection failed is not in the call's own error: librdkafka tells it to this callback, when it is polled.
-    reports: list[KafkaError] = []
-    admin = connect_admin(kafka, error_cb=reports.append)
-    deadline = time.monotonic() + _TIMEOUT_S / 2
-    while True:
-        try:
-            return admin.list_topics(timeout=_TRY_S)
-        except KafkaException as exc:
-            admin.poll(_POLL_S)
-            # Trying again would not change a refusal; of several brokers another one has had its time to answer.
-            if any(map(_is_refusal, reports)) or time.monotonic() > deadline:
-                msg = f"cannot reach Kafka at {kafka.bootstrap_servers}: {_explain(kafka, reports)}"
-                raise BrokerError(msg) from exc
-
-
-def _is_refusal(report: KafkaError) -> bool:
-    return report.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) or _TLS_ALERT in report.str()
-
-
-def _explain(kafka: KafkaSettings, reports: Sequence[KafkaError]) -> str:
-    """Say in one sentence what librdkafka reported, and in another what to look at."""
-    said = {report.code(): _in_our_names(report.str()) for report in reversed(reports)}  # the first of each kind
-    protocol = f"XRAY_KAFKA__SECURITY_PROTOCOL, which is {kafka.security_protocol}"
-    if (text := said.get(KafkaError._AUTHENTICATION)) is not None:
-        users = "XRAY_KAFKA__SASL_USERNAME, XRAY_KAFKA__SASL_PASSWORD and XRAY_KAFKA__SASL_MECHANISM"
-        return f"it refuses the log-in ({text}). Check {users}."
-    if (text := said.get(KafkaError._SSL)) is not None:
-        if "certificate verify failed" in text:
-            return (
-                "its certificate is not trusted. Check XRAY_KAFKA__SSL_CA_LOCATION, and that the certificate was made "
-                "for the host in XRAY_KAFKA__BOOTSTRAP_SERVERS."
-            )
-        return f"TLS fails ({text}). Check {protocol}."
-    text = said.get(KafkaError._TRANSPORT, said.get(KafkaError._RESOLVE))
-    if text is None:
-        return f"it hangs up or does not answer. Check {protocol}, and XRAY_KAFKA__BOOTSTRAP_SERVERS."
-    if _TLS_ALERT in text:
-        certificate = "XRAY_KAFKA__SSL_CERTIFICATE_LOCATION and XRAY_KAFKA__SSL_KEY_LOCATION"
-        return f"it refuses this client's certificate ({text}). Check {certificate}."
-    return f"{text}. Start the local one with 'xray up', or set XRAY_KAFKA__BOOTSTRAP_SERVERS."
-
-
-def _in_our_names(text: str) -> str:
-    """Give librdkafka's words with the names of this project's settings, and without its own state."""
-    text = re.sub(r"^\S+/bootstrap: | \(after \d+ms in state .*\)$", "", text)
-    return re.sub(r"ssl\.(ca|certificate|key)\.location", lambda m: f"XRAY_KAFKA__SSL_{m[1].upper()}_LOCATION", text)

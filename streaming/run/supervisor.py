@@ -17,6 +17,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
 from schemas.errors import BrokerError, JobError, TableError
+from streaming.score.query import NO_FEATURES_MARK
 from streaming.settings import RetrySettings
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,6 @@ class FailureKind(Enum):
     OTHER = "other"
     """Anything else: broker, disk, memory of the JVM."""
 
-
-NO_FEATURES_MARK = "XRAY_NO_FEATURES"
-"""What a micro-batch raises that meets an image without features."""
 
 _MARKS = {
     # As raised: the mark alone is in the plan's text too, which other errors quote.

@@ -40,7 +40,7 @@ from schemas import envelope
 from schemas.errors import Reason
 from schemas.modelcard import Flag, ModelCard
 from sparkdl.transformers.featurizer import NOVEL_COLUMN
-from streaming.published import NOTHING, Places, Published
+from streaming.score.published import NOTHING, Places, Published
 from streaming.settings import KafkaSettings
 
 _ISO_UTC = "yyyy-MM-dd'T'HH:mm:ss.SSS'Z'"
@@ -134,7 +134,7 @@ def route_outcomes(frame: DataFrame, route: Route) -> DataFrame:
     Parameters
     ----------
     frame : DataFrame
-        Columns of `streaming.decoding.DECODED_DDL`, the pipeline's and those of `add_decision`.
+        Columns of `streaming.score.decoding.DECODED_DDL`, the pipeline's and those of `add_decision`.
     route : Route
         See there.
 
@@ -272,6 +272,7 @@ def _dead_letter(topic: str, route: Route) -> Column:
 
 
 def _failed_in() -> Column:
+    # Names that consumers have seen since the first release; no paths of modules, though they were once.
     in_model = col("reason") == Reason.NO_FEATURES.value
     return when(in_model, lit("streaming.score.apply_model")).otherwise(lit("streaming.decoding.decode_record"))
 

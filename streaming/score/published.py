@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from confluent_kafka import Message
 
 from schemas import envelope
-from streaming.checkpoints import UnfinishedBatch, unfinished_batch
-from streaming.messages import offsets_at, open_reader, read_headers, read_spans, scan_offsets
+from streaming.account.checkpoints import UnfinishedBatch, unfinished_batch
+from streaming.kafka.messages import offsets_at, open_reader, read_headers, read_spans, scan_offsets
+from streaming.kafka.topicids import TopicIds
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topicids import TopicIds
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from schemas.errors import DataLossError
-from streaming.checkpoints import committed_offsets
-from streaming.messages import open_reader, read_spans
+from streaming.account.checkpoints import committed_offsets
+from streaming.kafka.messages import open_reader, read_spans
+from streaming.kafka.topicids import describe_shrinking
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topicids import describe_shrinking
 
 QUERIES = ("score", "archive")
 

@@ -18,22 +18,23 @@ from schemas.errors import DataLossError, JobError, SettingsError
 from schemas.modelcard import ModelCard
 from schemas.registry import champion_folder
 from sparkdl.spark.session import start_session
-from streaming.archive import DELTA_CONF, create_tables, start_archive
-from streaming.audit import check_not_scored
-from streaming.auditor import Auditor
-from streaming.canary import Canary
-from streaming.folders import check_folders
-from streaming.jars import SPARK_JARS, resolve_jars
-from streaming.keeper import FailureKind, Keeper, QueryFailure
-from streaming.listener import ProgressListener
-from streaming.losses import QUERIES, Loss, check_losses, find_losses
+from streaming.account.audit import check_not_scored
+from streaming.account.auditor import Auditor
+from streaming.account.losses import QUERIES, Loss, check_losses, find_losses
+from streaming.archive.query import DELTA_CONF, create_tables, start_archive
+from streaming.kafka.topicchecks import check_outcome_sizes, check_topics
+from streaming.kafka.topicids import TopicWatch, check_topic_ids, record_ids, recorded_ids, set_checkpoint_aside
+from streaming.kafka.topics import create_topics
 from streaming.metrics import StreamMetrics, serve_metrics
-from streaming.models import ChampionWatch, ServedModel, check_card, load_model
-from streaming.score import featurizer_of
-from streaming.scorer import Scorer
+from streaming.run.folders import check_folders
+from streaming.run.jars import SPARK_JARS, resolve_jars
+from streaming.run.models import ChampionWatch, ServedModel, check_card, load_model
+from streaming.run.scorer import Scorer
+from streaming.run.supervisor import FailureKind, Keeper, QueryFailure
+from streaming.score.canary import Canary
+from streaming.score.listener import ProgressListener
+from streaming.score.query import featurizer_of
 from streaming.settings import StreamSettings
-from streaming.topicids import TopicWatch, check_topic_ids, record_ids, recorded_ids, set_checkpoint_aside
-from streaming.topics import check_outcome_sizes, check_topics, create_topics
 
 log = logging.getLogger(__name__)
 

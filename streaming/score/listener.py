@@ -8,7 +8,7 @@ from pyspark.sql.streaming import StreamingQuery, StreamingQueryListener
 
 from schemas.modelcard import ModelCard
 from streaming.metrics import StreamMetrics, parse_offsets
-from streaming.score import OBSERVATION, read_totals
+from streaming.score.query import OBSERVATION, read_totals
 
 log = logging.getLogger(__name__)
 

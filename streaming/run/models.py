@@ -15,7 +15,7 @@ from sparkdl.engine.novelty import read_gate
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from sparkdl.transformers.pipelinefiles import is_featurizer_and_regression, load_pipeline
-from streaming.score import featurizer_of
+from streaming.score.query import featurizer_of
 
 log = logging.getLogger(__name__)
 

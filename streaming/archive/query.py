@@ -37,8 +37,8 @@ from pyspark.sql.streaming import StreamingQuery
 from schemas import envelope
 from schemas.documents import Table, load_tables
 from schemas.errors import TableError
+from streaming.kafka.topics import HEADROOM_BYTES
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topics import HEADROOM_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from schemas import envelope
 from schemas.errors import BrokerError
-from streaming.messages import assign_all, header_text, read_headers
+from streaming.kafka.messages import assign_all, header_text, read_headers
 from streaming.settings import KafkaSettings
 
 log = logging.getLogger(__name__)

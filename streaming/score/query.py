@@ -36,8 +36,7 @@ from schemas.modelcard import Flag, ModelCard
 from sparkdl.image.limits import DecodeLimits
 from sparkdl.spark.worker import settle_worker
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
-from streaming.decoding import DECODED_DDL, DecodePlan, decode_batches
-from streaming.keeper import NO_FEATURES_MARK
+from streaming.kafka.topics import HEADROOM_BYTES
 from streaming.metrics import (
     DECODE_BUCKETS_S,
     END_TO_END_BUCKETS_S,
@@ -45,15 +44,17 @@ from streaming.metrics import (
     SCORE_BUCKETS,
     BatchTotals,
 )
-from streaming.published import NOTHING, Published
-from streaming.quarantine import ApartDecoder
-from streaming.routing import Route, add_decision, dead_letter_id, route_outcomes
+from streaming.score.decoding import DECODED_DDL, DecodePlan, decode_batches
+from streaming.score.published import NOTHING, Published
+from streaming.score.quarantine import ApartDecoder
+from streaming.score.routing import Route, add_decision, dead_letter_id, route_outcomes
 from streaming.settings import KafkaSettings, StreamSettings
-from streaming.topics import HEADROOM_BYTES
 
 OBSERVATION = "score"
 SOUND_COLUMN = "sound"
 _PREDICT_COLUMN = "predict_seconds"
+NO_FEATURES_MARK = "XRAY_NO_FEATURES"
+"""What a micro-batch raises that meets an image without features."""
 _NO_FEATURES = "the network or the classifier gave no numbers, or some that are not finite; expected finite ones"
 
 
@@ -66,7 +67,7 @@ class ScorePlan:
     max_images : int
         Upper bound of a micro-batch.
     apart : bool
-        Decode each image in a process of its own, see `streaming.quarantine`.
+        Decode each image in a process of its own, see `streaming.score.quarantine`.
     skip_lost : bool
         Go on behind records that are gone, rather than fail.
     keep_payloads : bool
@@ -288,7 +289,7 @@ def _observations(card: ModelCard, kafka: KafkaSettings) -> list[Column]:
     """Aggregate a micro-batch, in the shape that `read_totals` takes apart."""
     real = col("topic") != kafka.canary_topic
     scored = real & col("reason").isNull()
-    # From the broker's time stamp (see streaming.topics): a device's clock may be wrong by years.
+    # From the broker's time stamp (see `kafka.topics`): a device's clock may be wrong by years.
     waited_s = col("scored_ms") / 1000 - col("timestamp").cast("double")
     return [
         count_if(real).alias("consumed"),

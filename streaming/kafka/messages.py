@@ -9,8 +9,8 @@ from typing import Any, Literal
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.errors import BrokerError
+from streaming.kafka.cluster import describe_cluster
 from streaming.settings import KafkaSettings
-from streaming.topics import describe_cluster
 
 _TIMEOUT_S = 20.0
 _SCAN_BATCH = 200
@@ -99,7 +99,7 @@ def open_reader(kafka: KafkaSettings) -> Iterator[Consumer]:
     Raises
     ------
     BrokerError, SettingsError
-        See `streaming.topics.describe_cluster`.
+        See `streaming.kafka.cluster.describe_cluster`.
     """
     describe_cluster(kafka)  # a refused log-in is told at once and by its name; the reader would only time out
     options = {"group.id": "xray-reader", "enable.auto.commit": False, "log_level": 0}

@@ -105,7 +105,7 @@ def _publish(fetched: Path, target: Path) -> None:
 def _retrieve(jars: JarSet, scratch: Path, *, cache: Path) -> None:
     module = scratch / "ivy.xml"
     module.write_text(_module_xml(jars), encoding="utf-8")
-    with as_file(files("streaming") / "ivysettings.xml") as settings:
+    with as_file(files("streaming.run") / "ivysettings.xml") as settings:
         command = [str(find_java()), f"-Dxray.ivy.cache={cache}", "-jar", str(_ivy_jar())]
         command += ["-settings", str(settings), "-ivy", str(module), "-confs", "default", "-types", "jar", "bundle"]
         command += ["-retrieve", f"{scratch}/jars/[artifact]-[revision](-[classifier]).[ext]", "-warn"]

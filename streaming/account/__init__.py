@@ -1,0 +1,1 @@
+"""Where each query stands, what it lost, and whether every image has exactly one outcome."""

@@ -1,0 +1,1 @@
+"""ARCHIVE: outcomes into Delta tables, and the upkeep of these."""

@@ -1,0 +1,1 @@
+"""Images without a prediction: reading them, and publishing them again."""

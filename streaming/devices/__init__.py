@@ -1,0 +1,1 @@
+"""What images come in by; no Spark."""

@@ -1,0 +1,1 @@
+"""Topics, their identity, and reading and writing records: what talks to the broker outside Spark."""

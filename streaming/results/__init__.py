@@ -1,0 +1,1 @@
+"""What reads outcomes and brings findings back; no Spark."""

@@ -1,0 +1,1 @@
+"""A running stream: its start, what it serves, and what supervises its queries."""
