@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkdl.engine.novelty import N_NEIGHBOURS, measure_nearest, to_units
+from training.arrays import Features, Floats, Ints
 from training.statistics import (
     Estimate,
     Outcomes,
@@ -29,9 +30,6 @@ from training.statistics import (
     resample_patients,
 )
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Features = npt.NDArray[np.float32]
 Method = Literal["platt", "temperature"]
 
 _TINY = 1e-7  # keeps a probability of exactly 0 or 1, which no classifier should give, from ending the fit
@@ -578,3 +576,23 @@ def fit_gate(
     kept = np.sort(np.random.default_rng(seed).permutation(len(units))[:max_references])
     distances = _distances(units, units[kept], (codes, codes[kept]))
     return NoveltyGate(units[kept], float(np.quantile(distances, quantile)), quantile)
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """The gate for images unlike the training images.
+
+    Parameters
+    ----------
+    threshold : float
+        Distance above which an image is flagged.
+    flagged : Estimate
+        Share of the held-out images that are flagged.
+    judged, all_images : mapping of str to Estimate
+        As `training.statistics.measure` gives them: of the images that are not flagged, and of all.
+    """
+
+    threshold: float
+    flagged: Estimate
+    judged: Mapping[str, Estimate]
+    all_images: Mapping[str, Estimate]

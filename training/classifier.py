@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pyspark.ml.classification import LogisticRegressionModel
 
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from sparkdl.transformers.pipelinefiles import Regression, read_regression, write_pipeline
+from training.arrays import Features, Floats, Ints
 from training.calibration import Calibrator
-from training.features import Features
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _BINARY = 2
 _BLOCK_ROWS = 8192

@@ -15,15 +15,16 @@ from schemas import modelcard
 from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import NOVELTY_FILE, Band, Flag
 from sparkdl.engine.novelty import write_gate
+from training.arrays import Features
 from training.calibration import (
     AbstainBand,
     Abstention,
+    Novelty,
     NoveltyGate,
     choose_abstain_band,
     fit_gate,
     measure_abstention,
 )
-from training.evaluation import Novelty
 from training.statistics import Outcomes, estimate_image_share, measure
 
 GATE_QUANTILE = 0.99
@@ -35,8 +36,6 @@ _BINARY = 2
 # every one of the other images. More than a few are for data of many sources.
 _MAX_REFERENCES = 500
 _MAX_SHARE = 0.5
-
-_Features = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +101,7 @@ def check_decision(n_classes: int, *, abstain_share: float | None, gate_quantile
 
 def fit_decision(
     known: Outcomes | None,
-    features: _Features,
+    features: Features,
     patients: Sequence[str],
     *,
     threshold: float | None,
@@ -167,7 +166,7 @@ def store_decision(folder: Path, decision: Decision) -> None:
 
 
 def flag_images(
-    decision: Decision, scores: npt.NDArray[np.floating], features: _Features
+    decision: Decision, scores: npt.NDArray[np.floating], features: Features
 ) -> tuple[tuple[Flag, ...], ...]:
     """Give the flags that predictions of these images would carry, by the rules of the stream.
 
@@ -193,7 +192,7 @@ def flag_images(
 
 
 def measure_decision(
-    decision: Decision, outcomes: Outcomes, features: _Features, *, seed: int = 0
+    decision: Decision, outcomes: Outcomes, features: Features, *, seed: int = 0
 ) -> tuple[Abstention | None, Novelty | None]:
     """Measure on held-out patients what a decision costs and gives.
 

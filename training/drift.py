@@ -34,8 +34,8 @@ from deltalake.exceptions import TableNotFoundError
 from schemas.envelope import DISCLAIMER
 from schemas.errors import ModelLoadError
 from schemas.modelcard import ModelCard
-from training.classifier import Floats, Ints
-from training.features import Features, ignore
+from training.arrays import Features, Floats, Ints
+from training.features import ignore
 from training.labels import failing_as, open_features
 from training.stored import Featurizer, made_by, read_vectors
 

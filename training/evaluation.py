@@ -13,8 +13,9 @@ import numpy as np
 
 from schemas.envelope import DISCLAIMER
 from schemas.modelcard import UNDECIDED
-from training.calibration import Abstention, Calibration
-from training.metrics import Matrix
+from training.arrays import Ints
+from training.calibration import Abstention, Calibration, Novelty
+from training.fit import Candidate
 from training.probes import Probe, Verdict
 from training.statistics import Comparison, Curve, Estimate, GroupFigures, OperatingPoint, PredictiveValues
 
@@ -228,45 +229,6 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Novelty:
-    """The gate for images unlike the training images.
-
-    Parameters
-    ----------
-    threshold : float
-        Distance above which an image is flagged.
-    flagged : Estimate
-        Share of the held-out images that are flagged.
-    judged, all_images : mapping of str to Estimate
-        As `training.statistics.measure` gives them: of the images that are not flagged, and of all.
-    """
-
-    threshold: float
-    flagged: Estimate
-    judged: Mapping[str, Estimate]
-    all_images: Mapping[str, Estimate]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One setting that tuning tried.
-
-    Parameters
-    ----------
-    name : str
-        Network and regularisation, in words.
-    auroc : Estimate
-        Out of fold, on training patients.
-    chosen : bool
-        Whether the model was made with it.
-    """
-
-    name: str
-    auroc: Estimate
-    chosen: bool
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """All of it; see the parts.
 
@@ -317,7 +279,7 @@ class Evaluation:
     data: DataSummary
     metrics: Mapping[str, float]
     internal: SetFigures
-    confusion: Matrix
+    confusion: Ints
     roc: Curve | None
     precision_recall: Curve | None
     predictive_values: tuple[PredictiveValues, ...]

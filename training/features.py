@@ -35,11 +35,10 @@ from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.image.row import array_from_row
 from sparkdl.network.base import Network
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
+from training.arrays import Features
 from training.decoding import DECODED_DDL, FACTS_DDL, decode_files, examine_files
 from training.featurecache import DIGEST, FeatureCache, make_key
 from training.probes import ImageSummary
-
-Features = npt.NDArray[np.float32]
 
 Session = Callable[[], SparkSession]
 """Gives the Spark session; called only where something is to be computed."""

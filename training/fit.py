@@ -21,26 +21,19 @@ from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.network.base import Network
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
+from training.arrays import Features, Floats, Ints
 from training.calibration import Calibrator, calibrate, fit_calibrator
-from training.classifier import (
-    PAPER,
-    TUNED,
-    ClassifierSettings,
-    Floats,
-    Head,
-    Ints,
-)
+from training.classifier import PAPER, TUNED, ClassifierSettings, Head
 from training.dataset import Dataset, Sample, count_by_class
 from training.decision import Decision, check_decision, fit_decision, store_decision
 from training.duplicates import DuplicatePair, find_duplicates
-from training.evaluation import Candidate
 from training.featurecache import FeatureCache
-from training.features import Features, ImageFacts, Report, Session, compute_features, examine, ignore, make_featurizer
+from training.features import ImageFacts, Report, Session, compute_features, examine, ignore, make_featurizer
 from training.folds import OutOfFold, deal_folds, predict_out_of_fold
-from training.metrics import Matrix, confusion_matrix, weighted_metrics, wilson_interval
+from training.metrics import confusion_matrix, weighted_metrics, wilson_interval
 from training.regression import fit_regression
 from training.split import Split, group_samples, split_dataset
-from training.statistics import OperatingPoint, Outcomes, choose_threshold, gather_outcomes, measure
+from training.statistics import Estimate, OperatingPoint, Outcomes, choose_threshold, gather_outcomes, measure
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(done, total)`` with counts of images, from another thread."""
@@ -51,6 +44,25 @@ _MAX_FAILED_SHARE = 0.5  # beyond it the data is something else than images, and
 _NAMED_IN_ERROR = 3
 _TWO_CLASSES = 2
 _EVEN = 0.5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting that tuning tried.
+
+    Parameters
+    ----------
+    name : str
+        Network and regularisation, in words.
+    auroc : Estimate
+        Out of fold, on training patients.
+    chosen : bool
+        Whether the model was made with it.
+    """
+
+    name: str
+    auroc: Estimate
+    chosen: bool
 
 
 @dataclass(frozen=True)
@@ -290,7 +302,7 @@ class TrainingResult:
     card: ModelCard
     metrics: dict[str, float]
     accuracy_interval: tuple[float, float]
-    confusion: Matrix
+    confusion: Ints
     n_train: dict[str, int]
     n_test: dict[str, int]
     held_out: tuple[HeldOut, ...]
@@ -632,12 +644,12 @@ def _predict(material: Material, features: Features, step: Step) -> tuple[HeldOu
     )
 
 
-def _confusion(held_out: Sequence[HeldOut], n_classes: int) -> Matrix:
+def _confusion(held_out: Sequence[HeldOut], n_classes: int) -> Ints:
     actual = [item.sample.label for item in held_out]
     return confusion_matrix(actual, [item.prediction for item in held_out], n_classes=n_classes)
 
 
-def _measure(confusion: Matrix, split: Split) -> dict[str, float]:
+def _measure(confusion: Ints, split: Split) -> dict[str, float]:
     return {**weighted_metrics(confusion), "n_train": len(split.train), "n_test": len(split.test)}
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training.classifier import ClassifierSettings, Floats, Ints, predict_rows
-from training.features import Features
+from training.arrays import Features, Floats, Ints
+from training.classifier import ClassifierSettings, predict_rows
 from training.regression import fit_regression
 
 N_FOLDS = 5

@@ -20,6 +20,7 @@ from schemas.registry import CHAMPION_FILE, champion_folder
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from sparkdl.transformers.pipelinefiles import read_pipeline
+from training.arrays import Mask
 from training.calibration import measure_calibration
 from training.classifier import Head
 from training.dataset import MANIFEST_FILE, Dataset, Sample, count_by_class, read_dataset
@@ -61,8 +62,6 @@ IMAGES_FILE = "training_images.txt"
 _BINARY = 2
 _MAX_COPIES_SHOWN = 10
 _MAX_MISTAKES = 12
-
-_Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -274,7 +273,7 @@ class _Judge:
 
     # -- the set itself
 
-    def taken(self, mask: _Mask) -> list[Sample]:
+    def taken(self, mask: Mask) -> list[Sample]:
         return [sample for sample, taken in zip(self.material.dataset.samples, mask, strict=True) if taken]
 
     def probe(self) -> tuple[Probe, ...]:
@@ -353,7 +352,7 @@ class _Judge:
             positive_known_by=material.dataset.positive_known_by,
         )
 
-    def side(self, mask: _Mask) -> Side:
+    def side(self, mask: Mask) -> Side:
         samples = self.taken(mask)
         return Side(len(samples), len({sample.patient_id for sample in samples}), count_by_class(samples, self.labels))
 
@@ -402,10 +401,10 @@ class _Judge:
                 found.append(self.measure_without(name, train, test))
         return tuple(found), tuple(notes)
 
-    def has_all_classes(self, mask: _Mask) -> bool:
+    def has_all_classes(self, mask: Mask) -> bool:
         return np.unique(self.material.labels[mask]).size == len(self.labels)
 
-    def measure_without(self, name: str, train: _Mask, test: _Mask) -> SetFigures:
+    def measure_without(self, name: str, train: Mask, test: Mask) -> SetFigures:
         fitted, labels = self.result.fitted, self.material.labels
         rows = np.flatnonzero(train)
         head = fit_regression(fitted.features, rows, labels[rows], fitted.settings, len(self.labels))

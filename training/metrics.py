@@ -5,12 +5,12 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-Matrix = npt.NDArray[np.int64]
+from training.arrays import Ints
 
 _Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile: 2.5 % on either side
 
 
-def confusion_matrix(actual: npt.ArrayLike, predicted: npt.ArrayLike, *, n_classes: int) -> Matrix:
+def confusion_matrix(actual: npt.ArrayLike, predicted: npt.ArrayLike, *, n_classes: int) -> Ints:
     """Count the pairs of actual and predicted class.
 
     Parameters
@@ -30,7 +30,7 @@ def confusion_matrix(actual: npt.ArrayLike, predicted: npt.ArrayLike, *, n_class
     return matrix
 
 
-def weighted_metrics(matrix: Matrix) -> dict[str, float]:
+def weighted_metrics(matrix: Ints) -> dict[str, float]:
     """Compute the figures of Spark's ``MulticlassClassificationEvaluator``, under its names.
 
     Parameters

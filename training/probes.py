@@ -28,10 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkdl.image.pixels import resize_pixels
+from training.arrays import Floats, Ints
 from training.statistics import Estimate, gather_outcomes, measure
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Target = Literal["label", "source"]
 
 WELL_ABOVE_CHANCE = 0.6

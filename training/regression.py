@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.classifier import ClassifierSettings, Floats, Head, Ints
-from training.features import Features
+from training.arrays import Features, Floats, Ints
+from training.classifier import ClassifierSettings, Head
 
 _BINARY = 2
 _BLOCK_ROWS = 2048  # of 1,280 values, 21 MB as float64: both products read it from the cache that is next to memory

@@ -24,11 +24,19 @@ from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.network.base import Network
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
-from training.calibration import Calibration, calibrate, fit_calibrator, measure_abstention, measure_calibration
-from training.classifier import PAPER, Floats, Head, Ints, predict_rows
+from training.arrays import Floats, Ints, Mask
+from training.calibration import (
+    Calibration,
+    Novelty,
+    calibrate,
+    fit_calibrator,
+    measure_abstention,
+    measure_calibration,
+)
+from training.classifier import PAPER, Head, predict_rows
 from training.decision import Decision, fit_decision, flag_images, store_decision
 from training.drift import make_reference, save_reference
-from training.evaluation import DataSummary, Evaluation, Mistake, Novelty, Provenance, SetFigures, Side, Variant
+from training.evaluation import DataSummary, Evaluation, Mistake, Provenance, SetFigures, Side, Variant
 from training.features import Report, ignore
 from training.fit import reserve_version
 from training.folds import predict_out_of_fold
@@ -80,8 +88,6 @@ _MAX_GATED = 20_000  # vectors to choose the gate's limit by: each is compared w
 _LEAST_SHARE, _MOST_SHARE = 0.01, 0.5
 _INHERITED = "model in service was confounded: "
 
-_Mask = npt.NDArray[np.bool_]
-
 
 @dataclass(frozen=True, eq=False)
 class Retrained:
@@ -115,7 +121,7 @@ class Retrained:
     seconds: float
 
 
-def choose_held_out(patients: npt.NDArray[np.str_], *, share: float = HELD_OUT_SHARE) -> _Mask:
+def choose_held_out(patients: npt.NDArray[np.str_], *, share: float = HELD_OUT_SHARE) -> Mask:
     """Choose the patients that are held out, by a keyed hash of their ids.
 
     Parameters
@@ -350,7 +356,7 @@ class _Work:
 
     stored: StoredSet
     card: ModelCard
-    held_out: _Mask
+    held_out: Mask
     seed: int
     served_report: Mapping[str, Any] | None
     report: Report
@@ -620,7 +626,7 @@ class _Work:
 
     # -- describing
 
-    def count(self, mask: _Mask) -> dict[str, int]:
+    def count(self, mask: Mask) -> dict[str, int]:
         counts = np.bincount(self.stored.labels[mask], minlength=self.n_classes)
         return dict(zip(self.card.labels, counts.tolist(), strict=True))
 
@@ -657,7 +663,7 @@ class _Work:
             positive_known_by=describe_inherited(self.card),
         )
 
-    def side(self, mask: _Mask) -> Side:
+    def side(self, mask: Mask) -> Side:
         return Side(int(mask.sum()), np.unique(self.stored.patients[mask]).size, self.count(mask))
 
     def provenance(self, card: ModelCard, network: Network, fitted: _Fitted) -> Provenance:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -28,9 +27,10 @@ from schemas.envelope import DISCLAIMER
 from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import NOVELTY_FILE, UNDECIDED, Flag, ModelCard
 from sparkdl.engine.novelty import StoredGate, read_gate
-from training.classifier import Floats, Head, Ints
+from training.arrays import Features, Floats, Ints, Mask, Names
+from training.classifier import Head
 from training.drift import MIN_IMAGES, WINDOW_DAYS
-from training.features import Features, ignore
+from training.features import ignore
 from training.judge import IMAGES_FILE
 from training.labels import failing_as, open_features, read_labels
 from training.statistics import Comparison, Estimate, Outcomes, compare, estimate_share, gather_outcomes
@@ -54,8 +54,6 @@ _MANY_IMAGES, _RESAMPLES, _FEW_RESAMPLES = 5000, 2000, 500  # as in retraining
 _SHOWN_FIGURES = ("auroc", "accuracy", "sensitivity", "specificity", "brier")
 _COLUMNS = ("event_id", "sha256", "source", "id", "label", "score", "received_at", "date")
 
-_Mask = npt.NDArray[np.bool_]
-_Names = npt.NDArray[np.str_]
 _Model = tuple[Path, ModelCard]
 
 
@@ -329,7 +327,7 @@ class _Rival:
     threshold: float | None
     labels: tuple[str, ...]
 
-    def answer(self, features: Features) -> tuple[Floats, _Mask]:
+    def answer(self, features: Features) -> tuple[Floats, Mask]:
         """Give probabilities, shape (n, n_classes), and which images are unlike its training images."""
         probabilities, novel = np.zeros((len(features), len(self.labels))), np.zeros(len(features), bool)
         order = [self.card.labels.index(label) for label in self.labels]
@@ -415,17 +413,17 @@ class _Answers:
 
     rows: pa.Table
     card: ModelCard
-    said: _Names
-    shadowed: _Names
+    said: Names
+    shadowed: Names
     old_scores: Floats
     scores: Floats
     probabilities: Floats
 
     @property
-    def judged(self) -> _Mask:
+    def judged(self) -> Mask:
         return np.asarray((self.said != _UNLIKE) & (self.shadowed != _UNLIKE))
 
-    def column(self, name: str) -> _Names:
+    def column(self, name: str) -> Names:
         """Give a text column; "" where it is null."""
         return np.array(pc.fill_null(self.rows[name], "").to_pylist(), dtype=str)
 
@@ -513,7 +511,7 @@ def _count_undecided(card: ModelCard, scores: Floats) -> int:
     return int(_find_undecided(card, scores).sum())
 
 
-def _find_undecided(card: ModelCard, scores: Floats) -> _Mask:
+def _find_undecided(card: ModelCard, scores: Floats) -> Mask:
     band = card.abstain
     return np.zeros(scores.shape, bool) if band is None else (scores >= band.low) & (scores < band.high)
 
@@ -612,7 +610,7 @@ def _compare(
         order.sort(key=lambda label: label == card.positive_label)
     columns = [card.labels.index(label) for label in order]
 
-    def gather(probabilities: Floats, said: _Names) -> Outcomes:
+    def gather(probabilities: Floats, said: Names) -> Outcomes:
         found = gather_outcomes([order.index(name) for name in names], probabilities[:, columns], people)
         # What was decided is known, and need not be decided again.
         return replace(found, predictions=np.array([order.index(label) for label in said.tolist()], np.int64))

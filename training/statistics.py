@@ -15,10 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training.metrics import Matrix, confusion_matrix, wilson_interval
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from training.arrays import Floats, Ints
+from training.metrics import confusion_matrix, wilson_interval
 
 FIGURES = (
     "accuracy",
@@ -158,7 +156,7 @@ def _check(truth: Ints, scores: Floats, n_patients: int, threshold: float | None
         raise ValueError(msg)
 
 
-def count_confusion(outcomes: Outcomes) -> Matrix:
+def count_confusion(outcomes: Outcomes) -> Ints:
     """Count images by actual (row) and predicted (column) class, int64, shape (n_classes, n_classes)."""
     return confusion_matrix(outcomes.labels, outcomes.predictions, n_classes=outcomes.n_classes)
 
@@ -741,7 +739,7 @@ class GroupFigures:
     n_images: int
     n_patients: int
     n_by_class: tuple[int, ...]
-    confusion: Matrix
+    confusion: Ints
     figures: Mapping[str, Estimate]
 
 

@@ -25,8 +25,8 @@ import pyarrow.dataset as ds
 from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import ModelCard, read_card
 from schemas.registry import list_models
-from training.classifier import Ints
-from training.features import Features, Report, ignore
+from training.arrays import Features, Ints
+from training.features import Report, ignore
 from training.labels import failing_as, is_one_of, open_features, read_labels
 
 _BATCH_ROWS = 2048  # of 1,280 values, 10 MB

@@ -17,23 +17,15 @@ from PIL import Image
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DependencyError
 from training.calibration import (
+    Novelty,
     calibrate,
     choose_abstain_band,
     fit_calibrator,
     measure_abstention,
     measure_calibration,
 )
-from training.evaluation import (
-    Candidate,
-    DataSummary,
-    Evaluation,
-    Mistake,
-    Novelty,
-    Provenance,
-    SetFigures,
-    Side,
-    Variant,
-)
+from training.evaluation import DataSummary, Evaluation, Mistake, Provenance, SetFigures, Side, Variant
+from training.fit import Candidate
 from training.metrics import weighted_metrics
 from training.probes import Probe, judge
 from training.report import render_markdown, render_page, words, write_report

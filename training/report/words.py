@@ -8,8 +8,8 @@ from pathlib import PurePath
 from typing import Literal
 
 from schemas.modelcard import UNDECIDED
-from training.calibration import Abstention
-from training.evaluation import DataSummary, Evaluation, Novelty, SetFigures
+from training.calibration import Abstention, Novelty
+from training.evaluation import DataSummary, Evaluation, SetFigures
 from training.probes import BLIND_SHARE, LABEL_BLIND_PROBES, THUMBNAIL_SHARE, Probe, judge
 from training.statistics import Comparison, Estimate, OperatingPoint
 
