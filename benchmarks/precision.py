@@ -33,7 +33,7 @@ from sparkdl.image.row import array_from_row
 from sparkdl.network.base import Network
 from sparkdl.network.catalog import build_network
 from sparkdl.spark.session import start_session
-from training.dataset import Dataset, Sample, read_dataset
+from training.data.dataset import Dataset, Sample, read_dataset
 from xray.console import err, new_table, print_json, step
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -179,7 +179,7 @@ def open_spark() -> Iterator[SparkSession]:
 def fit_and_predict(
     spark: SparkSession, features: _Floats, labels: npt.NDArray[np.int_], test: npt.NDArray[np.bool_], n_classes: int
 ) -> _Floats:
-    """Fit the classifier of `training.fit` on the training side; give the held-out side's probabilities."""
+    """Fit the classifier of `training.model.fit` on the training side; give the held-out side's probabilities."""
     classifier = LogisticRegression(maxIter=10, regParam=0.05, elasticNetParam=0.3)
     model = classifier.fit(_frame(spark, features[~test], labels[~test]))
     rows = model.transform(_frame(spark, features[test], labels[test])).select("id", "probability").collect()

@@ -17,8 +17,8 @@ from streaming.kafka.topics import create_topics
 from streaming.run.models import load_model
 from streaming.run.service import open_session
 from streaming.settings import StreamSettings, load_settings
-from training.dataset import read_dataset
-from training.fit import train_model
+from training.data.dataset import read_dataset
+from training.model.fit import train_model
 from xray.broker import LocalBroker
 from xray.console import err, step
 from xray.phantom import FINDINGS, encode_png, generate_radiograph, write_folder

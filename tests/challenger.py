@@ -12,7 +12,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from schemas.registry import set_challenger
-from training.decision import Decision, store_decision
+from training.model.decision import Decision, store_decision
 
 AS_SCORED = (0.0, 1.0, 0.0)
 """With the intercept -1 these coefficients give the scores that `tests.stored.score_images` makes up."""

@@ -4,9 +4,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from schemas.modelcard import ModelCard
 from streaming.metrics import StreamMetrics
-from training.drift import Drift, ScoreShift, VectorShift
-from training.shadow import Pair, ScoreDifference, Shadow
-from training.statistics import Estimate
+from training.figures.bootstrap import Estimate
+from training.figures.shift import ScoreShift, VectorShift
+from training.lifecycle.drift import Drift
+from training.lifecycle.shadow import Pair, ScoreDifference, Shadow
 from xray.monitor import Findings, MonitorMetrics
 
 DRIFT = Drift(

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
-from training.evaluation import DataSummary, Evaluation, Provenance, SetFigures, Side
-from training.probes import Probe, Verdict
-from training.statistics import Comparison, Estimate
+from training.evidence.evaluation import DataSummary, Evaluation, Provenance, SetFigures, Side
+from training.evidence.probes import Probe, Verdict
+from training.figures.bootstrap import Estimate
+from training.figures.compare import Comparison
 
 LABELS = ("normal", "ill")
 

@@ -14,7 +14,7 @@ from deltalake import write_deltalake
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from schemas.registry import promote
 from sparkdl.image.limits import RENDERING_VERSION
-from training.decision import Decision, store_decision
+from training.model.decision import Decision, store_decision
 
 LABELS = ("normal", "ill")
 FIRST_DAY = date(2026, 1, 5)

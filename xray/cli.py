@@ -348,8 +348,8 @@ def train(
 
     Features are kept in XRAY_HOME/cache: a stopped run goes on where it was, and another fit takes seconds.
     """
-    from training.decision import GATE_QUANTILE
-    from training.fit import Procedure
+    from training.model.decision import GATE_QUANTILE
+    from training.model.material import Procedure
     from xray.train import promote_trained, train_on
     from xray.views import show_training
 

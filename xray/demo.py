@@ -27,8 +27,8 @@ from streaming.kafka.topics import create_topics
 from streaming.results.watch import SeenPrediction, watch_predictions
 from streaming.run.service import StreamState, open_session, run_stream
 from streaming.settings import StreamSettings
-from training.dataset import read_dataset
-from training.fit import train_model
+from training.data.dataset import read_dataset
+from training.model.fit import train_model
 from xray.broker import LocalBroker
 from xray.console import DISCLAIMER, err, new_progress, new_table, out, say_positive, step
 from xray.phantom import FINDINGS, Radiograph, encode_dicom, encode_jpeg, encode_png, generate_radiograph

@@ -23,7 +23,7 @@ from xray.console import err, new_table, out, print_json, step
 
 if TYPE_CHECKING:
     from streaming.results.confirmations import Confirmations, Event, Rejection
-    from training.labels import Matched
+    from training.data.labelstable import Matched
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,8 @@ def label(
 
 
 def _record_file(file: Path, *, allow_unknown: bool, as_json: bool) -> None:
-    from training.labels import match_images, read_label_file, record_labels  # noqa: PLC0415  heavy
+    from training.data.labelfile import read_label_file  # noqa: PLC0415  heavy
+    from training.data.labelstable import match_images, record_labels  # noqa: PLC0415  heavy
 
     settings = load_settings()
     card = read_card(champion_folder(settings.models_folder))
@@ -162,7 +163,7 @@ class Settled:
     events : int
         Were recorded; several may be about one image.
     added, changed, unchanged, older : int
-        Images, see `training.labels.Recorded`.
+        Images, see `training.data.labelstable.Recorded`.
     reasons : Counter of LabelReason
         Events that were left out, by why.
     held : int
@@ -329,7 +330,7 @@ def _settle_batches(
     settings: StreamSettings, reader: "Confirmations", *, wait: timedelta, ended: threading.Event
 ) -> Iterator[Settled]:
     """Settle batches of events, and yield what became of each that had any effect."""
-    from training.labels import features_version  # noqa: PLC0415  heavy
+    from training.data.archive import features_version  # noqa: PLC0415  heavy
 
     held: set[str] = set()
     searched = -1
@@ -354,7 +355,8 @@ def _settle(
 ) -> "tuple[Settled, list[Event]]":
     """Record a batch in one commit, put aside what cannot be recorded, and commit the offsets, in this order."""
     from streaming.results.confirmations import Rejection  # noqa: PLC0415  heavy
-    from training.labels import join_label_files, match_images, read_events, record_labels  # noqa: PLC0415  heavy
+    from training.data.labelevents import read_events  # noqa: PLC0415  heavy
+    from training.data.labelstable import join_label_files, match_images, record_labels  # noqa: PLC0415  heavy
 
     # Read anew for each batch: a model that was promoted may know other labels.
     card = read_card(champion_folder(settings.models_folder))

@@ -26,7 +26,7 @@ from schemas.registry import (
     set_challenger,
 )
 from streaming.settings import StreamSettings, load_settings
-from training.gate import MARGIN, decide, read_report
+from training.lifecycle.promotion import MARGIN, decide, read_report
 from xray.console import DISCLAIMER, err, new_table, out, print_json, step
 
 models_app = typer.Typer(
@@ -232,7 +232,8 @@ def show_shadow(
     It is computed from the archive's feature vectors, so nothing runs in the stream for it. Written beside the
     challenger's report as well.
     """
-    from training.shadow import capitalize, compare_shadow, list_remarks, list_tables, write_shadow
+    from training.lifecycle.shadow import compare_shadow
+    from training.lifecycle.shadowpage import capitalize, list_remarks, list_tables, write_shadow
 
     settings = load_settings()
     rival = find_model(settings.models_folder, CHALLENGER_FILE)
@@ -263,7 +264,7 @@ def show_shadow(
 @models_app.command("sync")
 def sync(json_: Json = False) -> None:
     """Register in MLflow what is missing there, and let its aliases name what ours name."""
-    from training.tracking import show_uri
+    from training.lifecycle.tracking import show_uri
 
     settings = load_settings()
     cards = list_models(settings.models_folder)
@@ -307,7 +308,7 @@ def mirror_aliases(settings: StreamSettings, name: str, also: Sequence[ModelCard
 
 
 def _mirror(settings: StreamSettings, name: str, also: Sequence[ModelCard]) -> None:
-    from training.tracking import mirror_alias
+    from training.lifecycle.tracking import mirror_alias
 
     aliases = read_aliases(settings.models_folder)
     cards = {alias: read_card(settings.models_folder / version) for alias, version in aliases.items()}
@@ -319,7 +320,7 @@ def _mirror(settings: StreamSettings, name: str, also: Sequence[ModelCard]) -> N
 
 
 def _track(settings: StreamSettings, cards: Iterable[ModelCard]) -> None:
-    from training.tracking import track_run
+    from training.lifecycle.tracking import track_run
 
     for card in cards:
         report, _ = _find_report(settings, card.version)

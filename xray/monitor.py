@@ -24,8 +24,8 @@ from schemas.registry import challenger_folder, champion_folder
 from streaming.settings import StreamSettings
 
 if TYPE_CHECKING:
-    from training.drift import Drift
-    from training.shadow import Shadow
+    from training.lifecycle.drift import Drift
+    from training.lifecycle.shadow import Shadow
 
 log = logging.getLogger(__name__)
 
@@ -198,8 +198,9 @@ class Monitor:
 
 
 def _measure_drift(settings: StreamSettings, folder: Path, card: ModelCard) -> "Drift":
-    from training.drift import load_reference, measure_drift  # noqa: PLC0415  heavy
-    from training.stored import describe_featurizer, find_models_with  # noqa: PLC0415
+    from training.features.stored import describe_featurizer, find_models_with  # noqa: PLC0415
+    from training.figures.shift import load_reference  # noqa: PLC0415  heavy
+    from training.lifecycle.drift import measure_drift  # noqa: PLC0415  heavy
 
     featurizer = describe_featurizer(folder, card)
     # A model that is served from elsewhere is none of those in the registry.
@@ -220,7 +221,7 @@ def _read_challenger(models_folder: Path) -> tuple[Path, ModelCard] | None:
 def _compare(
     settings: StreamSettings, champion: tuple[Path, ModelCard], rival: tuple[Path, ModelCard]
 ) -> "Shadow | None":
-    from training.shadow import compare_shadow  # noqa: PLC0415  heavy
+    from training.lifecycle.shadow import compare_shadow  # noqa: PLC0415  heavy
 
     try:
         return compare_shadow(settings.tables_folder, champion, rival, max_images=MAX_IMAGES)

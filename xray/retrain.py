@@ -16,13 +16,13 @@ from schemas.errors import ChampionChangedError, DependencyError
 from schemas.modelcard import read_card
 from schemas.registry import CHAMPION_FILE, champion_folder, promote, read_aliases, set_challenger
 from streaming.settings import StreamSettings, load_settings
-from training.gate import MARGIN, Decision, decide, read_report
+from training.lifecycle.promotion import MARGIN, Decision, decide, read_report
 from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, say_positive, step
 
 if TYPE_CHECKING:
-    from training.drift import Drift
-    from training.retrain import Retrained
-    from training.statistics import Comparison
+    from training.figures.compare import Comparison
+    from training.lifecycle.drift import Drift
+    from training.lifecycle.retrain import Retrained
 
 COMPARISON_NAME = "comparison.json"
 """Beside the report: champion and challenger on the same held-out patients, of all and of each source."""
@@ -126,9 +126,9 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
     settings : StreamSettings
         The folders.
     min_labels, seed
-        See `training.retrain.retrain_model`.
+        See `training.lifecycle.retrain.retrain_model`.
     margin : float
-        See `training.gate.decide`.
+        See `training.lifecycle.promotion.decide`.
 
     Raises
     ------
@@ -140,10 +140,12 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         msg = f"retraining needs {', '.join(missing)}: pip install 'xray-stream[train]'"
         raise DependencyError(msg)
-    from training.drift import load_reference, measure_drift, write_drift  # noqa: PLC0415  heavy
+    from training.features.stored import describe_featurizer, find_models_with, read_stored  # noqa: PLC0415
+    from training.figures.shift import load_reference  # noqa: PLC0415  heavy
+    from training.lifecycle.drift import measure_drift  # noqa: PLC0415  heavy
+    from training.lifecycle.driftpage import write_drift  # noqa: PLC0415  heavy
+    from training.lifecycle.retrain import check_labels, describe_inherited, retrain_model  # noqa: PLC0415
     from training.report import write_report  # noqa: PLC0415
-    from training.retrain import check_labels, describe_inherited, retrain_model  # noqa: PLC0415
-    from training.stored import describe_featurizer, find_models_with, read_stored  # noqa: PLC0415
 
     started = time.perf_counter()
     folder = champion_folder(settings.models_folder)
@@ -200,7 +202,7 @@ def _mirror(settings: StreamSettings, name: str) -> bool:
 
 def show_outcome(outcome: Outcome) -> None:
     """Print the comparison, the drift, and where the report is."""
-    from training.drift import list_figures  # noqa: PLC0415
+    from training.lifecycle.driftpage import list_figures  # noqa: PLC0415
 
     retrained, evaluation = outcome.retrained, outcome.retrained.evaluation
     compared = {"all": evaluation.in_service or {}, **retrained.by_source}

@@ -11,13 +11,14 @@ from schemas.errors import ChampionChangedError
 from schemas.registry import CHAMPION_FILE, promote, read_aliases
 from sparkdl.spark.session import LateSession, start_session
 from streaming.settings import StreamSettings
-from training.dataset import read_dataset
-from training.drift import make_reference, save_reference
-from training.evaluation import Evaluation
-from training.featurecache import FeatureCache
-from training.fit import Procedure, TrainingResult, train_model
-from training.gate import Decision, decide
-from training.judge import judge_model, read_external, write_images
+from training.data.dataset import read_dataset
+from training.evidence.evaluation import Evaluation
+from training.evidence.judge import judge_model, read_external, write_images
+from training.features.cache import FeatureCache
+from training.figures.shift import make_reference, save_reference
+from training.lifecycle.promotion import Decision, decide
+from training.model.fit import train_model
+from training.model.material import Procedure, TrainingResult
 from training.report import write_report
 from xray.console import new_progress, say_positive
 
@@ -71,7 +72,7 @@ def train_on(
     classes : list of str, optional
         Only these.
     positive : str, optional
-        The positive class, see `training.dataset.read_dataset`; which one it is, is said before anything is computed.
+        The positive class, see `read_dataset`; which one it is, is said before anything is computed.
     external : sequence of Path
         Folders or manifests of other sets to measure the model on.
     procedure : Procedure
@@ -81,7 +82,7 @@ def train_on(
     verbose : bool
         Leave Spark's own words on the terminal.
     **options
-        See `training.fit.train_model`.
+        See `training.model.fit.train_model`.
     """
     dataset = read_dataset(data, classes=classes, positive=positive)
     say_positive(dataset.positive, dataset.positive_known_by)

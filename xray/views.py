@@ -18,10 +18,10 @@ from streaming.settings import KafkaSettings
 from xray.console import DISCLAIMER, err, new_table, out, print_json
 
 if TYPE_CHECKING:  # it brings Spark, and the other views are of commands that start without
-    from training.fit import TrainingResult
-    from training.gate import Decision
-    from training.probes import Verdict
-    from training.statistics import Estimate
+    from training.evidence.probes import Verdict
+    from training.figures.bootstrap import Estimate
+    from training.lifecycle.promotion import Decision
+    from training.model.material import TrainingResult
     from xray.train import Trained
 
 _LIVE_ROWS = 20

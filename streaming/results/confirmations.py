@@ -404,7 +404,7 @@ def add_error_headers(rejection: Rejection, topic: str) -> Headers:
         envelope.ERROR_CONNECTOR: GROUP,
         envelope.ERROR_TASK: place[1],
         envelope.ERROR_STAGE: "VALUE_CONVERTER",
-        envelope.ERROR_CLASS: "training.labels.read_events",
+        envelope.ERROR_CLASS: "training.data.labelevents.read_events",
         envelope.ERROR_EXCEPTION_CLASS: f"{ContractError.__module__}.{ContractError.__name__}",
         envelope.ERROR_EXCEPTION_MESSAGE: rejection.detail,
         # A stack would be this program's, and the same for all.

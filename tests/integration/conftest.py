@@ -11,8 +11,8 @@ from pyspark.sql import SparkSession
 from schemas.modelcard import ModelCard
 from streaming.kafka.topics import create_topics
 from streaming.settings import StreamSettings
-from training.dataset import read_dataset
-from training.fit import train_model
+from training.data.dataset import read_dataset
+from training.model.fit import train_model
 from xray.broker import LocalBroker
 from xray.phantom import write_folder
 

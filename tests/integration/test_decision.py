@@ -33,9 +33,9 @@ from streaming.settings import StreamSettings
 from tests.integration.conftest import Trained
 from tests.integration.consumers import Record
 from tests.integration.streams import drain, outcomes, publish, read_samples, running, wait_for_count
-from training.classifier import Head
-from training.decision import fit_decision, store_decision
-from training.statistics import gather_outcomes
+from training.figures.bootstrap import gather_outcomes
+from training.model.classifier import Head
+from training.model.decision import fit_decision, store_decision
 from xray.phantom import FINDINGS, generate_radiograph
 
 pytestmark = [pytest.mark.kafka, pytest.mark.spark, pytest.mark.delta]

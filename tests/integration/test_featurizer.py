@@ -178,7 +178,7 @@ _FRESH = """
 import sys
 from pathlib import Path
 from pyspark.ml import PipelineModel
-from sparkdl.session import start_session
+from sparkdl.spark.session import start_session
 
 sys.modules["keras"] = sys.modules["tensorflow"] = None  # importing either is an error
 spark = start_session(app_name="fresh", log_folder=Path(sys.argv[2]), master="local[1]")

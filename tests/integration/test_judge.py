@@ -15,11 +15,12 @@ from pyspark.sql import SparkSession
 from schemas.errors import DatasetError
 from schemas.modelcard import read_card
 from schemas.registry import promote
-from training.dataset import Dataset, read_dataset
-from training.evaluation import Evaluation
-from training.featurecache import FeatureCache
-from training.fit import Procedure, TrainingResult, train_model
-from training.judge import External, judge_model, read_external, write_images
+from training.data.dataset import Dataset, read_dataset
+from training.evidence.evaluation import Evaluation
+from training.evidence.judge import External, judge_model, read_external, write_images
+from training.features.cache import FeatureCache
+from training.model.fit import train_model
+from training.model.material import Procedure, TrainingResult
 from xray.phantom import write_folder
 
 pytestmark = [pytest.mark.spark, pytest.mark.train]

@@ -34,7 +34,7 @@ from streaming.settings import KafkaSettings, StreamSettings
 from tests.conftest import free_ports
 from tests.integration.consumers import Record, read_topic
 from tests.stored import add_champion, score_images
-from training.labels import read_labels
+from training.data.labelstable import read_labels
 from xray.broker import LocalBroker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.delta]
@@ -46,7 +46,7 @@ _TIMEOUT_S = 90.0
 
 _KILLED_BEFORE_COMMIT = """
 import os, signal
-from streaming.confirmations import Confirmations
+from streaming.results.confirmations import Confirmations
 from xray.__main__ import main
 Confirmations.finish = lambda self, held: os.kill(os.getpid(), signal.SIGKILL)
 main()

@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from sparkdl import DeepImageFeaturizer
 from sparkdl.transformers.pipelinefiles import Regression, load_pipeline, read_pipeline, write_pipeline
-from training.classifier import ClassifierSettings, Head
+from training.model.classifier import ClassifierSettings, Head
 
 pytestmark = pytest.mark.spark
 

@@ -29,11 +29,11 @@ pytestmark = [pytest.mark.spark, needs_proc]
 
 _START = {
     "start_session": """
-from sparkdl.session import start_session
+from sparkdl.spark.session import start_session
 spark = start_session(app_name="ports", log_folder=home / "logs", master=master, driver_memory="1g")
 """,
     "open_session": """
-from streaming.service import open_session
+from streaming.run.service import open_session
 from streaming.settings import load_settings
 spark = open_session(load_settings(home=home, spark={"master": master, "driver_memory": "1g"}))
 """,

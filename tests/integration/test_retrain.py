@@ -19,15 +19,18 @@ from schemas.registry import read_aliases
 from streaming.run.models import load_model
 from tests.shelf import evaluate
 from tests.stored import add_champion, score_images
-from training.calibration import AbstainBand, Abstention, fit_gate
-from training.classifier import ClassifierSettings, Head
-from training.decision import Decision
-from training.labels import Confirmation, record_labels
-from training.regression import fit_regression
+from training.data.labelfile import Confirmation
+from training.data.labelstable import record_labels
+from training.features.stored import read_stored
+from training.figures.bootstrap import Estimate
+from training.figures.curves import OperatingPoint
+from training.lifecycle.retrain import retrain_model
+from training.model.abstain import AbstainBand, Abstention
+from training.model.classifier import ClassifierSettings, Head
+from training.model.decision import Decision
+from training.model.novelty import fit_gate
+from training.model.regression import fit_regression
 from training.report import write_report
-from training.retrain import retrain_model
-from training.statistics import Estimate, OperatingPoint
-from training.stored import read_stored
 
 pytestmark = [pytest.mark.spark, pytest.mark.delta, pytest.mark.train]
 

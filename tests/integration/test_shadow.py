@@ -21,11 +21,12 @@ from streaming.settings import StreamSettings
 from tests.challenger import add_labels_said
 from tests.integration.conftest import Trained
 from tests.stored import add_champion, score_images
-from training.classifier import Head
-from training.labels import Confirmation, record_labels
-from training.retrain import retrain_model
-from training.shadow import compare_shadow
-from training.stored import read_stored
+from training.data.labelfile import Confirmation
+from training.data.labelstable import record_labels
+from training.features.stored import read_stored
+from training.lifecycle.retrain import retrain_model
+from training.lifecycle.shadow import compare_shadow
+from training.model.classifier import Head
 from xray.monitor import Monitor
 
 pytestmark = [pytest.mark.spark, pytest.mark.delta, pytest.mark.train]

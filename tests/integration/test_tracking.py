@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.shelf import add_model, add_report, evaluate
-from training import tracking
-from training.tracking import mirror_alias, track_run
+from training.lifecycle import tracking
+from training.lifecycle.tracking import mirror_alias, track_run
 
 pytestmark = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the tracking extra (MLflow)")
 

@@ -24,10 +24,11 @@ from schemas.registry import champion_folder, list_models, promote
 from sparkdl import DeepImageFeaturizer
 from sparkdl.image.decode import decode_image
 from sparkdl.image.row import IMAGE_DDL
-from training import features
-from training.dataset import Dataset, read_dataset
-from training.featurecache import FeatureCache
-from training.fit import Procedure, TrainingResult, prepare, train_model
+from training.data.dataset import Dataset, read_dataset
+from training.features import extract, featurizer
+from training.features.cache import FeatureCache
+from training.model.fit import prepare, train_model
+from training.model.material import Procedure, TrainingResult
 
 pytestmark = [pytest.mark.spark, pytest.mark.train]
 
@@ -112,7 +113,7 @@ def same_second(train_random: Callable[[], TrainingResult]) -> tuple[TrainingRes
             return datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.fit.datetime", Clock)
+        patch.setattr("training.model.save.datetime", Clock)
         return train_random(), train_random()
 
 
@@ -162,8 +163,8 @@ from dataclasses import astuple
 from pathlib import Path
 from pyspark.ml import PipelineModel
 from sparkdl.image.decode import decode_image
-from sparkdl.imagerow import IMAGE_DDL
-from sparkdl.session import start_session
+from sparkdl.image.row import IMAGE_DDL
+from sparkdl.spark.session import start_session
 
 model_folder, log_folder, *paths = sys.argv[1:]
 spark = start_session(app_name="fresh", log_folder=Path(log_folder), master="local[1]")
@@ -222,7 +223,7 @@ def test_an_interrupted_save_leaves_nothing(
         assert list(tmp_path.glob(".*/*/metadata"))  # the model itself is there already, hidden
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.fit.write_card", interrupt)
+    monkeypatch.setattr("training.model.save.write_card", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_model(lambda: spark, three_classes, out=tmp_path, weights="random")
     assert list(tmp_path.iterdir()) == []
@@ -243,13 +244,13 @@ def test_int8_is_calibrated_on_training_images_alone(
     spark: SparkSession, two_classes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Path] = []
-    decode = features._decode_images
+    decode = featurizer._decode_images
 
     def watched(paths: list[Path], size: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
         seen.extend(paths)
         return decode(paths, size)
 
-    monkeypatch.setattr(features, "_decode_images", watched)
+    monkeypatch.setattr(featurizer, "_decode_images", watched)
     result = train_model(lambda: spark, two_classes, out=tmp_path, weights="random", precision="int8", seed=1)
     assert result.card.precision == "int8"
     assert PipelineModel.load(f"file://{result.folder}").stages[0].network.precision == "int8"
@@ -275,12 +276,12 @@ def test_a_second_fit_computes_nothing(
 ) -> None:
     cache = FeatureCache(tmp_path / "cache")
     first = train_model(lambda: spark, two_classes, out=tmp_path, weights="random", cache=cache)
-    compute = features._map_files
+    compute = extract._map_files
 
     def refusing(session: SparkSession, paths: list[str], *how: Any) -> object:
         return compute(session, paths, *how) if all(map(_is_broken, paths)) else _compute_nothing()
 
-    monkeypatch.setattr(features, "_map_files", refusing)
+    monkeypatch.setattr(extract, "_map_files", refusing)
     monkeypatch.setattr(DeepImageFeaturizer, "_build", _compute_nothing)
     second = train_model(lambda: spark, two_classes, out=tmp_path, weights="random", cache=cache)
     assert second.held_out == first.held_out
@@ -294,7 +295,7 @@ def test_a_stopped_run_goes_on_where_it_was(
 ) -> None:
     cache = FeatureCache(tmp_path / "cache")
     computed: list[str] = []
-    compute = features._map_files
+    compute = extract._map_files
 
     def stopping(session: SparkSession, paths: list[str], *how: Any) -> object:
         if len(computed) == 60:  # 42 files were examined, and of 40 the first 18 have features
@@ -302,8 +303,8 @@ def test_a_stopped_run_goes_on_where_it_was(
         computed.extend(f"{how[-1]} {path}" for path in paths)
         return compute(session, paths, *how)
 
-    monkeypatch.setattr(features, "_IMAGES_PER_BLOCK", 6)
-    monkeypatch.setattr(features, "_map_files", stopping)
+    monkeypatch.setattr(extract, "_IMAGES_PER_BLOCK", 6)
+    monkeypatch.setattr(extract, "_map_files", stopping)
     with pytest.raises(KeyboardInterrupt):
         train_model(lambda: spark, two_classes, out=tmp_path, weights="random", cache=cache)
     calls: list[tuple[str, int, int]] = []
@@ -326,11 +327,11 @@ def test_a_changed_file_is_another_image(spark: SparkSession, tmp_path: Path) ->
     _write_images(tmp_path / "data", {"normal": "across", "striped": "down"}, 4)
     cache = FeatureCache(tmp_path / "cache")
     paths = sorted((tmp_path / "data").rglob("*.png"))
-    before = features.examine(lambda: spark, paths, cache)
+    before = extract.examine(lambda: spark, paths, cache)
     _draw("disc", 77).save(paths[2])
     paths[1].rename(tmp_path / "data" / "moved.png")
     paths[1] = tmp_path / "data" / "moved.png"
-    after = features.examine(lambda: spark, paths, cache)
+    after = extract.examine(lambda: spark, paths, cache)
     assert [a.digest == b.digest for a, b in zip(before, after, strict=True)] == [i != 2 for i in range(8)]
     assert before[2].picture != after[2].picture
     assert len(list((tmp_path / "cache" / "images-r1-1").iterdir())) == 2
@@ -339,20 +340,20 @@ def test_a_changed_file_is_another_image(spark: SparkSession, tmp_path: Path) ->
 def test_a_file_that_was_away_is_tried_again(spark: SparkSession, tmp_path: Path) -> None:
     _write_images(tmp_path / "data", {"normal": "across"}, 3)
     paths, cache = sorted((tmp_path / "data").rglob("*.png")), FeatureCache(tmp_path / "cache")
-    digests = features.digest_files(paths)
+    digests = extract.digest_files(paths)
     content = paths[1].read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "digest_files", lambda _: digests)  # as if each changed a moment later
+        patch.setattr(extract, "digest_files", lambda _: digests)  # as if each changed a moment later
         paths[0].unlink()
         _draw("disc", 77).save(paths[1])
-        errors = [facts.error for facts in features.examine(lambda: spark, paths, cache)]
+        errors = [facts.error for facts in extract.examine(lambda: spark, paths, cache)]
     assert errors == ["cannot be read: No such file or directory", "changed while it was read", ""]
     _draw("across", 0).save(paths[0])
     paths[1].write_bytes(content)
-    found = features.examine(lambda: spark, paths, cache)
+    found = extract.examine(lambda: spark, paths, cache)
     assert [facts.error for facts in found] == ["", "", ""]
     assert [facts.digest for facts in found] == digests
-    assert found[1].picture == features.examine(lambda: spark, paths[1:2])[0].picture
+    assert found[1].picture == extract.examine(lambda: spark, paths[1:2])[0].picture
 
 
 # --- split

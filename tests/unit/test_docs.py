@@ -30,8 +30,8 @@ from streaming.kafka.topics import wanted_topics
 from streaming.settings import KafkaSettings, StreamSettings, variable_names
 from tests.metricspage import render_metrics_page
 from tests.specimens import png
-from training import positive
-from training.classifier import PAPER
+from training.data import positive
+from training.model.classifier import PAPER
 from xray.cli import app
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,9 @@ from streaming.settings import load_settings
 from tests.challenger import add_challenger, add_labels_said
 from tests.shelf import add_model, add_report, evaluate
 from tests.stored import add_champion, score_images
-from training import gate, tracking
-from training.probes import Verdict
+from training.evidence.probes import Verdict
+from training.lifecycle import promotion as gate
+from training.lifecycle import tracking
 from xray import console
 from xray import models as command
 from xray.__main__ import run

@@ -19,9 +19,10 @@ from streaming.settings import StreamSettings, load_settings
 from tests.challenger import add_challenger, add_labels_said
 from tests.metricspage import DRIFT, SHADOW
 from tests.stored import FIRST_DAY, add_champion, score_images
-from training.drift import make_reference, measure_drift, save_reference
-from training.shadow import compare_shadow
-from training.stored import describe_featurizer
+from training.features.stored import describe_featurizer
+from training.figures.shift import make_reference, save_reference
+from training.lifecycle.drift import measure_drift
+from training.lifecycle.shadow import compare_shadow
 from xray import cli, monitor
 from xray.monitor import Findings, Monitor, MonitorMetrics
 

@@ -241,7 +241,7 @@ def test_random_weights_follow_their_seed() -> None:
 
 
 BUILD = """
-from sparkdl.networks import build_network
+from sparkdl.network.catalog import build_network
 build_network("VGG16", weights="random")  # moves the counters that Keras and OpenVINO name things by
 print(build_network("EfficientNetLite0").sha256)
 """

@@ -28,8 +28,9 @@ from schemas.modelcard import (
 from sparkdl.engine import novelty as serving
 from sparkdl.engine.novelty import StoredGate, find_gate, read_gate, write_gate
 from sparkdl.transformers.batches import run_batches
-from training.calibration import AbstainBand, fit_gate
-from training.decision import (
+from training.figures.bootstrap import Outcomes, estimate_image_share, gather_outcomes
+from training.model.abstain import AbstainBand
+from training.model.decision import (
     Decision,
     check_decision,
     fit_decision,
@@ -37,7 +38,7 @@ from training.decision import (
     measure_decision,
     store_decision,
 )
-from training.statistics import Outcomes, estimate_image_share, gather_outcomes
+from training.model.novelty import fit_gate
 
 _N = 60
 _LENGTH = 24

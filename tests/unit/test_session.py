@@ -12,8 +12,8 @@ from sparkdl.spark import session
 from sparkdl.spark.session import SECRET_PROPERTY, protect, start_session
 from streaming.run import service
 from streaming.settings import load_settings
-from training.dataset import Dataset
-from training.fit import Procedure
+from training.data.dataset import Dataset
+from training.model.material import Procedure
 from xray import featurize, train
 
 SECRET = "of-this-test"  # noqa: S105  no cluster's

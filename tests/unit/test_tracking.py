@@ -15,9 +15,9 @@ import pytest
 from schemas.errors import DependencyError, JobError
 from schemas.modelcard import CARD_FILE, ModelCard
 from tests.shelf import add_model, add_report, as_json, evaluate
-from training import tracking
-from training.probes import Verdict
-from training.tracking import mirror_alias, show_uri, track_run
+from training.evidence.probes import Verdict
+from training.lifecycle import tracking
+from training.lifecycle.tracking import mirror_alias, show_uri, track_run
 
 needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the tracking extra (MLflow)")
 
@@ -196,7 +196,7 @@ _QUIET = """
 import logging, sys
 logging.basicConfig(level=logging.WARNING)
 from tests.shelf import add_model
-from training.tracking import track_run
+from training.lifecycle.tracking import track_run
 from pathlib import Path
 home = Path(sys.argv[1])
 card = add_model(home, "v1")

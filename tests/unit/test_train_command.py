@@ -13,8 +13,8 @@ from schemas.modelcard import ModelCard
 from schemas.registry import champion_folder, promote, read_aliases
 from streaming.settings import StreamSettings, load_settings
 from tests.shelf import add_model, evaluate
-from training.dataset import Dataset
-from training.probes import Verdict
+from training.data.dataset import Dataset
+from training.evidence.probes import Verdict
 from xray import console
 from xray.__main__ import run
 from xray.train import Trained, promote_trained

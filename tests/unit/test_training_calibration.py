@@ -7,17 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from training.calibration import (
-    AbstainBand,
-    Calibrator,
-    calibrate,
-    choose_abstain_band,
-    fit_calibrator,
-    fit_gate,
-    measure_abstention,
-    measure_calibration,
-)
-from training.statistics import Outcomes, gather_outcomes, measure
+from training.figures.bootstrap import Outcomes, gather_outcomes
+from training.figures.calibration import measure_calibration
+from training.figures.measure import measure
+from training.model.abstain import AbstainBand, choose_abstain_band, measure_abstention
+from training.model.novelty import fit_gate
+from training.model.probability import Calibrator, calibrate, fit_calibrator
 
 linear_model = pytest.importorskip("sklearn.linear_model", reason="needs the train extra (scikit-learn)")
 

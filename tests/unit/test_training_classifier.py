@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from training.calibration import Calibrator
-from training.classifier import PAPER, TUNED, Head
-from training.folds import deal_folds
+from training.model.classifier import PAPER, TUNED, Head
+from training.model.folds import deal_folds
+from training.model.probability import Calibrator
 
 
 def _head(n_classes: int) -> Head:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import DatasetError
-from training.dataset import Dataset, read_dataset
+from training.data.dataset import Dataset, read_dataset
 
 
 def _touch(folder: Path, *names: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sparkdl.image.decode import decode_image
 from sparkdl.image.row import ImageRow
 from tests.specimens import png, rgb_pixels, wrong_files
-from training.decoding import decode_files, examine_files
+from training.features.decoding import decode_files, examine_files
 
 _SIZE = (24, 32)
 
@@ -48,7 +48,7 @@ def test_an_unforeseen_error_is_one_files_failure(tmp_path: Path, monkeypatch: p
         message = "boom"
         raise ZeroDivisionError(message)
 
-    monkeypatch.setattr("training.decoding.decode_image", explode)
+    monkeypatch.setattr("training.features.decoding.decode_image", explode)
     [row] = decode_files([_write(tmp_path, "a.png", png())], _SIZE).to_pylist()
     assert row["error"] == "unexpected: ZeroDivisionError: boom"
 
@@ -57,7 +57,7 @@ def test_a_lack_of_memory_is_not_the_files_fault(tmp_path: Path, monkeypatch: py
     def exhaust(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("training.decoding.decode_image", exhaust)
+    monkeypatch.setattr("training.features.decoding.decode_image", exhaust)
     with pytest.raises(MemoryError):
         decode_files([_write(tmp_path, "a.png", png())], _SIZE)
 

@@ -12,24 +12,18 @@ from scipy.stats import ks_2samp
 from schemas.errors import ModelLoadError
 from schemas.modelcard import ModelCard
 from tests.stored import FIRST_DAY, add_champion, score_images
-from training.drift import (
-    ENERGY_LIMIT,
-    P_LIMIT,
-    PSI_LIMIT,
+from training.features.stored import describe_featurizer
+from training.figures.shift import (
     REFERENCE_FILE,
-    WINDOW_DAYS,
-    Drift,
     Reference,
     compare_scores,
     compare_vectors,
-    list_figures,
     load_reference,
     make_reference,
-    measure_drift,
     save_reference,
-    write_drift,
 )
-from training.stored import describe_featurizer
+from training.lifecycle.drift import ENERGY_LIMIT, P_LIMIT, PSI_LIMIT, WINDOW_DAYS, Drift, measure_drift
+from training.lifecycle.driftpage import list_figures, write_drift
 
 _N_FEATURES = 100
 _MIX = np.random.default_rng(0).standard_normal((8, _N_FEATURES))

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from schemas.errors import DatasetError, LeakError
-from training.decoding import examine_files
-from training.duplicates import (
+from training.data.duplicates import (
     HASH_BITS,
     MAX_DISTANCE,
     DuplicatePair,
@@ -22,6 +21,7 @@ from training.duplicates import (
     hash_image,
     union_groups,
 )
+from training.features.decoding import examine_files
 from xray.phantom import generate_radiograph
 
 pytest.importorskip("scipy.fft", reason="needs the train extra (scipy)")

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import JobError
 from sparkdl.network.base import Network
-from training.featurecache import FeatureCache, make_key
+from training.features.cache import FeatureCache, make_key
 
 _SCHEMA = pa.schema([("digest", pa.string()), ("features", pa.list_(pa.float32()))])
 

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from tests.specimens import png, rgb_pixels, wrong_files
-from training.decoding import examine_files
-from training.featurecache import FeatureCache
-from training.features import _FACTS, _FEATURES, accept_rows, digest_files, keep_computed
+from training.features.cache import FeatureCache
+from training.features.decoding import examine_files
+from training.features.extract import _FACTS, _FEATURES, accept_rows, digest_files, keep_computed
 
 
 def _examine(paths: Sequence[Path], digests: Sequence[str]) -> pa.Table:

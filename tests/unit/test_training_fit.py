@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.classifier import PAPER, TUNED, ClassifierSettings
-from training.dataset import Dataset, Sample
-from training.features import ImageFacts
-from training.fit import Material, Procedure, _Fitter
+from training.data.dataset import Dataset, Sample
+from training.features.extract import ImageFacts
+from training.model.classifier import PAPER, TUNED, ClassifierSettings
+from training.model.fit import _Fitter
+from training.model.material import Material, Procedure
 
 _WEIGHTED = replace(PAPER, class_weights=True)
 _TUNED = TUNED[0]

@@ -8,8 +8,9 @@ import pytest
 
 from schemas.errors import ModelLoadError
 from tests.shelf import add_model, add_report, as_json, evaluate
-from training.gate import REPORT_FILE, decide, read_report
-from training.statistics import Comparison, Estimate
+from training.figures.bootstrap import Estimate
+from training.figures.compare import Comparison
+from training.lifecycle.promotion import REPORT_FILE, decide, read_report
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,19 @@ import pytest
 from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from tests.stored import NO_CARD, add_champion
-from training.calibration import AbstainBand, Calibrator, NoveltyGate
-from training.classifier import PAPER, Head
-from training.dataset import Dataset, Sample
-from training.decision import Decision
-from training.duplicates import DuplicatePair
-from training.features import ImageFacts
-from training.fit import Fitted, Material, Procedure, Step, TrainingResult, _predict
-from training.judge import IMAGES_FILE, _Judge, load_served, name_served, read_external
-from training.statistics import Estimate, OperatingPoint
+from training.data.dataset import Dataset, Sample
+from training.data.duplicates import DuplicatePair
+from training.evidence.judge import IMAGES_FILE, _Judge, load_served, name_served, read_external
+from training.features.extract import ImageFacts
+from training.figures.bootstrap import Estimate
+from training.figures.curves import OperatingPoint
+from training.model.abstain import AbstainBand
+from training.model.classifier import PAPER, Head
+from training.model.decision import Decision
+from training.model.fit import _predict
+from training.model.material import Fitted, Material, Procedure, Step, TrainingResult
+from training.model.novelty import NoveltyGate
+from training.model.probability import Calibrator
 
 
 def _manifest(folder: Path, name: str, *rows: str) -> Path:

@@ -18,15 +18,9 @@ from schemas.labels import LABELS_COLUMNS, LabelReason
 from tests.stored import LABELS, Scored, add_champion, score_images
 from tests.unit.test_docs import code_blocks, names_in, section
 from tests.unit.test_docs import rows_of as rows_of_docs
-from training.labels import (
-    Confirmation,
-    join_label_files,
-    match_images,
-    read_events,
-    read_label_file,
-    read_labels,
-    record_labels,
-)
+from training.data.labelevents import read_events
+from training.data.labelfile import Confirmation, read_label_file
+from training.data.labelstable import join_label_files, match_images, read_labels, record_labels
 from xray.cli import app
 
 _NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

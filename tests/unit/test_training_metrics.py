@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from training.metrics import confusion_matrix, weighted_metrics, wilson_interval
+from training.figures.confusion import confusion_matrix, weighted_metrics, wilson_interval
 
 
 def test_rows_are_actual_and_columns_predicted() -> None:

@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import DatasetError
-from training.dataset import Dataset, read_dataset
-from training.positive import FINDINGS, NEGATIVE_ENDS, NEGATIVE_PHRASES, NEGATIVE_STARTS, NEGATIVE_WORDS, is_negative
+from training.data.dataset import Dataset, read_dataset
+from training.data.positive import (
+    FINDINGS,
+    NEGATIVE_ENDS,
+    NEGATIVE_PHRASES,
+    NEGATIVE_STARTS,
+    NEGATIVE_WORDS,
+    is_negative,
+)
 
 # The negative class, and the positive one.
 PAIRS = [

@@ -7,16 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from training.probes import (
-    ImageSummary,
-    Probe,
-    Verdict,
-    judge,
-    predict_out_of_fold,
-    run_probes,
-    summarize_image,
-)
-from training.statistics import Estimate
+from training.data.summary import ImageSummary, summarize_image
+from training.evidence.probes import Probe, Verdict, judge, predict_out_of_fold, run_probes
+from training.figures.bootstrap import Estimate
 from xray.phantom import generate_radiograph
 
 metrics = pytest.importorskip("sklearn.metrics", reason="needs the train extra (scikit-learn)")

@@ -16,34 +16,20 @@ from PIL import Image
 
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DependencyError
-from training.calibration import (
-    Novelty,
-    calibrate,
-    choose_abstain_band,
-    fit_calibrator,
-    measure_abstention,
-    measure_calibration,
-)
-from training.evaluation import DataSummary, Evaluation, Mistake, Provenance, SetFigures, Side, Variant
-from training.fit import Candidate
-from training.metrics import weighted_metrics
-from training.probes import Probe, judge
+from training.evidence.evaluation import DataSummary, Evaluation, Mistake, Provenance, SetFigures, Side, Variant
+from training.evidence.probes import Probe, judge
+from training.figures.bootstrap import Estimate, Outcomes, estimate_share, gather_outcomes
+from training.figures.calibration import measure_calibration
+from training.figures.compare import Comparison, compare, measure_groups
+from training.figures.confusion import weighted_metrics
+from training.figures.curves import choose_threshold, trace_precision_recall, trace_roc
+from training.figures.measure import count_confusion, measure
+from training.figures.prevalence import predict_values
+from training.model.abstain import choose_abstain_band, measure_abstention
+from training.model.material import Candidate
+from training.model.novelty import Novelty
+from training.model.probability import calibrate, fit_calibrator
 from training.report import render_markdown, render_page, words, write_report
-from training.statistics import (
-    Comparison,
-    Estimate,
-    Outcomes,
-    choose_threshold,
-    compare,
-    count_confusion,
-    estimate_share,
-    gather_outcomes,
-    measure,
-    measure_groups,
-    predict_values,
-    trace_precision_recall,
-    trace_roc,
-)
 
 pytest.importorskip("sklearn", reason="needs the train extra (scikit-learn)")
 pytest.importorskip("jinja2", reason="needs the train extra (Jinja)")

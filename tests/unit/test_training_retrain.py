@@ -17,16 +17,15 @@ from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from schemas.registry import promote, read_aliases
 from tests.shelf import as_json, evaluate
 from tests.stored import NO_CARD, add_champion, score_images
-from training.calibration import fit_gate
-from training.classifier import PAPER, ClassifierSettings, Head, predict_rows
-from training.decision import Decision
-from training.drift import ENERGY_LIMIT, MIN_IMAGES, P_LIMIT, PSI_LIMIT, WINDOW_DAYS
-from training.gate import MARGIN
-from training.judge import load_served
-from training.labels import Confirmation, record_labels
-from training.regression import fit_regression
-from training.report.words import describe_copies, describe_left_out, describe_patients
-from training.retrain import (
+from training.data.labelfile import Confirmation
+from training.data.labelstable import record_labels
+from training.evidence.judge import load_served
+from training.features.stored import StoredSet, read_stored
+from training.figures.bootstrap import estimate_image_share
+from training.figures.measure import measure
+from training.lifecycle.drift import ENERGY_LIMIT, MIN_IMAGES, P_LIMIT, PSI_LIMIT, WINDOW_DAYS
+from training.lifecycle.promotion import MARGIN
+from training.lifecycle.retrain import (
     HELD_OUT_SHARE,
     MIN_LABELS,
     _Work,
@@ -35,8 +34,11 @@ from training.retrain import (
     describe_inherited,
     retrain_model,
 )
-from training.statistics import estimate_image_share, measure
-from training.stored import StoredSet, read_stored
+from training.model.classifier import PAPER, ClassifierSettings, Head, predict_rows
+from training.model.decision import Decision
+from training.model.novelty import fit_gate
+from training.model.regression import fit_regression
+from training.report.words import describe_copies, describe_left_out, describe_patients
 from xray import console
 from xray import retrain as command
 from xray.__main__ import run

@@ -18,23 +18,17 @@ from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import Band, ModelCard, hash_model_folder, write_card
 from tests.challenger import AS_SCORED, add_challenger, add_labels_said
 from tests.stored import FIRST_DAY, LABELS, Scored, add_champion, score_images
-from training.calibration import AbstainBand, NoveltyGate
-from training.classifier import Head
-from training.decision import Decision
-from training.judge import IMAGES_FILE
-from training.labels import Confirmation, record_labels
-from training.shadow import (
-    JSON_NAME,
-    MARKDOWN_NAME,
-    QUANTILES,
-    Pair,
-    Shadow,
-    compare_shadow,
-    list_remarks,
-    list_tables,
-    write_shadow,
-)
-from training.statistics import compare, gather_outcomes
+from training.data.labelfile import Confirmation
+from training.data.labelstable import record_labels
+from training.evidence.judge import IMAGES_FILE
+from training.figures.bootstrap import gather_outcomes
+from training.figures.compare import compare
+from training.lifecycle.shadow import QUANTILES, Pair, Shadow, compare_shadow
+from training.lifecycle.shadowpage import JSON_NAME, MARKDOWN_NAME, list_remarks, list_tables, write_shadow
+from training.model.abstain import AbstainBand
+from training.model.classifier import Head
+from training.model.decision import Decision
+from training.model.novelty import NoveltyGate
 
 OTHER = (0.5, 1.0, 0.0)  # looks at what it should not, too
 

@@ -9,9 +9,9 @@ from typing import Literal
 import pytest
 
 from schemas.errors import DatasetError, LeakError, SettingsError
-from training.dataset import Dataset, Sample
-from training.duplicates import DuplicatePair
-from training.split import Split, group_samples, split_dataset
+from training.data.dataset import Dataset, Sample
+from training.data.duplicates import DuplicatePair
+from training.data.split import Split, group_samples, split_dataset
 
 
 def _sample(name: str, label: int, patient_id: str) -> Sample:

@@ -9,23 +9,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.metrics import weighted_metrics
-from training.statistics import (
-    FIGURES,
+from training.figures.bootstrap import (
     Outcomes,
-    choose_threshold,
-    compare,
-    count_confusion,
     estimate_image_share,
     estimate_share,
     gather_outcomes,
-    measure,
-    measure_groups,
-    predict_values,
     resample_patients,
-    trace_precision_recall,
-    trace_roc,
 )
+from training.figures.compare import compare, measure_groups
+from training.figures.confusion import weighted_metrics
+from training.figures.curves import choose_threshold, trace_precision_recall, trace_roc
+from training.figures.measure import FIGURES, count_confusion, measure
+from training.figures.prevalence import predict_values
 
 metrics = pytest.importorskip("sklearn.metrics", reason="needs the train extra (scikit-learn)")
 

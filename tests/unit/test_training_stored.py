@@ -12,8 +12,9 @@ from deltalake import DeltaTable
 from schemas.errors import DatasetError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from tests.stored import LABELS, Scored, add_champion, score_images
-from training.labels import Confirmation, record_labels
-from training.stored import StoredSet, describe_featurizer, find_models_with, read_stored
+from training.data.labelfile import Confirmation
+from training.data.labelstable import record_labels
+from training.features.stored import StoredSet, describe_featurizer, find_models_with, read_stored
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ Nothing is computed here that could change a figure.
 import json
 from pathlib import Path
 
-from training.evaluation import Evaluation
+from training.evidence.evaluation import Evaluation
 from training.report.markdown import render_markdown
 from training.report.page import render_page
 

@@ -9,8 +9,9 @@ from html import escape
 
 import numpy as np
 
-from training.calibration import Calibration
-from training.statistics import Curve, Estimate
+from training.figures.bootstrap import Estimate
+from training.figures.calibration import Calibration
+from training.figures.curves import Curve
 
 _WIDTH, _HEIGHT = 400, 372
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 14, 314
@@ -84,7 +85,7 @@ def draw_roc(curve: Curve, auroc: Estimate, sensitivity: Estimate, specificity: 
     Parameters
     ----------
     curve : Curve
-        As `training.statistics.trace_roc` gives it.
+        As `training.figures.curves.trace_roc` gives it.
     auroc, sensitivity, specificity : Estimate
         Of the same images.
 
@@ -113,7 +114,7 @@ def draw_precision_recall(curve: Curve, auprc: Estimate, share: float, decided: 
     Parameters
     ----------
     curve : Curve
-        As `training.statistics.trace_precision_recall` gives it.
+        As `training.figures.curves.trace_precision_recall` gives it.
     auprc : Estimate
         Of the same images.
     share : float

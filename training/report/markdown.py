@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.envelope import DISCLAIMER
-from training.evaluation import Evaluation
+from training.evidence.evaluation import Evaluation
+from training.figures.bootstrap import Estimate
 from training.report import words
-from training.statistics import Estimate
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&!])")
 

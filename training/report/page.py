@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DependencyError
-from training.evaluation import Evaluation, Mistake, Variant
-from training.probes import Probe
+from training.evidence.evaluation import Evaluation, Mistake, Variant
+from training.evidence.probes import Probe
+from training.figures.bootstrap import Estimate
 from training.report import charts, words
 from training.report.thumbnails import Thumbnail, make_thumbnail
-from training.statistics import Estimate
 
 if TYPE_CHECKING:
     from jinja2 import Environment

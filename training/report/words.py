@@ -8,10 +8,13 @@ from pathlib import PurePath
 from typing import Literal
 
 from schemas.modelcard import UNDECIDED
-from training.calibration import Abstention, Novelty
-from training.evaluation import DataSummary, Evaluation, SetFigures
-from training.probes import BLIND_SHARE, LABEL_BLIND_PROBES, THUMBNAIL_SHARE, Probe, judge
-from training.statistics import Comparison, Estimate, OperatingPoint
+from training.evidence.evaluation import DataSummary, Evaluation, SetFigures
+from training.evidence.probes import BLIND_SHARE, LABEL_BLIND_PROBES, THUMBNAIL_SHARE, Probe, judge
+from training.figures.bootstrap import Estimate
+from training.figures.compare import Comparison
+from training.figures.curves import OperatingPoint
+from training.model.abstain import Abstention
+from training.model.novelty import Novelty
 
 NOTHING = "\N{EM DASH}"
 """Stands where there is no number."""

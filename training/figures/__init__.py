@@ -1,0 +1,1 @@
+"""Numbers about predictions and their intervals; pure numpy, no file, no model."""

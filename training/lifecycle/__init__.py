@@ -1,0 +1,1 @@
+"""What happens to a model later: retraining, promotion, drift, shadow, tracking."""

@@ -1,0 +1,1 @@
+"""From vectors to a saved model: classifier, probabilities, threshold, abstention, novelty."""
