@@ -397,7 +397,7 @@ import numpy as np
 from sparkdl.transformers.batches import read_image
 from sparkdl.engine.cache import find_engine
 from sparkdl.image.row import row_from_array
-from sparkdl.network import Network
+from sparkdl.network.base import Network
 network = Network.from_files({path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()})
 pixels = np.random.default_rng(0).integers(0, 256, network.input_shape, dtype=np.uint8)
 row = row_from_array(pixels, origin="start")

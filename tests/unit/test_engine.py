@@ -170,7 +170,7 @@ SERVE = """
     from pathlib import Path
     from schemas.errors import ModelLoadError
     from sparkdl.engine.cache import find_engine
-    from sparkdl.network import Network
+    from sparkdl.network.base import Network
 
     assert "openvino" not in sys.modules, "importing the modules alone must stay cheap"
     network = Network.from_files({path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()})

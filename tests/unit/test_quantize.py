@@ -167,7 +167,7 @@ INFER = """
     from pathlib import Path
     from tests.unit.test_quantize import images_of
     from sparkdl.engine.cache import start_engine
-    from sparkdl.network import Network
+    from sparkdl.network.base import Network
 
     network = Network.from_files({path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()})
     engine = start_engine(network)
@@ -195,7 +195,7 @@ def test_features_are_the_same_on_a_cpu_without_vnni(tmp_path: Path) -> None:
 QUANTIZE = """
     import logging, sys
     from tests.unit.test_quantize import SIZE, images_of, small_network
-    from sparkdl.quantize import quantize_network
+    from sparkdl.engine.quantize import quantize_network
 
     int8 = quantize_network(small_network(), images_of(SIZE, 20))
     reporting = {"openvino_telemetry", "openvino_telemetry.main"} & sys.modules.keys()
