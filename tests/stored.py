@@ -14,12 +14,13 @@ from deltalake import write_deltalake
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from schemas.registry import promote
 from sparkdl.image.limits import RENDERING_VERSION
+from tests.paths import FIRST_RELEASE
 from training.model.decision import Decision, store_decision
 
 LABELS = ("normal", "ill")
 FIRST_DAY = date(2026, 1, 5)
 
-_MODEL = Path(__file__).parent / "fixtures" / "model-first-release"
+_MODEL = FIRST_RELEASE
 NO_CARD = ModelCard(
     name="cxr",
     version="",

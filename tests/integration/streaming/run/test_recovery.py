@@ -1,0 +1,336 @@
+"""What becomes of images when something fails in the midst of them: kills, crashes, losses, a model that changes."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from confluent_kafka import TopicPartition
+from pyspark.sql import SparkSession
+
+from schemas.errors import DataLossError, JobError, SettingsError
+from schemas.modelcard import read_card, write_card
+from schemas.registry import promote
+from streaming.account.audit import audit_stream
+from streaming.kafka.cluster import connect_admin
+from streaming.kafka.topics import create_topics
+from streaming.run.service import StreamState, run_stream
+from streaming.settings import StreamSettings
+from tests.integration.conftest import Trained
+from tests.integration.streams import drain, outcomes, publish, read_samples, running, wait_for_count, wait_for_sample
+from tests.paths import ROOT
+from tests.specimens import good_files, png
+
+CRASH_MARK = b"ends-its-decoder"  # see crash/sitecustomize.py
+
+pytestmark = [pytest.mark.kafka, pytest.mark.spark, pytest.mark.delta]
+
+
+def publish_images(settings: StreamSettings, count: int, prefix: str = "image") -> None:
+    """Publish images with ids of their own."""
+    payload = good_files()["gray.png"]
+    names = [f"{prefix}-{i}" for i in range(count)]
+    publish(settings, {name: (payload, [("ce_id", name.encode()), ("ce_source", b"/t")]) for name in names})
+
+
+def forget_last_commit(settings: StreamSettings, query: str) -> None:
+    """Leave the checkpoint as a kill does between a micro-batch's last write and Spark's own commit."""
+    commits = settings.checkpoints_folder / query / "commits"
+    last = max((path for path in commits.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    last.unlink()
+    (commits / f".{last.name}.crc").unlink()
+
+
+def test_what_was_published_before_a_kill_is_not_published_again(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    publish_images(settings, 10)
+    publish(settings, {"wrong": (b"no image", [])})
+    drain(spark, settings, trained)
+    first, first_dead = outcomes(settings)
+    publish_images(settings, 5, "later")
+    forget_last_commit(settings, "score")
+
+    drain(spark, settings, trained)
+
+    predictions, dead_letters = outcomes(settings)
+    assert len(predictions) == len(first) + 5
+    assert len(predictions) == len({r.text("ce_id") for r in predictions}) == 15
+    assert len(dead_letters) == len(first_dead) == 1
+    account = audit_stream(settings)
+    assert account.balanced
+    assert (account.total("predicted"), account.total("dead_lettered"), account.total("repeated")) == (15, 1, 0)
+    assert account.tables["predictions"].rows == 15
+
+
+def test_the_first_batch_of_all_may_be_the_one_that_was_killed_and_only_the_rest_is_published(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    publish_images(settings, 4)
+    drain(spark, settings, trained)
+    # As if the kill had come before the features were published: their topic is another one now.
+    other = settings.kafka.model_copy(update={"features_topic": f"{settings.kafka.features_topic}.anew"})
+    create_topics(other)
+    forget_last_commit(settings, "score")
+    shutil.rmtree(settings.checkpoints_folder / "archive")
+
+    drain(spark, settings.model_copy(update={"kafka": other}), trained)
+
+    predictions, _ = outcomes(settings)
+    assert len(predictions) == 4
+    account = audit_stream(settings.model_copy(update={"kafka": other}))
+    assert account.balanced
+
+
+def test_a_lost_worker_costs_neither_the_stream_nor_an_image(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    few = settings.model_copy(update={"score": settings.score.model_copy(update={"max_images_per_batch": 30})})
+    with running(spark, few, trained) as state:
+        publish_images(few, 150)
+        wait_for_count(state.metrics_url, 30)
+        # One that is idle is replaced without a word: kill until one was at work.
+        wait_for_sample(
+            state.metrics_url, "xray_query_failures_total|query=score", lambda value: value or kill_workers()
+        )
+        wait_for_count(state.metrics_url, 150)
+    account = audit_stream(few)
+    assert account.balanced
+    assert (account.total("predicted"), account.total("repeated")) == (150, 0)
+
+
+def kill_workers() -> bool:
+    for pid in find_workers():
+        os.kill(pid, signal.SIGKILL)
+    return False
+
+
+def find_workers() -> list[int]:
+    """Processes of this session's Python workers: the children of Spark's daemon, itself a descendant of ours."""
+    parents, daemons = {}, set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if b"pyspark.daemon" in (entry / "cmdline").read_bytes():
+                    daemons.add(int(entry.name))
+            except OSError:
+                continue
+    return [pid for pid in daemons if parents[pid] in daemons and is_ours(pid, parents)]
+
+
+def is_ours(pid: int, parents: dict[int, int]) -> bool:
+    while pid in parents:
+        pid = parents[pid]
+        if pid == os.getpid():
+            return True
+    return False
+
+
+@pytest.fixture
+def crashing(spark: SparkSession) -> Iterator[None]:
+    """Workers whose decoder ends its process on marked images."""
+    environment = spark.sparkContext.environment
+    before = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = str(ROOT / "tests" / "integration" / "crash")
+    yield
+    environment.pop("PYTHONPATH")
+    if before is not None:
+        environment["PYTHONPATH"] = before
+
+
+@pytest.mark.usefixtures("crashing")
+def test_an_image_that_crashes_its_decoder_becomes_a_dead_letter_and_its_batch_is_scored(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    publish_images(settings, 12)
+    crashing_image = png() + CRASH_MARK
+    publish(settings, {"crash": (crashing_image, [("ce_id", b"c"), ("ce_source", b"/t"), ("x-site", b"1")])})
+    publish_images(settings, 12, "more")
+
+    drain(spark, settings, trained)
+
+    predictions, dead_letters = outcomes(settings)
+    assert len(predictions) == 24
+    assert [(r.key, r.value, r.text("xray_reason"), r.text("x-site")) for r in dead_letters] == [
+        (b"crash", crashing_image, "decoder_crash", "1")
+    ]
+    assert "2 times of 2" in dead_letters[0].text("__connect.errors.exception.message")
+    account = audit_stream(settings)
+    assert account.balanced
+    assert account.total("repeated") == 0
+
+
+def test_a_promoted_model_serves_from_the_next_batch_on_and_a_broken_one_never(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    for version in ("one", "two", "broken"):
+        add_model(settings, trained, version)
+    network = next((settings.models_folder / "broken").rglob("network.bin"))
+    network.write_bytes(network.read_bytes()[:-1])
+    promote(settings.models_folder, "one")
+
+    with running(spark, settings, None) as state:
+        publish_images(settings, 3, "first")
+        wait_for_count(state.metrics_url, 3)
+        started = time.monotonic()
+        promote(settings.models_folder, "two")
+        publish_images(settings, 1, "probe")
+        wait_for_count(state.metrics_url, 4)
+        gap_s = time.monotonic() - started
+        wait_for_sample(state.metrics_url, "xray_model_reloads_total|result=ok", lambda value: value == 2)
+        publish_images(settings, 3, "second")
+        wait_for_count(state.metrics_url, 7)
+
+        (settings.models_folder / "champion").write_text("broken\n")
+        page = wait_for_sample(state.metrics_url, "xray_model_waiting", lambda value: value == 1)
+        assert read_samples(page)["xray_model_reloads_total|result=failed"] >= 1
+        publish_images(settings, 3, "third")
+        wait_for_count(state.metrics_url, 10)
+
+        promote(settings.models_folder, "one")  # the way back; a broken one is looked at again after half a minute
+        wait_for_sample(state.metrics_url, "xray_model_reloads_total|result=ok", lambda value: value == 3)
+        publish_images(settings, 3, "fourth")
+        page = wait_for_count(state.metrics_url, 13)
+
+    assert read_samples(page)["xray_model_waiting"] == 0
+    assert [key for key in read_samples(page) if key.startswith("xray_model_info|") and "version=one" in key]
+    predictions, _ = outcomes(settings)
+    served = {r.key.decode(): json.loads(r.value)["model"]["version"] for r in predictions}
+    assert {name.partition("-")[0]: version for name, version in served.items() if "probe" not in name} == {
+        "first": "one",
+        "second": "two",
+        "third": "two",
+        "fourth": "one",
+    }
+    assert audit_stream(settings).balanced
+    print(f"one image, published with the promotion, was answered after {gap_s:.1f} s")  # noqa: T201
+
+
+def add_model(settings: StreamSettings, trained: Trained, version: str) -> None:
+    """Copy the model under another version."""
+    folder = settings.models_folder / version
+    shutil.copytree(trained.folder, folder)
+    card = read_card(folder)
+    write_card(folder, type(card)(**{**card.__dict__, "version": version}))
+
+
+def test_images_that_retention_removed_unread_stop_the_start_and_are_named(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    publish_images(settings, 8)
+    drain(spark, settings, trained)
+    publish_images(settings, 8, "lost")
+    delete_all_records(settings, settings.kafka.images_topic)
+
+    with pytest.raises(DataLossError, match=r"8 records were removed .* partition \d offsets \d+-\d+") as refused:
+        run_stream(settings, model_folder=trained.folder, available_now=True)
+    assert "--accept-loss" in str(refused.value)
+
+    publish_images(settings, 2, "kept")
+    run_stream(settings, model_folder=trained.folder, spark=spark, available_now=True, accept_loss=True)
+    predictions, _ = outcomes(settings)
+    assert len(predictions) == 10
+    assert {r.key.decode() for r in predictions if b"kept" in r.key} == {"kept-0", "kept-1"}
+
+
+def test_canaries_that_are_gone_are_nobodys_loss(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    canary = settings.kafka.model_copy(update={"images_topic": settings.kafka.canary_topic})
+    publish(settings.model_copy(update={"kafka": canary}), {"one": (png(), [])})
+    drain(spark, settings, trained)
+    publish(settings.model_copy(update={"kafka": canary}), {"two": (png(), [])})
+    delete_all_records(settings, settings.kafka.canary_topic)
+    publish_images(settings, 2)
+    drain(spark, settings, trained)
+    predictions, _ = outcomes(settings)
+    assert len(predictions) == 2
+
+
+def delete_all_records(settings: StreamSettings, topic: str) -> None:
+    """Do what retention does."""
+    admin = connect_admin(settings.kafka)
+    ends = [TopicPartition(topic, partition, -1) for partition in range(settings.kafka.partitions)]
+    for future in admin.delete_records(ends).values():
+        future.result()
+
+
+def test_a_folder_that_cannot_be_written_stops_the_start_and_is_named(
+    settings: StreamSettings, trained: Trained
+) -> None:
+    blocked = settings.home / "tables"
+    blocked.write_text("a file where the folder should be")
+    with pytest.raises(SettingsError, match="XRAY_ARCHIVE__FOLDER") as refused:
+        run_stream(settings, model_folder=trained.folder, available_now=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_table_that_cannot_be_written_for_a_while_stops_no_prediction(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    table_log = settings.home / "tables" / "predictions" / "_delta_log"
+    with running(spark, settings, trained) as state:
+        publish_images(settings, 3)
+        wait_for_sample(state.metrics_url, "xray_archived_rows_total", lambda value: value == 6)
+        table_log.rename(table_log.with_name("aside"))
+        table_log.write_text("a file where the log should be")
+        publish_images(settings, 3, "meanwhile")
+        wait_for_count(state.metrics_url, 6)
+        wait_for_sample(state.metrics_url, "xray_query_failures_total|query=archive", lambda value: value >= 1)
+        table_log.unlink()
+        table_log.with_name("aside").rename(table_log)
+        wait_for_sample(state.metrics_url, "xray_archived_rows_total", lambda value: value >= 12)
+    account = audit_stream(settings)
+    assert account.balanced
+    assert account.tables["predictions"].rows == 6
+
+
+def test_a_query_that_keeps_failing_ends_the_stream_in_error(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    retry = settings.retry.model_copy(update={"first_wait_s": 0.1, "give_up_s": 1.0})
+    impatient = settings.model_copy(update={"retry": retry})
+
+    def break_tables(_state: StreamState) -> None:
+        shutil.rmtree(settings.home / "tables")
+        (settings.home / "tables").write_text("a file where the folder should be")
+        publish_images(settings, 2)
+
+    with pytest.raises(JobError, match=r"the archive query ended in error: .*(PATH|FILE)") as ended:
+        run_stream(impatient, model_folder=trained.folder, spark=spark, on_ready=break_tables)
+    assert "\n" not in str(ended.value)
+    assert not spark.streams.active
+
+
+def test_large_images_make_small_batches(spark: SparkSession, settings: StreamSettings, trained: Trained) -> None:
+    score = settings.score.model_copy(update={"max_images_per_batch": 8, "max_batch_bytes": 1_000_000})
+    small = settings.model_copy(update={"score": score})
+    large = png() + bytes(400_000)
+    with running(spark, small, trained) as state:
+        publish(small, {f"large-{i}": (large, [("ce_id", b"%d" % i), ("ce_source", b"/t")]) for i in range(20)})
+        wait_for_count(state.metrics_url, 20)
+    offsets = settings.checkpoints_folder / "score" / "offsets"
+    numbers = sorted(int(path.name) for path in offsets.iterdir() if path.name.isdigit())
+    ends = [json.loads((offsets / str(n)).read_text().splitlines()[-1])[small.kafka.images_topic] for n in numbers]
+    read = [sum(end.values()) for end in ends]
+    sizes = [later - earlier for earlier, later in zip([0, *read], read, strict=False) if later > earlier]
+    assert sum(sizes) == 20
+    assert max(sizes[2:]) <= 2  # the first tells how large they are; one more may have been planned by then
+
+
+def test_a_running_stream_audits_itself(spark: SparkSession, settings: StreamSettings, trained: Trained) -> None:
+    audit = settings.audit.model_copy(update={"interval_s": 0.5})
+    audited = settings.model_copy(update={"audit": audit})
+    with running(spark, audited, trained) as state:
+        publish_images(settings, 3)
+        wait_for_count(state.metrics_url, 3)
+        begun = datetime.now(UTC).timestamp()
+        page = wait_for_sample(state.metrics_url, "xray_last_audit_timestamp_seconds", lambda value: value > begun + 1)
+        assert read_samples(page)["xray_unaccounted_records"] == 0
+        assert read_samples(page)["xray_table_fault_rows"] == 0

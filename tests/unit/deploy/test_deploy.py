@@ -1,0 +1,445 @@
+"""What is deployed, checked without Docker: structure, names that must agree, and promtool where it is installed."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from schemas.envelope import MAX_MESSAGE_BYTES
+from schemas.errors import Reason
+from schemas.modelcard import ModelCard
+from streaming.metrics import StreamMetrics
+from streaming.run.jars import KAFKA_JARS
+from streaming.settings import MetricsSettings, ScoreSettings, variable_names
+from tests.metricspage import render_metrics_page
+from tests.paths import ROOT
+
+DEPLOY = ROOT / "deploy"
+COMPOSE = ROOT / "docker-compose.yml"
+DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
+ALERTS = DEPLOY / "prometheus" / "alerts.yml"
+ALERTS_TEST = DEPLOY / "prometheus" / "alerts_test.yml"
+DASHBOARD = DEPLOY / "grafana" / "dashboards" / "xray-stream.json"
+RUNBOOK = DEPLOY / "runbook.md"
+
+DISCLAIMER = "Research use only. Not a medical device."
+ONE_SHOT = {"init"}
+# Prometheus makes these itself.
+BUILT_IN = {"up", "ALERTS"}
+PROMQL_WORDS = set("by on group_left and or offset sum max min count abs time vector".split()) | set(
+    "rate increase changes deriv histogram_quantile".split()
+)
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)"
+)
+
+
+def read_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def compose() -> Any:
+    return read_yaml(COMPOSE)
+
+
+def services() -> list[Any]:
+    return [pytest.param(name, service, id=name) for name, service in compose()["services"].items()]
+
+
+def dockerfile() -> str:
+    """The Dockerfile with continued lines joined and comments left out."""
+    lines = [line for line in DOCKERFILE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return "\n".join(lines).replace("\\\n", " ")
+
+
+def instructions(name: str) -> list[str]:
+    return re.findall(rf"^{name} (.*)$", dockerfile(), re.MULTILINE)
+
+
+def exposed_metrics() -> dict[str, set[str]]:
+    """Names on the real page, each with the labels it can have."""
+    names: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(render_metrics_page()):
+        for sample in family.samples:
+            names.setdefault(sample.name, set()).update(sample.labels)
+    return names
+
+
+def alert_rules() -> list[dict[str, Any]]:
+    return [rule for group in read_yaml(ALERTS)["groups"] for rule in group["rules"] if "alert" in rule]
+
+
+def recorded_rules() -> list[dict[str, Any]]:
+    return [rule for group in read_yaml(ALERTS)["groups"] for rule in group["rules"] if "record" in rule]
+
+
+def dashboard() -> Any:
+    return json.loads(DASHBOARD.read_text(encoding="utf-8"))
+
+
+def panels() -> list[dict[str, Any]]:
+    return [inner for panel in dashboard()["panels"] for inner in (panel, *panel.get("panels", []))]
+
+
+def data_panels() -> list[dict[str, Any]]:
+    return [panel for panel in panels() if panel["type"] not in {"row", "text"}]
+
+
+def dashboard_expressions() -> list[str]:
+    targets = [target["expr"] for panel in data_panels() for target in panel["targets"]]
+    return targets + [note["expr"] for note in dashboard()["annotations"]["list"] if "expr" in note]
+
+
+def expressions() -> list[str]:
+    return [rule["expr"] for rule in (*alert_rules(), *recorded_rules())] + dashboard_expressions()
+
+
+def metric_names(expression: str) -> set[str]:
+    """Names of the series that an expression reads."""
+    bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^\]]*\]|\b(by|on|group_left)\s*\([^)]*\)', " ", expression)
+    words = re.findall(r"(?<![\w:.])[A-Za-z_:][\w:]*", bare)
+    return {word for word in words if word not in PROMQL_WORDS}
+
+
+def used_labels(expression: str) -> Iterator[tuple[str, str]]:
+    """Pairs of metric and label that an expression selects by."""
+    for metric, selectors in re.findall(r"([A-Za-z_:][\w:]*)\{([^}]*)\}", expression):
+        for label in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selectors):
+            yield metric, label
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def anchors() -> set[str]:
+    return {slug(heading) for heading in re.findall(r"^#+ (.*)$", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)}
+
+
+# --- compose ---------------------------------------------------------------------------------------------------------
+
+
+def test_compose_has_the_whole_stream() -> None:
+    assert set(compose()["services"]) == {"kafka", "init", "stream", "prometheus", "grafana"}
+
+
+@pytest.mark.parametrize(("name", "service"), services())
+def test_images_are_pinned(name: str, service: dict[str, Any]) -> None:
+    repository, _, tag = service["image"].partition(":")
+    assert re.search(r"\d+\.\d+", tag), f"{name}: {service['image']} has no version"
+    assert "latest" not in tag
+    assert "." not in repository.split("/")[0], f"{name}: {repository} names a registry"
+
+
+@pytest.mark.parametrize(("name", "service"), services())
+def test_every_service_has_a_health_check_or_ends(name: str, service: dict[str, Any]) -> None:
+    if name in ONE_SHOT:
+        assert service["restart"] == "no"
+        assert service["healthcheck"] == {"disable": True}
+        return
+    assert service["restart"] == "unless-stopped"
+    if "build" in service:
+        assert instructions("HEALTHCHECK"), f"{name}: neither compose nor the image has a health check"
+    else:
+        assert service["healthcheck"]["test"], name
+
+
+@pytest.mark.parametrize(("name", "service"), services())
+def test_ports_are_open_to_this_machine_only(name: str, service: dict[str, Any]) -> None:
+    for port in service.get("ports", []):
+        assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", str(port)), f"{name}: {port}"
+
+
+def test_volumes_are_declared_and_used_and_mounts_exist() -> None:
+    sources = [mount.split(":")[0] for s in compose()["services"].values() for mount in s.get("volumes", [])]
+    assert {source for source in sources if not source.startswith(".")} == set(compose()["volumes"])
+    folders = [ROOT / source for source in sources if source.startswith(".")]
+    assert folders
+    assert [folder for folder in folders if not folder.is_dir()] == []
+
+
+def test_services_wait_for_what_they_need() -> None:
+    found = compose()["services"]
+    assert found["stream"]["depends_on"] == {
+        "kafka": {"condition": "service_healthy"},
+        "init": {"condition": "service_completed_successfully"},
+    }
+    assert found["grafana"]["depends_on"] == {"prometheus": {"condition": "service_healthy"}}
+    for name, service in found.items():
+        for other, how in service.get("depends_on", {}).items():
+            healthy = how["condition"] == "service_healthy"
+            assert not healthy or other not in ONE_SHOT, f"{name} waits for the health of {other}, which ends"
+
+
+def test_stream_has_time_to_commit() -> None:
+    minutes = re.fullmatch(r"(\d+)m", compose()["services"]["stream"]["stop_grace_period"])
+    assert minutes
+    assert int(minutes[1]) >= 5, "two queries of up to two minutes each, then Spark's own end"
+
+
+def test_only_known_settings_are_set() -> None:
+    in_compose = {name for service in compose()["services"].values() for name in service.get("environment", {})}
+    in_image = set(re.findall(r"^ENV (\w+)=", dockerfile(), re.MULTILINE))
+    ours = {name for name in in_compose | in_image if name.startswith("XRAY_")}
+    assert ours == {"XRAY_HOME", "XRAY_KAFKA__BOOTSTRAP_SERVERS", "XRAY_METRICS__HOST"}
+    assert ours <= set(variable_names())
+
+
+def test_broker_is_the_local_one_in_a_container() -> None:
+    kafka = compose()["services"]["kafka"]
+    assert kafka["image"].partition(":")[2] == KAFKA_JARS.coordinates[0].rpartition(":")[2]
+    template = Template((ROOT / "xray" / "server.properties").read_text(encoding="utf-8"))
+    text = template.substitute(port=0, controller=0, data="", bytes=MAX_MESSAGE_BYTES)
+    wanted = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    # Where it listens differs, and so does how many threads a laptop can spare.
+    own = {"listeners", "advertised.listeners", "controller.quorum.voters", "log.dirs"}
+    own |= {name for name in wanted if name.endswith("threads") or name.endswith("threads.per.data.dir")}
+    for name, value in wanted.items():
+        if name not in own:
+            assert kafka["environment"].get("KAFKA_" + name.upper().replace(".", "_")) == value, name
+
+
+def test_addresses_agree() -> None:
+    found = compose()["services"]
+    listeners = dict(
+        entry.split("://") for entry in found["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"].split(",")
+    )
+    assert found["stream"]["environment"]["XRAY_KAFKA__BOOTSTRAP_SERVERS"] == listeners["INTERNAL"]
+    assert f"{listeners['HOST']}:19092" in found["kafka"]["ports"]
+    port = MetricsSettings().port
+    assert found["stream"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    scraped = read_yaml(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
+    assert {"job_name": "xray-stream", "static_configs": [{"targets": [f"stream:{port}"]}]} in scraped
+    source = read_yaml(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"][0]
+    assert source["url"] == "http://prometheus:9090"
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+def test_init_trains_only_where_no_model_is(tmp_path: Path, promoted: bool) -> None:
+    shell, flags, script = compose()["services"]["init"]["command"]
+    (tmp_path / "models").mkdir()
+    if promoted:
+        (tmp_path / "models" / "champion").write_text("v1\n")
+    stub = tmp_path / "xray"
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "XRAY_HOME": str(tmp_path)}
+    command = [shell, flags, script.replace("$$", "$")]
+    answer = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    called = [shlex.split(line)[0] for line in answer.stdout.splitlines() if not line.startswith("a model")]
+    assert called == ([] if promoted else ["phantom", "train"])
+
+
+# --- image -----------------------------------------------------------------------------------------------------------
+
+
+def test_image_is_pinned_to_the_debian_that_has_java_17() -> None:
+    assert {line.split()[0] for line in instructions("FROM")} == {"python:3.11-slim-bookworm"}
+    assert "openjdk-17-jre-headless" in dockerfile()
+
+
+def test_image_holds_every_package_and_the_build_sees_it() -> None:
+    include = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = {name.rstrip("*") for name in include}
+    copied = {word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]}
+    assert packages <= copied
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied <= let_in, "what .dockerignore keeps out cannot be copied"
+
+
+def test_image_has_the_project_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert {s["image"] for s in compose()["services"].values() if "build" in s} == {f"xray-stream:{version}"}
+
+
+def test_image_runs_as_a_named_user_that_hears_sigterm() -> None:
+    user = instructions("USER")[-1]
+    assert user != "root"
+    # Java and Hadoop want a user that has a name: a bare number in USER would not do.
+    assert f"useradd --uid 10001 --create-home {user}" in dockerfile()
+    assert json.loads(instructions("ENTRYPOINT")[-1]) == ["tini", "--", "xray"]
+    assert json.loads(instructions("CMD")[-1]) == ["stream"]
+
+
+def test_health_check_reads_the_real_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = json.loads(instructions("HEALTHCHECK")[-1].partition("CMD ")[2])
+    assert f":{MetricsSettings().port}/metrics" in words[2]
+    assert verdict(words[2], {"score": 1, "archive": 1}, monkeypatch) == 0
+    assert verdict(words[2], {"score": 1, "archive": 0}, monkeypatch) == 1
+    assert verdict(words[2], None, monkeypatch) == 1
+
+
+def verdict(program: str, queries: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Exit code of the health check where the page says that about the queries; None: an empty page."""
+    registry = CollectorRegistry()
+    if queries is not None:
+        card = ModelCard("m", "1", ("a", "b"), "b", 0.5, "", "n", "fp32", 1, "0" * 64, "", {})
+        metrics = StreamMetrics(registry, card)
+        for name, value in queries.items():
+            metrics.query_up.labels(name).set(value)
+
+    class Page:
+        def read(self) -> bytes:
+            return generate_latest(registry)
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Page())
+    with pytest.raises(SystemExit) as ended:
+        exec(program, {})  # noqa: S102  the health check's own program
+    return int(ended.value.code or 0)
+
+
+# --- metrics in dashboard and alerts ---------------------------------------------------------------------------------
+
+
+def test_metric_names_are_found_in_an_expression() -> None:
+    expression = 'sum by (le) (rate(a_bucket{x="y z"}[5m])) / on (m) group_left () (b:c > 1e-3) and time() - d > 0'
+    assert metric_names(expression) == {"a_bucket", "b:c", "d"}
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_every_metric_exists(expression: str) -> None:
+    known = set(exposed_metrics()) | {rule["record"] for rule in recorded_rules()} | BUILT_IN
+    named = metric_names(expression)
+    assert named, "no metric found in it"
+    assert named <= known
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_every_selected_label_exists(expression: str) -> None:
+    exposed = exposed_metrics()
+    for metric, label in used_labels(expression):
+        assert metric in BUILT_IN or label in exposed[metric] | {"job", "instance"}, f"{metric} has no label {label}"
+
+
+def test_every_metric_is_shown() -> None:
+    shown = {name for expression in dashboard_expressions() for name in metric_names(expression)}
+    shown = {re.sub(r"_(bucket|count|sum)$", "", name) for name in shown}
+    exposed = {re.sub(r"_(bucket|count|sum)$", "", name) for name in exposed_metrics()}
+    exposed = {name for name in exposed if not name.endswith("_created")}
+    assert exposed <= shown
+
+
+# --- alerts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", alert_rules(), ids=lambda rule: str(rule["alert"]))
+def test_alert_says_what_it_is_and_where_help_is(rule: dict[str, Any]) -> None:
+    notes = rule["annotations"]
+    assert rule["labels"]["severity"] in {"critical", "warning"}
+    assert notes["summary"]
+    assert notes["description"]
+    path, _, anchor = notes["runbook_url"].partition("#")
+    assert ROOT / path == RUNBOOK
+    assert anchor in anchors()
+
+
+@pytest.mark.parametrize("name", [rule["alert"] for rule in alert_rules()])
+def test_alert_is_tested_both_ways(name: str) -> None:
+    cases = [case for test in read_yaml(ALERTS_TEST)["tests"] for case in test["alert_rule_test"]]
+    outcomes = {bool(case["exp_alerts"]) for case in cases if case["alertname"] == name}
+    assert outcomes == {True, False}, "wanted one case where it fires and one where it is silent"
+
+
+def test_alert_of_lag_begins_at_a_full_batch() -> None:
+    rule = next(rule for rule in alert_rules() if rule["alert"] == "XrayLagGrowing")
+    assert f"> {ScoreSettings().max_images_per_batch}\n" in rule["expr"]
+
+
+def run_promtool(*words: str) -> None:
+    answer = subprocess.run(["promtool", *words], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+@needs_promtool
+def test_promtool_accepts_the_configuration() -> None:
+    run_promtool("check", "config", str(DEPLOY / "prometheus" / "prometheus.yml"))
+
+
+@needs_promtool
+def test_promtool_finds_the_alerts_right() -> None:
+    run_promtool("test", "rules", str(ALERTS_TEST))
+
+
+@needs_promtool
+def test_promtool_accepts_the_dashboard(tmp_path: Path) -> None:
+    plain = [expression.replace("$__rate_interval", "1m") for expression in dashboard_expressions()]
+    rules = [{"record": f"panel_{number}", "expr": expression} for number, expression in enumerate(plain)]
+    path = tmp_path / "panels.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    run_promtool("check", "rules", str(path))
+
+
+# --- dashboard -------------------------------------------------------------------------------------------------------
+
+
+def test_panels_have_their_own_ids() -> None:
+    ids = [panel["id"] for panel in panels()]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("panel", data_panels(), ids=lambda panel: str(panel["title"]))
+def test_panel_has_title_unit_and_source(panel: dict[str, Any]) -> None:
+    assert panel["title"]
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    source = read_yaml(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"][0]
+    for part in (panel, *panel["targets"]):
+        assert part["datasource"] == {"type": "prometheus", "uid": source["uid"]}
+
+
+def test_panels_do_not_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in panels():
+        place = panel["gridPos"]
+        cells = {(place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])}
+        assert place["x"] + place["w"] <= 24
+        assert not taken & cells, panel["title"]
+        taken |= cells
+
+
+def test_dashboard_says_research_use_only() -> None:
+    texts = [panel["options"]["content"] for panel in panels() if panel["type"] == "text"]
+    assert any(DISCLAIMER in text for text in texts)
+
+
+def test_dashboard_is_provisioned_where_it_is_mounted() -> None:
+    provider = read_yaml(DEPLOY / "grafana" / "provisioning" / "dashboards" / "xray.yml")["providers"][0]
+    grafana = compose()["services"]["grafana"]
+    folder = provider["options"]["path"]
+    assert f"./deploy/grafana/dashboards:{folder}:ro" in grafana["volumes"]
+    assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == f"{folder}/{DASHBOARD.name}"
+
+
+# --- runbook ---------------------------------------------------------------------------------------------------------
+
+
+def test_runbook_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(#([^)]*)\)", RUNBOOK.read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if link not in anchors()] == []
+
+
+def test_runbook_explains_every_reason() -> None:
+    named = set(re.findall(r"`([a-z_0-9]+)`", RUNBOOK.read_text(encoding="utf-8")))
+    assert {reason.value for reason in Reason} <= named
+
+
+def test_runbook_names_real_settings() -> None:
+    named = set(re.findall(r"\bXRAY_\w+", RUNBOOK.read_text(encoding="utf-8")))
+    assert named <= set(variable_names())
+
+
+def test_runbook_says_research_use_only() -> None:
+    assert DISCLAIMER in RUNBOOK.read_text(encoding="utf-8")
