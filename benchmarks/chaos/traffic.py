@@ -1,4 +1,4 @@
-"""What is published: small radiographs in three formats, specimens of every format that is read, and poison.
+"""What is published: small radiographs in three formats, examples of every format that is read, and poison.
 
 Every message has bytes or an id of its own, so each is an event of its own; the same seed gives the same messages.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from tests import specimens
+from tests import testimages
 from xray.phantom import FINDINGS, encode_dicom, encode_jpeg, encode_png, generate_radiograph
 
 SOURCE = b"/xray-stream/chaos"
@@ -63,7 +63,7 @@ def digest(payload: bytes | None) -> str:
 
 
 @dataclass(frozen=True)
-class Specimen:
+class Example:
     """A file, and what must become of it; see `Message`."""
 
     kind: str
@@ -88,7 +88,7 @@ class Traffic:
         self._name = name
         self._count = 0
         self._lock = threading.Lock()  # two publishers may take from one traffic
-        self._poison: list[Specimen] = []
+        self._poison: list[Example] = []
 
     def take(self, count: int) -> Iterator[Message]:
         """Give the next messages."""
@@ -100,38 +100,38 @@ class Traffic:
     def _next(self) -> Message:
         draw = self._random.random()
         if draw < _POISON_SHARE:
-            specimen = self._next_poison()
+            example = self._next_poison()
         elif draw < _POISON_SHARE + _SPECIMEN_SHARE:
-            specimen = self._random.choice(formats())
+            example = self._random.choice(formats())
         else:
-            specimen = self._random.choice(radiographs())
+            example = self._random.choice(radiographs())
         self._count += 1
         name = f"{self._name}-{self._count}"
-        if specimen.reason is None and self._random.random() < _BARE_SHARE:
-            return Message(name, specimen.kind, None, vary(specimen.payload or b"", name), [])
-        return message_of(specimen, name)
+        if example.reason is None and self._random.random() < _BARE_SHARE:
+            return Message(name, example.kind, None, vary(example.payload or b"", name), [])
+        return message_of(example, name)
 
-    def _next_poison(self) -> Specimen:
+    def _next_poison(self) -> Example:
         """Go through all kinds before one comes again, in a new order each time."""
         if not self._poison:
-            self._poison = [specimen for specimen in poison() if len(specimen.payload or b"") < 1_000_000]
+            self._poison = [example for example in poison() if len(example.payload or b"") < 1_000_000]
             self._random.shuffle(self._poison)
         return self._poison.pop()
 
 
-def message_of(specimen: Specimen, name: str) -> Message:
-    """Give a specimen an id of its own; good ones get bytes of their own too."""
-    payload = specimen.payload
-    if payload is not None and specimen.reason is None:
+def message_of(example: Example, name: str) -> Message:
+    """Give an example an id of its own; good ones get bytes of their own too."""
+    payload = example.payload
+    if payload is not None and example.reason is None:
         payload = vary(payload, name)
-    headers = [("ce_specversion", b"1.0"), ("ce_id", name.encode()), ("ce_source", SOURCE), *specimen.headers]
-    return Message(name, specimen.kind, specimen.reason, payload, headers)
+    headers = [("ce_specversion", b"1.0"), ("ce_id", name.encode()), ("ce_source", SOURCE), *example.headers]
+    return Message(name, example.kind, example.reason, payload, headers)
 
 
 def vary(payload: bytes, name: str) -> bytes:
     """Write a name into a PNG or JPEG file as its comment; other files stay as they are."""
     if payload.startswith(b"\x89PNG"):
-        chunk = specimens.png_chunk(b"tEXt", b"Comment\0" + name.encode())
+        chunk = testimages.png_chunk(b"tEXt", b"Comment\0" + name.encode())
         return payload[:_PNG_HEADER_BYTES] + chunk + payload[_PNG_HEADER_BYTES:]
     if payload.startswith(b"\xff\xd8"):
         comment = name.encode()
@@ -140,7 +140,7 @@ def vary(payload: bytes, name: str) -> bytes:
 
 
 @cache
-def radiographs() -> tuple[Specimen, ...]:
+def radiographs() -> tuple[Example, ...]:
     """Give small chest phantoms as PNG, JPEG and DICOM in turn."""
     encoders: tuple[tuple[str, Callable[..., bytes]], ...] = (
         ("phantom.png", encode_png),
@@ -152,28 +152,28 @@ def radiographs() -> tuple[Specimen, ...]:
         kind, encode = encoders[seed % len(encoders)]
         finding = FINDINGS[seed % len(FINDINGS)]
         radiograph = generate_radiograph(seed, finding=finding, height=_HEIGHT_PX, width=_WIDTH_PX)
-        found.append(Specimen(kind, None, encode(radiograph)))
+        found.append(Example(kind, None, encode(radiograph)))
     return tuple(found)
 
 
 @cache
-def formats() -> tuple[Specimen, ...]:
+def formats() -> tuple[Example, ...]:
     """Give a small file of every format that is read: 16 bits, palette, alpha, MONOCHROME1, each transfer syntax."""
-    return tuple(Specimen(kind, None, payload) for kind, payload in specimens.good_files().items())
+    return tuple(Example(kind, None, payload) for kind, payload in testimages.good_files().items())
 
 
 @cache
-def poison() -> tuple[Specimen, ...]:
+def poison() -> tuple[Example, ...]:
     """Give one message of each kind that must become a dead letter."""
     found = []
-    for kind, wrong in specimens.wrong_files().items():
+    for kind, wrong in testimages.wrong_files().items():
         declared = ((("content-type", wrong.content_type.encode())),) if wrong.content_type else ()
-        found.append(Specimen(kind, wrong.reason.value, wrong.payload, declared))
-    image = specimens.png()
+        found.append(Example(kind, wrong.reason.value, wrong.payload, declared))
+    image = testimages.png()
     found += [
-        Specimen("header_not_utf8", "invalid_header", image, (("content-type", b"\xff\xfe"),)),
-        Specimen("header_of_1_MB", "header_too_large", image, (("x-thumbnail", b"\x01" * 1024 * 1024),)),
-        Specimen("headers_of_72_kB", "headers_too_large", image, (("x-part", b"\x01" * 8000),) * 9),
+        Example("header_not_utf8", "invalid_header", image, (("content-type", b"\xff\xfe"),)),
+        Example("header_of_1_MB", "header_too_large", image, (("x-thumbnail", b"\x01" * 1024 * 1024),)),
+        Example("headers_of_72_kB", "headers_too_large", image, (("x-part", b"\x01" * 8000),) * 9),
     ]
     return tuple(found)
 

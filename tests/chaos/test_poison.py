@@ -68,10 +68,10 @@ def log_bytes(scene: Scene) -> int:
 def test_every_poison_is_one_dead_letter_with_its_own_reason(scene: Scene) -> None:
     stream = scene.ensure_running()
     scene.begin("poison")
-    specimens = [*poison(), *formats()]
-    assert {s.kind: s.reason for s in specimens if s.kind in NAMED} == NAMED
+    examples = [*poison(), *formats()]
+    assert {s.kind: s.reason for s in examples if s.kind in NAMED} == NAMED
 
-    scene.publish_messages(message_of(specimen, f"poison-{specimen.kind}") for specimen in specimens)
+    scene.publish_messages(message_of(example, f"poison-{example.kind}") for example in examples)
     assert scene.drain()
 
     verdict = scene.check()
@@ -89,7 +89,7 @@ def test_a_flood_of_bad_records_neither_ends_the_stream_nor_fills_its_log(scene:
     scene.begin("flood")
 
     scene.publish_messages(tiny_poison(FLOOD, "flood"))
-    behind = [message_of(specimen, f"behind-{specimen.kind}") for specimen in formats()]
+    behind = [message_of(example, f"behind-{example.kind}") for example in formats()]
     scene.publish_messages(iter(behind))
     assert scene.drain()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Shell
-from tests.specimens import good_files
+from tests.testimages import good_files
 from xray.phantom import write_folder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.spark]

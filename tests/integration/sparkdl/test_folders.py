@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 from schemas.errors import SettingsError
 from sparkdl.folders import count_reasons, featurize_folder
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
-from tests.specimens import good_files
+from tests.testimages import good_files
 
 pytestmark = [pytest.mark.spark, pytest.mark.train]
 

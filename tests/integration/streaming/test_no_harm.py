@@ -46,8 +46,8 @@ from tests.integration.conftest import Trained
 from tests.integration.consumers import Record
 from tests.integration.streams import Headers, drain, environment, outcomes, publish, running, starting
 from tests.paths import FIXTURES
-from tests.specimens import gray_pixels, png
 from tests.stored import NO_CARD, add_champion
+from tests.testimages import gray_pixels, png
 
 pytestmark = [pytest.mark.kafka, pytest.mark.spark, pytest.mark.delta]
 

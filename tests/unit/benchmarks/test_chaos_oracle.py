@@ -247,7 +247,7 @@ def test_varied_images_still_decode() -> None:
 def test_poison_covers_every_reason_a_message_alone_can_have() -> None:
     # The others are no property of value and headers, but of key, client, decoder, model, or a defect of ours.
     beyond = {"key_too_large", "record_too_large", "decoder_crash", "no_features", "unexpected"}
-    assert {str(reason) for reason in Reason} - beyond <= {specimen.reason for specimen in poison()}
+    assert {str(reason) for reason in Reason} - beyond <= {example.reason for example in poison()}
 
 
 def test_growth_is_that_of_the_longest_life() -> None:

@@ -30,7 +30,7 @@ from streaming.kafka.topics import wanted_topics
 from streaming.settings import KafkaSettings, StreamSettings, variable_names
 from tests.metricspage import render_metrics_page
 from tests.paths import ROOT
-from tests.specimens import png
+from tests.testimages import png
 from training.data import positive
 from training.model.classifier import PAPER
 from xray.cli import app

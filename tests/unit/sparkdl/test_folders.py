@@ -9,7 +9,7 @@ import pytest
 
 from schemas.errors import DatasetError, SettingsError
 from sparkdl.folders import IDENTITY_FILE, featurize_folder, find_images
-from tests.specimens import good_files
+from tests.testimages import good_files
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from schemas.envelope import DISCLAIMER
 from schemas.registry import champion_folder, promote, read_aliases, read_history, set_challenger
 from streaming.settings import load_settings
 from tests.challenger import add_challenger, add_labels_said
-from tests.shelf import add_model, add_report, evaluate
+from tests.savedmodels import add_model, add_report, evaluate
 from tests.stored import add_champion, score_images
 from training.evidence.probes import Verdict
 from training.lifecycle import promotion as gate
@@ -73,7 +73,7 @@ without_mlflow = pytest.mark.usefixtures("no_mlflow")
 
 
 @pytest.fixture
-def shelf(home: Path) -> Path:
+def registry(home: Path) -> Path:
     """v1 serves; v2 is worse, v3 is not, v4 was compared with nothing."""
     add_report(home, evaluate(add_model(home, "v1", created_at="2026-01-01T00:00:00+00:00")))
     promote(home / "models", "v1")
@@ -95,8 +95,8 @@ def test_names_are_those_of_the_report() -> None:
 # --- list, show -------------------------------------------------------------------------------------------------------
 
 
-def test_list_shows_verdict_figure_and_alias(shelf: Path, models: Models) -> None:
-    set_challenger(shelf / "models", "v3")
+def test_list_shows_verdict_figure_and_alias(registry: Path, models: Models) -> None:
+    set_challenger(registry / "models", "v3")
     done = models("list")
     assert done.code == 0
     rows = {line.split()[1]: line for line in done.out.splitlines() if line.startswith("│ v") and "created" not in line}
@@ -110,7 +110,7 @@ def test_list_shows_verdict_figure_and_alias(shelf: Path, models: Models) -> Non
     assert "accuracy 0.500 " in rows["v4"]
 
 
-def test_list_as_json(shelf: Path, models: Models) -> None:
+def test_list_as_json(registry: Path, models: Models) -> None:
     rows = models("list", "--json").json
     assert [(row["version"], row["champion"], row["aliases"], row["verdict"]) for row in rows] == [
         ("v1", True, ["champion"], "ok"),
@@ -128,7 +128,7 @@ def test_list_without_models_says_how_to_get_one(models: Models) -> None:
 
 
 @without_mlflow
-def test_show_tells_everything_of_a_version(shelf: Path, models: Models) -> None:
+def test_show_tells_everything_of_a_version(registry: Path, models: Models) -> None:
     models("promote", "v3")
     done = models("show", "champion")
     assert done.code == 0
@@ -137,8 +137,8 @@ def test_show_tells_everything_of_a_version(shelf: Path, models: Models) -> None
         "positive class",
         "hash check",
         "ok",
-        str(shelf / "models" / "v3"),
-        str(shelf / "reports" / "v3" / "report.html"),
+        str(registry / "models" / "v3"),
+        str(registry / "reports" / "v3" / "report.html"),
         "Verdict: confounded",
         "a thumbnail of 8x8 pixels tells the label [too] well",
         "LogisticRegression(maxIter=10)",
@@ -158,7 +158,7 @@ def test_show_tells_everything_of_a_version(shelf: Path, models: Models) -> None
     assert [(move["from"], move["to"]) for move in found["history"]] == [("v1", "v3")]
 
 
-def test_show_without_a_report(shelf: Path, models: Models) -> None:
+def test_show_without_a_report(registry: Path, models: Models) -> None:
     done = models("show", "v4")
     assert done.code == 0
     assert "No report" in done.out
@@ -166,10 +166,10 @@ def test_show_without_a_report(shelf: Path, models: Models) -> None:
 
 
 @pytest.mark.parametrize("card", [None, "{", "[]"])
-def test_show_of_a_changed_model_says_so(shelf: Path, models: Models, card: str | None) -> None:
-    (shelf / "models" / "v1" / "weights").write_text("other", encoding="utf-8")
+def test_show_of_a_changed_model_says_so(registry: Path, models: Models, card: str | None) -> None:
+    (registry / "models" / "v1" / "weights").write_text("other", encoding="utf-8")
     if card is not None:
-        (shelf / "models" / "v1" / "xray_model.json").write_text(card, encoding="utf-8")
+        (registry / "models" / "v1" / "xray_model.json").write_text(card, encoding="utf-8")
     done = models("show", "v1")
     assert done.code == 1
     assert "not ok" in done.out
@@ -178,7 +178,7 @@ def test_show_of_a_changed_model_says_so(shelf: Path, models: Models, card: str 
 
 
 @pytest.mark.parametrize("name", ["v9", "challenger", "../v1"])
-def test_show_of_what_is_not_there(shelf: Path, models: Models, name: str) -> None:
+def test_show_of_what_is_not_there(registry: Path, models: Models, name: str) -> None:
     done = models("show", name)
     assert (done.code, done.out) == (1, "")
     assert "error:" in done.err
@@ -188,51 +188,51 @@ def test_show_of_what_is_not_there(shelf: Path, models: Models, name: str) -> No
 
 
 @without_mlflow
-def test_a_worse_model_is_refused_with_its_figures(shelf: Path, models: Models) -> None:
+def test_a_worse_model_is_refused_with_its_figures(registry: Path, models: Models) -> None:
     done = models("promote", "v2")
     assert done.code == 1
     for part in ("refused:", "AUROC 0.970", "1.020", "-0.050", "-0.090 to -0.010", "48", "24 patients", "--force"):
         assert part in done.err, part
-    assert read_aliases(shelf / "models") == {"champion": "v1"}
-    assert len(read_history(shelf / "models")) == 1
+    assert read_aliases(registry / "models") == {"champion": "v1"}
+    assert len(read_history(registry / "models")) == 1
     found = models("promote", "v2", "--json")
     assert found.code == 1
     assert (found.json["promoted"], found.json["compared"]) == (False, True)
 
 
 @without_mlflow
-def test_by_force_it_is_promoted_and_the_history_says_so(shelf: Path, models: Models) -> None:
+def test_by_force_it_is_promoted_and_the_history_says_so(registry: Path, models: Models) -> None:
     done = models("promote", "v2", "--force", "--why", "the other one is broken")
     assert done.code == 0
     assert "by force" in done.out
-    move = read_history(shelf / "models")[-1]
+    move = read_history(registry / "models")[-1]
     assert (move.after, move.forced) == ("v2", True)
     assert move.why.startswith("the other one is broken; ")
     assert "-0.050" in move.why
 
 
 @without_mlflow
-def test_force_that_was_not_needed_is_not_written_down(shelf: Path, models: Models) -> None:
+def test_force_that_was_not_needed_is_not_written_down(registry: Path, models: Models) -> None:
     assert models("promote", "v3", "--force").code == 0
-    assert read_history(shelf / "models")[-1].forced is False
+    assert read_history(registry / "models")[-1].forced is False
 
 
 @without_mlflow
-def test_a_confounded_model_is_promoted_with_a_warning(shelf: Path, models: Models) -> None:
+def test_a_confounded_model_is_promoted_with_a_warning(registry: Path, models: Models) -> None:
     done = models("promote", "v3")
     assert done.code == 0
     assert "Not shown to be worse than the model in service: AUROC 0.970" in done.out
     assert "warning: its figures are confounded" in done.err
-    assert champion_folder(shelf / "models").name == "v3"
+    assert champion_folder(registry / "models").name == "v3"
 
 
 @pytest.fixture
-def retrained(shelf: Path) -> Path:
+def retrained(registry: Path) -> Path:
     """v5 and v6 were not probed for shortcuts; v6 comes after a confounded model."""
     for version, reasons in {"v5": (), "v6": ("the model in service was confounded: a [thumbnail] tells",)}.items():
-        evaluation = evaluate(add_model(shelf, version), served="v1", difference=(0.01, -0.01, 0.03))
-        add_report(shelf, replace(evaluation, verdict=Verdict("unknown", reasons, ("no image was read",))))
-    return shelf
+        evaluation = evaluate(add_model(registry, version), served="v1", difference=(0.01, -0.01, 0.03))
+        add_report(registry, replace(evaluation, verdict=Verdict("unknown", reasons, ("no image was read",))))
+    return registry
 
 
 @without_mlflow
@@ -253,21 +253,21 @@ def test_a_model_that_nobody_probed_is_not_called_ok(retrained: Path, models: Mo
 
 @without_mlflow
 def test_a_model_that_came_into_service_while_this_one_was_looked_at_stays(
-    shelf: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+    registry: Path, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decide(*arguments: Any, **options: Any) -> gate.Decision:
-        promote(shelf / "models", "v4")
+        promote(registry / "models", "v4")
         return gate.decide(*arguments, **options)
 
     monkeypatch.setattr(command, "decide", decide)
     done = models("promote", "v3")
     assert (done.code, done.out) == (1, "")
     assert "v3 was decided on while v1 was in service, and now v4 is" in " ".join(done.err.split())
-    assert read_aliases(shelf / "models") == {"champion": "v4"}
+    assert read_aliases(registry / "models") == {"champion": "v4"}
 
 
 @without_mlflow
-def test_what_was_not_compared_is_promoted_with_a_remark(shelf: Path, models: Models) -> None:
+def test_what_was_not_compared_is_promoted_with_a_remark(registry: Path, models: Models) -> None:
     done = models("promote", "v4")
     assert done.code == 0
     assert "Not compared with the model in service, v1" in done.out
@@ -286,8 +286,8 @@ def test_the_first_model_has_nothing_to_be_compared_with(home: Path, models: Mod
 
 
 @without_mlflow
-def test_a_damaged_report_is_told_and_counts_as_none(shelf: Path, models: Models) -> None:
-    (shelf / "reports" / "v2" / "report.json").write_text("{", encoding="utf-8")
+def test_a_damaged_report_is_told_and_counts_as_none(registry: Path, models: Models) -> None:
+    (registry / "reports" / "v2" / "report.json").write_text("{", encoding="utf-8")
     done = models("promote", "v2")
     assert done.code == 0
     assert "cannot read the report" in done.err
@@ -295,61 +295,61 @@ def test_a_damaged_report_is_told_and_counts_as_none(shelf: Path, models: Models
 
 
 @without_mlflow
-def test_promoting_the_champion_says_so(shelf: Path, models: Models) -> None:
+def test_promoting_the_champion_says_so(registry: Path, models: Models) -> None:
     done = models("promote", "v1")
     assert done.code == 0
     assert "is the champion already" in done.out
-    assert len(read_history(shelf / "models")) == 1
+    assert len(read_history(registry / "models")) == 1
 
 
 @without_mlflow
-def test_a_changed_model_is_not_promoted(shelf: Path, models: Models) -> None:
-    (shelf / "models" / "v3" / "weights").write_text("other", encoding="utf-8")
+def test_a_changed_model_is_not_promoted(registry: Path, models: Models) -> None:
+    (registry / "models" / "v3" / "weights").write_text("other", encoding="utf-8")
     done = models("promote", "v3", "--force")
     assert done.code == 1
     assert "changed after training" in done.err
-    assert champion_folder(shelf / "models").name == "v1"
+    assert champion_folder(registry / "models").name == "v1"
 
 
 # --- rollback, challenge ----------------------------------------------------------------------------------------------
 
 
 @without_mlflow
-def test_rollback(shelf: Path, models: Models) -> None:
+def test_rollback(registry: Path, models: Models) -> None:
     for version in ("v3", "v4"):
         models("promote", version)
-    (shelf / "models" / "v3" / "weights").unlink()
+    (registry / "models" / "v3" / "weights").unlink()
     done = models("rollback", "--why", "too many alarms")
     assert done.code == 0
     assert "Back from v4 to cxr v1" in done.out
     assert "skipped v3: " in done.err
-    assert read_history(shelf / "models")[-1].why == "too many alarms"
+    assert read_history(registry / "models")[-1].why == "too many alarms"
     done = models("rollback", "--json")
     assert (done.code, done.out) == (1, "")
     assert "no champion before v1" in done.err
 
 
 @without_mlflow
-def test_rollback_as_json(shelf: Path, models: Models) -> None:
+def test_rollback_as_json(registry: Path, models: Models) -> None:
     models("promote", "v4")
     assert models("rollback", "--json").json == {"version": "v1", "before": "v4", "skipped": {}, "mirrored": False}
 
 
 @without_mlflow
-def test_challenge_and_promote_the_challenger(shelf: Path, models: Models) -> None:
+def test_challenge_and_promote_the_challenger(registry: Path, models: Models) -> None:
     assert "cxr v3 is the challenger" in models("challenge", "v3").out
     assert models("show", "challenger", "--json").json["version"] == "v3"
     assert models("promote", "challenger").code == 0
-    assert read_aliases(shelf / "models") == {"champion": "v3"}
+    assert read_aliases(registry / "models") == {"champion": "v3"}
     assert models("challenge", "v3").code == 1
     assert models("challenge", "v4", "--json").json == {"version": "v4", "before": None, "mirrored": False}
     assert "v4 is the challenger no more" in models("challenge", "--none").out
     assert "There was no challenger" in models("challenge", "--none").out
-    assert read_aliases(shelf / "models") == {"champion": "v3"}
+    assert read_aliases(registry / "models") == {"champion": "v3"}
 
 
 @pytest.mark.parametrize("words", [(), ("v1", "--none")])
-def test_challenge_wants_one_of_two(shelf: Path, models: Models, words: tuple[str, ...]) -> None:
+def test_challenge_wants_one_of_two(registry: Path, models: Models, words: tuple[str, ...]) -> None:
     assert models("challenge", *words).code == 2
 
 
@@ -408,7 +408,7 @@ def test_shadow_says_in_a_line_what_is_missing(home: Path, models: Models) -> No
 
 
 @without_mlflow
-def test_without_mlflow_promotion_works_and_one_line_says_what_is_missing(shelf: Path, models: Models) -> None:
+def test_without_mlflow_promotion_works_and_one_line_says_what_is_missing(registry: Path, models: Models) -> None:
     done = models("promote", "v4")
     assert done.code == 0
     [line] = [line for line in done.err.splitlines() if "MLflow" in line and "telling" not in line]
@@ -417,29 +417,31 @@ def test_without_mlflow_promotion_works_and_one_line_says_what_is_missing(shelf:
     assert models("sync").code == 1
 
 
-def test_mlflow_is_left_alone_where_nobody_wants_to_wait(shelf: Path, models: Models) -> None:
+def test_mlflow_is_left_alone_where_nobody_wants_to_wait(registry: Path, models: Models) -> None:
     for words in (("challenge", "v4"), ("promote", "v4"), ("rollback",)):
         done = models(*words, "--no-mirror", "--json")
         assert (done.code, done.json["mirrored"], done.err) == (0, False, "")
-    assert not (shelf / "mlflow.db").exists()
+    assert not (registry / "mlflow.db").exists()
 
 
 @needs_mlflow
-def test_a_server_that_is_away_stops_no_promotion(shelf: Path, models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_away_stops_no_promotion(
+    registry: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XRAY_TRACKING__URI", "http://127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     done = models("promote", "v4", "--json")
     assert (done.code, done.json["promoted"], done.json["mirrored"]) == (0, True, False)
     assert "xray models sync" in done.err
-    assert champion_folder(shelf / "models").name == "v4"
+    assert champion_folder(registry / "models").name == "v4"
 
 
 @needs_mlflow
-def test_mlflow_follows(shelf: Path, models: Models, caplog: pytest.LogCaptureFixture) -> None:
+def test_mlflow_follows(registry: Path, models: Models, caplog: pytest.LogCaptureFixture) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415  part of the tracking extra only
 
     uri = load_settings().tracking_uri
-    assert uri == f"sqlite:///{shelf / 'mlflow.db'}"
+    assert uri == f"sqlite:///{registry / 'mlflow.db'}"
     with caplog.at_level(logging.WARNING):
         assert models("promote", "v3", "--json").json["mirrored"] is True
     assert caplog.text == ""
@@ -457,7 +459,7 @@ def test_mlflow_follows(shelf: Path, models: Models, caplog: pytest.LogCaptureFi
     models("challenge", "--none")
     assert aliases() == {"champion": "v1"}
     # What was done while MLflow was away: v2 was never registered, and the alias moved.
-    promote(shelf / "models", "v2")
+    promote(registry / "models", "v2")
     done = models("sync", "--json")
     assert done.code == 0
     assert done.json["aliases"] == {"champion": "v2"}

@@ -12,7 +12,7 @@ from schemas.errors import DatasetError
 from schemas.modelcard import ModelCard
 from schemas.registry import champion_folder, promote, read_aliases
 from streaming.settings import StreamSettings, load_settings
-from tests.shelf import add_model, evaluate
+from tests.savedmodels import add_model, evaluate
 from training.data.dataset import Dataset
 from training.evidence.probes import Verdict
 from xray import console

@@ -14,7 +14,7 @@ from schemas.errors import CorruptImageError, Reason
 from sparkdl.image import imageIO
 from sparkdl.image.pixels import resize_pixels
 from sparkdl.image.row import IMAGE_DDL
-from tests import specimens
+from tests import testimages
 
 pytestmark = pytest.mark.spark
 
@@ -52,12 +52,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("gray", "bgr", "bgra"):
         pixels = PIXELS[name]
         rgb = pixels[..., 0] if name == "gray" else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
-        (folder / f"a {name}.png").write_bytes(specimens.png(rgb))
+        (folder / f"a {name}.png").write_bytes(testimages.png(rgb))
     (folder / "text.png").write_text("no image")
     (folder / "empty 100%20.png").write_bytes(b"")
-    (folder / "deep.png").write_bytes(specimens.png(specimens.twelve_bit_pixels()))
+    (folder / "deep.png").write_bytes(testimages.png(testimages.twelve_bit_pixels()))
     (folder / "sub").mkdir()
-    (folder / "sub" / "below.png").write_bytes(specimens.png())
+    (folder / "sub" / "below.png").write_bytes(testimages.png())
     return folder
 
 

@@ -20,7 +20,7 @@ from sparkdl.image.imageIO import imageStructToArray
 from sparkdl.image.row import IMAGE_DDL, row_from_array
 from sparkdl.network.backends import import_keras
 from sparkdl.network.imagenet import decode_predictions
-from tests.specimens import png16
+from tests.testimages import png16
 
 pytestmark = [
     pytest.mark.spark,

@@ -33,7 +33,7 @@ from streaming.kafka.messages import open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings, StreamSettings
 from tests.integration.conftest import Trained
 from tests.integration.streaming.run.test_stream import drain, publish
-from tests.specimens import good_files, png
+from tests.testimages import good_files, png
 from tests.unit.streaming.deadletters.test_deadletters import added_headers
 from xray.cli import app
 

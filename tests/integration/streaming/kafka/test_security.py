@@ -43,8 +43,8 @@ from tests.conftest import free_ports
 from tests.integration.conftest import Trained
 from tests.integration.securebroker import SUPER_USER, SecureBroker
 from tests.integration.streams import running, wait_for_count
-from tests.specimens import dicom_dataset, encapsulated_dicom, gray_pixels, jpeg, write_dicom
 from tests.stored import add_champion, score_images
+from tests.testimages import dicom_dataset, encapsulated_dicom, gray_pixels, jpeg, write_dicom
 from tests.unit.docs.test_docs import names_in, rows_of, section
 from xray.cli import app
 from xray.label import Settled, follow_labels
@@ -263,7 +263,7 @@ def wrong_marked_files() -> dict[str, bytes]:
         "truncated.dcm": whole[:-1000],
         "cut_in_the_name.dcm": whole[: whole.index(marker) + 4],
         "report.dcm": write_dicom(_marked(**syntax)),
-        "syntax.dcm": other.replace(b"Specimen^Synthetic", b"MUSTERMANN^Erika-4"),
+        "syntax.dcm": other.replace(b"Example^Synthetic", b"MUSTERMANN^Erika-4"),
         "no_syntax.dcm": whole.replace(b"1.2.840.10008.1.2.1\0", b"MUSTERMANN.ERIKA.471"),
         "window.dcm": _raw(b"\x28\x00\x50\x10", b"DS", marker, whole),
         "frames.dcm": _raw(b"\x28\x00\x02\x00", b"IS", marker, whole),

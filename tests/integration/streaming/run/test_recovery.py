@@ -24,7 +24,7 @@ from streaming.settings import StreamSettings
 from tests.integration.conftest import Trained
 from tests.integration.streams import drain, outcomes, publish, read_samples, running, wait_for_count, wait_for_sample
 from tests.paths import ROOT
-from tests.specimens import good_files, png
+from tests.testimages import good_files, png
 
 CRASH_MARK = b"ends-its-decoder"  # see crash/sitecustomize.py
 

@@ -26,7 +26,7 @@ from streaming.settings import StreamSettings
 from tests.integration.conftest import Trained
 from tests.integration.consumers import read_topic
 from tests.integration.streams import Headers, drain, outcomes, publish, read_samples, running, wait_for_count
-from tests.specimens import good_files, png, wrong_files
+from tests.testimages import good_files, png, wrong_files
 
 pytestmark = [pytest.mark.kafka, pytest.mark.spark, pytest.mark.delta]
 

@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 from schemas.modelcard import hash_model_folder, read_card
 from schemas.registry import read_aliases
 from streaming.run.models import load_model
-from tests.shelf import evaluate
+from tests.savedmodels import evaluate
 from tests.stored import add_champion, score_images
 from training.data.labelfile import Confirmation
 from training.data.labelstable import record_labels

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shelf import add_model, add_report, evaluate
+from tests.savedmodels import add_model, add_report, evaluate
 from training.lifecycle import tracking
 from training.lifecycle.tracking import mirror_alias, track_run
 

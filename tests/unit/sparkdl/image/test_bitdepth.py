@@ -10,8 +10,8 @@ from PIL import Image
 
 from sparkdl.image import imageIO
 from sparkdl.image.bitdepth import fits_14_bits, keeps_high_bytes
-from tests import specimens
-from tests.specimens import deep_samples, gray_pixels, jpeg, png, png16, rgb_pixels, twelve_bit_pixels
+from tests import testimages
+from tests.testimages import deep_samples, gray_pixels, jpeg, png, png16, rgb_pixels, twelve_bit_pixels
 
 
 def tiff16(samples, *, big=False, planar=False, deflated=False):
@@ -69,7 +69,7 @@ SHALLOW = {
     "PNG, RGB": lambda bits: png16(deep_samples(3, bits=bits)),
     "PNG, RGB, interlaced": lambda bits: png16(deep_samples(3, bits=bits), interlaced=True),
     "PNG, RGB, one colour transparent": lambda bits: png16(
-        deep_samples(3, bits=bits), chunks=specimens.png_chunk(b"tRNS", bytes(6))
+        deep_samples(3, bits=bits), chunks=testimages.png_chunk(b"tRNS", bytes(6))
     ),
     "PNG, RGBA": lambda bits: png16(deep_samples(4, bits=bits)),
     "TIFF, RGB": lambda bits: tiff16(deep_samples(3, bits=bits)),
@@ -112,12 +112,12 @@ def test_planes_that_pillow_reads_as_8_bits_are_looked_at_too():
         pytest.param(png16(deep_samples(1), interlaced=True), id="PNG, 16-bit gray, interlaced"),
         pytest.param(tiff16(deep_samples(1)), id="TIFF, 16-bit gray"),
         pytest.param(tiff16(deep_samples(1), big=True), id="TIFF, 16-bit gray, big endian"),
-        pytest.param(specimens.encode(rgb_pixels(), "TIFF"), id="TIFF of 8 bits"),
-        pytest.param(specimens.encode(gray_pixels(), "SGI"), id="SGI of 8 bits"),
+        pytest.param(testimages.encode(rgb_pixels(), "TIFF"), id="TIFF of 8 bits"),
+        pytest.param(testimages.encode(gray_pixels(), "SGI"), id="SGI of 8 bits"),
         pytest.param(ppm16(deep_samples(3), 4095), id="PPM, which says that white is 4095"),
-        pytest.param(specimens.palette_png(), id="palette"),
+        pytest.param(testimages.palette_png(), id="palette"),
         pytest.param(jpeg(), id="JPEG"),
-        pytest.param(specimens.encode(rgb_pixels(), "BMP"), id="BMP"),
+        pytest.param(testimages.encode(rgb_pixels(), "BMP"), id="BMP"),
     ],
 )
 def test_other_files_lose_nothing(payload):

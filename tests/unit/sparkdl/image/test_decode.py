@@ -17,8 +17,8 @@ from sparkdl.image.decode import decode_image, sniff_media_type
 from sparkdl.image.limits import DecodeLimits
 from sparkdl.image.pixels import resize_pixels
 from sparkdl.image.row import array_from_row
-from tests import specimens
-from tests.specimens import (
+from tests import testimages
+from tests.testimages import (
     HEIGHT,
     WIDTH,
     deep_samples,
@@ -33,7 +33,7 @@ from tests.specimens import (
 )
 
 ORIGIN = "xray.images-3@1024"
-GOOD, WRONG = specimens.good_files(), specimens.wrong_files()
+GOOD, WRONG = testimages.good_files(), testimages.wrong_files()
 COLOUR = {"colour.png", "colour16.png", "rgba.png", "palette.png", "colour.jpg"}
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "dcm": "application/dicom"}
 
@@ -115,7 +115,7 @@ def test_gray_is_exact_and_of_one_channel():
 def test_colour_is_blue_green_red_and_alpha_is_dropped(name):
     pixels = pixels_of(GOOD[name])
     np.testing.assert_array_equal(pixels, rgb_pixels()[..., ::-1])
-    assert pixels[..., 0].max() == 30  # the specimen's blue
+    assert pixels[..., 0].max() == 30  # the example's blue
     assert pixels[..., 2].min() >= 60  # its red
 
 
@@ -165,7 +165,7 @@ def test_16_bits_are_scaled_by_the_depth_that_holds_the_largest(stored, shown):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [None, (24, 20)])
 def test_exif_orientation_is_applied(orientation, size):
-    payload = specimens.rotated_jpeg(orientation)
+    payload = testimages.rotated_jpeg(orientation)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(payload)))
     decoded = decode_image(payload, origin=ORIGIN, size=size)
     assert (decoded.original_height, decoded.original_width) == (upright.height, upright.width)
@@ -246,7 +246,7 @@ def test_16_bit_colours_whose_picture_is_in_the_low_bytes():
 
 
 def test_a_transparent_gray_does_not_cost_the_16_bits_of_gray():
-    transparent = specimens.png_chunk(b"tRNS", b"\0\5")
+    transparent = testimages.png_chunk(b"tRNS", b"\0\5")
     payload = png16(deep_samples(1), chunks=transparent)
     np.testing.assert_array_equal(pixels_of(payload), pixels_of(png(twelve_bit_pixels())))
 
@@ -352,7 +352,7 @@ def test_resizing_keeps_one_gray(level, side):
     [
         pytest.param(png(254 + gray_pixels() % 2), {254, 255}, id="gray"),
         pytest.param(png(65535 - 257 * (twelve_bit_pixels() % 2)), {254, 255}, id="16 bits"),
-        pytest.param(specimens.gray_alpha_png(), set(gray_pixels().flat), id="gray, all transparent"),
+        pytest.param(testimages.gray_alpha_png(), set(gray_pixels().flat), id="gray, all transparent"),
     ],
 )
 def test_two_grays_are_a_picture(payload, shades):
@@ -455,14 +455,14 @@ def test_a_header_of_monstrous_size_is_refused_before_any_work(payload):
         at = monster.index(b"\xff\xc0")
         monster[at + 5 : at + 9] = b"\xff\xff\xff\xff"
     else:
-        monster[8:33] = specimens.png_chunk(b"IHDR", b"\x7f\xff\xff\xff" * 2 + bytes([8, 0, 0, 0, 0]))
+        monster[8:33] = testimages.png_chunk(b"IHDR", b"\x7f\xff\xff\xff" * 2 + bytes([8, 0, 0, 0, 0]))
     assert reason_of(bytes(monster)) == Reason.TOO_MANY_PIXELS
 
 
 def test_an_unknown_payload_is_not_quoted():
     with pytest.raises(RecordError) as failure:
-        decode_image(b"Specimen^Synthetic, born 1950", origin=ORIGIN)
-    assert "Specimen" not in str(failure.value)
+        decode_image(b"Example^Synthetic, born 1950", origin=ORIGIN)
+    assert "Example" not in str(failure.value)
 
 
 @pytest.mark.parametrize("payload", [b"\x89PNG", b"\xff\xd8", b"\0" * 200, b"DICM", bytes(300), b"\x08\0\x05\0"])
@@ -514,7 +514,7 @@ def test_damage_ends_as_an_image_or_a_record_error(name, capfd):
             decoded = decode_image(mutated(GOOD[name], seed), origin=ORIGIN, size=(20, 24) if seed % 3 else None)
         except RecordError as error:
             outcomes.add(error.reason)
-            assert "Specimen" not in str(error)
+            assert "Example" not in str(error)
             assert "SYN-" not in str(error)
         else:
             outcomes.add("image")

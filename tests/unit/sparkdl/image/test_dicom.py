@@ -21,8 +21,8 @@ from sparkdl.image import gdcm as codec
 from sparkdl.image.decode import decode_image
 from sparkdl.image.dicom import looks_like_dicom, render_dicom
 from sparkdl.image.limits import DecodeLimits
-from tests import specimens
-from tests.specimens import big_endian_dicom, dicom, gray_pixels, lookup_table, twelve_bit_pixels
+from tests import testimages
+from tests.testimages import big_endian_dicom, dicom, gray_pixels, lookup_table, twelve_bit_pixels
 
 ORIGIN = "xray.images-3@1024"
 
@@ -226,7 +226,7 @@ def lut_of(bits, *, entries=ENTRIES, **options):
         pytest.param(implicit, {"entries": LITTLE, "count": 4}, id="implicit, OW"),
         pytest.param(big_endian_dicom, {}, id="big endian, US"),
         pytest.param(big_endian_dicom, {"entries": BIG, "count": 4}, id="big endian, OW"),
-        pytest.param(partial(specimens.gdcm_dicom, JPEGLosslessSV1), {}, id="JPEG lossless, US"),
+        pytest.param(partial(testimages.gdcm_dicom, JPEGLosslessSV1), {}, id="JPEG lossless, US"),
     ],
 )
 def test_a_voi_lut_of_other_bits_than_it_says_is_refused(build, options, says):
@@ -337,16 +337,16 @@ def test_different_values_that_are_shown_as_one_gray_are_refused(elements, size)
     [
         pytest.param(dicom(syntax=ImplicitVRLittleEndian, **ABOVE), id="implicit"),
         pytest.param(big_endian_dicom(**ABOVE), id="big endian"),
-        pytest.param(specimens.gdcm_dicom(RLELossless, **ABOVE), id="RLE"),
-        pytest.param(specimens.gdcm_dicom(JPEGLosslessSV1, **ABOVE), id="JPEG lossless"),
-        pytest.param(specimens.gdcm_dicom(JPEGLSLossless, **ABOVE), id="JPEG-LS"),
-        pytest.param(specimens.gdcm_dicom(JPEG2000Lossless, **ABOVE), id="JPEG 2000"),
+        pytest.param(testimages.gdcm_dicom(RLELossless, **ABOVE), id="RLE"),
+        pytest.param(testimages.gdcm_dicom(JPEGLosslessSV1, **ABOVE), id="JPEG lossless"),
+        pytest.param(testimages.gdcm_dicom(JPEGLSLossless, **ABOVE), id="JPEG-LS"),
+        pytest.param(testimages.gdcm_dicom(JPEG2000Lossless, **ABOVE), id="JPEG 2000"),
         pytest.param(dicom(gray_pixels(), bits_stored=8, **ABOVE), id="8 bits"),
         pytest.param(big_endian_dicom(gray_pixels(), bits_stored=8, **ABOVE), id="8 bits, big endian"),
         pytest.param(dicom(twelve_bit_pixels().astype(np.int16) - 2000, bits_stored=16, **ABOVE), id="signed"),
         pytest.param(
-            specimens.encapsulated_dicom(
-                specimens.jpeg(), JPEGBaseline8Bit, gray_pixels(), bits_stored=8, WindowCenter=900, WindowWidth=100
+            testimages.encapsulated_dicom(
+                testimages.jpeg(), JPEGBaseline8Bit, gray_pixels(), bits_stored=8, WindowCenter=900, WindowWidth=100
             ),
             id="JPEG baseline",
         ),
@@ -384,20 +384,20 @@ def test_padding_of_another_gray_does_not_hide_that_the_rest_is_one(elements, si
 
 
 def test_padding_in_the_other_signs_vr_does_not_hide_it_either():
-    signed = specimens.dicom_dataset(padded_pixels(-2000), bits_stored=16, WindowCenter=0, WindowWidth=100)
+    signed = testimages.dicom_dataset(padded_pixels(-2000), bits_stored=16, WindowCenter=0, WindowWidth=100)
     signed.add_new("PixelPaddingValue", "US", 63536)
-    assert fault_of(specimens.write_dicom(signed)).reason == Reason.BLANK_RENDERING
-    unsigned = specimens.dicom_dataset(
+    assert fault_of(testimages.write_dicom(signed)).reason == Reason.BLANK_RENDERING
+    unsigned = testimages.dicom_dataset(
         padded_pixels(63536, np.uint16), bits_stored=16, WindowCenter=50_000, WindowWidth=100
     )
     unsigned.add_new("PixelPaddingValue", "SS", -2000)
-    assert fault_of(specimens.write_dicom(unsigned)).reason == Reason.BLANK_RENDERING
+    assert fault_of(testimages.write_dicom(unsigned)).reason == Reason.BLANK_RENDERING
 
 
 def test_padding_is_not_needed_where_there_is_a_window():
-    dataset = specimens.dicom_dataset(np.array([[0, 2048, 4095]], np.uint16), WindowCenter=2048, WindowWidth=4096)
+    dataset = testimages.dicom_dataset(np.array([[0, 2048, 4095]], np.uint16), WindowCenter=2048, WindowWidth=4096)
     dataset.add_new("PixelPaddingValue", "LO", "none")
-    assert render(specimens.write_dicom(dataset)).tolist() == [[0, 128, 255]]
+    assert render(testimages.write_dicom(dataset)).tolist() == [[0, 128, 255]]
 
 
 def test_nothing_but_padding_of_several_values():
@@ -493,7 +493,7 @@ def test_an_odd_number_of_8_bit_pixels():
 
 
 def reference():
-    """The specimen by its own arithmetic: 12 bits, smallest to largest value present."""
+    """The example by its own arithmetic: 12 bits, smallest to largest value present."""
     pixels = twelve_bit_pixels().astype(float)
     return np.rint(255 * (pixels - pixels.min()) / (pixels.max() - pixels.min()))
 
@@ -504,13 +504,13 @@ def reference():
         pytest.param(dicom(), id="explicit"),
         pytest.param(dicom(syntax=ImplicitVRLittleEndian), id="implicit"),
         pytest.param(big_endian_dicom(), id="big endian"),
-        pytest.param(specimens.bare_dicom(), id="no meta, implicit"),
-        pytest.param(specimens.bare_dicom(implicit=False), id="no meta, explicit"),
-        pytest.param(specimens.dicom_without_preamble(), id="no preamble"),
-        pytest.param(specimens.rle_dicom(), id="RLE"),
-        pytest.param(specimens.gdcm_dicom(JPEGLosslessSV1), id="JPEG lossless"),
-        pytest.param(specimens.gdcm_dicom(JPEGLSLossless), id="JPEG-LS"),
-        pytest.param(specimens.gdcm_dicom(JPEG2000Lossless), id="JPEG 2000 lossless"),
+        pytest.param(testimages.bare_dicom(), id="no meta, implicit"),
+        pytest.param(testimages.bare_dicom(implicit=False), id="no meta, explicit"),
+        pytest.param(testimages.dicom_without_preamble(), id="no preamble"),
+        pytest.param(testimages.rle_dicom(), id="RLE"),
+        pytest.param(testimages.gdcm_dicom(JPEGLosslessSV1), id="JPEG lossless"),
+        pytest.param(testimages.gdcm_dicom(JPEGLSLossless), id="JPEG-LS"),
+        pytest.param(testimages.gdcm_dicom(JPEG2000Lossless), id="JPEG 2000 lossless"),
     ],
 )
 def test_each_lossless_encoding_gives_the_same_pixels(payload):
@@ -521,13 +521,13 @@ def test_each_lossless_encoding_gives_the_same_pixels(payload):
 @pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless])
 def test_compressed_signed_pixels(syntax):
     signed = (twelve_bit_pixels().astype(np.int32) - 2048).astype(np.int16)
-    payload = specimens.gdcm_dicom(syntax, pixels=signed, bits_stored=16)
+    payload = testimages.gdcm_dicom(syntax, pixels=signed, bits_stored=16)
     np.testing.assert_array_equal(render(payload), reference())
 
 
 def test_jpeg_baseline_is_near_its_source():
-    payload = specimens.encapsulated_dicom(
-        specimens.jpeg(), "1.2.840.10008.1.2.4.50", gray_pixels(), bits_stored=8, WindowCenter=128, WindowWidth=256
+    payload = testimages.encapsulated_dicom(
+        testimages.jpeg(), "1.2.840.10008.1.2.4.50", gray_pixels(), bits_stored=8, WindowCenter=128, WindowWidth=256
     )
     assert np.abs(render(payload).astype(int) - gray_pixels()).mean() < 2
 
@@ -535,13 +535,13 @@ def test_jpeg_baseline_is_near_its_source():
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", specimens.wrong_dicom_files())
+@pytest.mark.parametrize("name", testimages.wrong_dicom_files())
 def test_wrong_files_name_their_reason_and_no_patient(name):
-    wrong = specimens.wrong_dicom_files()[name]
+    wrong = testimages.wrong_dicom_files()[name]
     error = fault_of(wrong.payload)
     assert error.reason == wrong.reason
-    assert specimens.PATIENT_NAME not in str(error)
-    assert specimens.PATIENT_ID not in str(error)
+    assert testimages.PATIENT_NAME not in str(error)
+    assert testimages.PATIENT_ID not in str(error)
 
 
 def test_a_value_that_does_not_parse_is_quoted_nowhere():
@@ -555,19 +555,19 @@ def test_a_value_that_does_not_parse_is_quoted_nowhere():
 
 
 def test_pixels_of_the_other_kind_than_the_syntax_says():
-    compressed_as_native = specimens.rle_dicom().replace(b"1.2.840.10008.1.2.5\0", b"1.2.840.10008.1.2.1\0")
+    compressed_as_native = testimages.rle_dicom().replace(b"1.2.840.10008.1.2.5\0", b"1.2.840.10008.1.2.1\0")
     assert fault_of(compressed_as_native).reason == Reason.DICOM_CORRUPT
     native_as_compressed = dicom().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0")
     assert fault_of(native_as_compressed).reason == Reason.DICOM_CORRUPT
 
 
 def test_a_stream_of_another_size_is_named_before_it_is_decompressed():
-    error = fault_of(specimens.dicom_with_other_size_inside())
+    error = fault_of(testimages.dicom_with_other_size_inside())
     assert "compressed pixels are 96x160, expected 48x80" in error.detail
 
 
 def test_a_stream_larger_than_the_cap_is_refused_by_its_own_header():
-    payload = specimens.dicom_with_other_size_inside()
+    payload = testimages.dicom_with_other_size_inside()
     with pytest.raises(RecordError) as failure:
         render_dicom(payload, origin=ORIGIN, limits=DecodeLimits(max_pixels=48 * 80))
     assert failure.value.reason == Reason.TOO_MANY_PIXELS
@@ -576,7 +576,7 @@ def test_a_stream_larger_than_the_cap_is_refused_by_its_own_header():
 @pytest.mark.parametrize("name", ["explicit.dcm", "rle.dcm", "jpeg_baseline.dcm", "jpeg2000.dcm"])
 def test_no_cut_file_passes_for_an_image(name):
     """Up to the last eight bytes: those of a compressed file are a delimiter after the last pixel."""
-    whole = specimens.good_files()[name]
+    whole = testimages.good_files()[name]
     for length in range(140, len(whole) - 8, 37):
         assert fault_of(whole[:length]).reason in (Reason.DICOM_CORRUPT, Reason.DICOM_NO_PIXEL_DATA), length
 
@@ -597,7 +597,7 @@ def decoder():
 
 
 def lossless_frame():
-    payload = specimens.gdcm_dicom(JPEGLosslessSV1)
+    payload = testimages.gdcm_dicom(JPEGLosslessSV1)
     frame = payload[payload.index(b"\xff\xd8") : payload.rindex(b"\xff\xd9") + 2]
     options = {"rows": 48, "columns": 80, "bits_allocated": 16, "bits_stored": 12, "number_of_frames": 1}
     gray = {"samples_per_pixel": 1, "photometric_interpretation": "MONOCHROME2", "pixel_representation": 0}
@@ -617,7 +617,7 @@ def test_a_child_that_dies_or_hangs_is_replaced(decoder, blow):
 
 def test_a_stream_that_makes_gdcm_abort_costs_one_record():
     """A precision of 17 bits ends gdcm 3.2.6's process by abort()."""
-    good = specimens.gdcm_dicom(JPEGLosslessSV1)
+    good = testimages.gdcm_dicom(JPEGLosslessSV1)
     poison = bytearray(good)
     poison[poison.index(b"\xff\xc3") + 4] = 17
     error = fault_of(bytes(poison))

@@ -12,7 +12,7 @@ from pyspark.sql import Row
 from sparkdl.image import imageIO
 from sparkdl.image.pixels import resize_pixels
 from sparkdl.image.row import IMAGE_DDL, array_from_row
-from tests import specimens
+from tests import testimages
 
 HEIGHT, WIDTH = 5, 7
 FIELDS = ["origin", "height", "width", "nChannels", "mode", "data"]
@@ -181,28 +181,28 @@ def test_pillow_and_back(channels):
 def test_decode_gives_the_structs_layout(channels):
     pixels = bgr(channels)
     rgb = pixels[..., 0] if channels == 1 else pixels[..., [2, 1, 0, 3][:channels]]
-    np.testing.assert_array_equal(imageIO.PIL_decode(specimens.png(rgb)), pixels, strict=True)
+    np.testing.assert_array_equal(imageIO.PIL_decode(testimages.png(rgb)), pixels, strict=True)
 
 
 def test_decode_expands_what_pillow_stores_otherwise():
-    palette = Image.open(io.BytesIO(specimens.palette_png()))
+    palette = Image.open(io.BytesIO(testimages.palette_png()))
     wanted = np.asarray(palette.convert("RGB"))[..., ::-1]
-    np.testing.assert_array_equal(imageIO.PIL_decode(specimens.palette_png()), wanted)
+    np.testing.assert_array_equal(imageIO.PIL_decode(testimages.palette_png()), wanted)
     assert len(np.unique(wanted.reshape(-1, 3), axis=0)) > 2
 
-    bilevel = imageIO.PIL_decode(specimens.bilevel_png())
-    assert bilevel.shape == (specimens.HEIGHT, specimens.WIDTH, 1)
+    bilevel = imageIO.PIL_decode(testimages.bilevel_png())
+    assert bilevel.shape == (testimages.HEIGHT, testimages.WIDTH, 1)
     assert set(np.unique(bilevel)) == {0, 255}
 
-    gray_alpha = imageIO.PIL_decode(specimens.gray_alpha_png())
-    assert gray_alpha.shape == (specimens.HEIGHT, specimens.WIDTH, 4)
-    np.testing.assert_array_equal(gray_alpha[..., 0], specimens.gray_pixels())
+    gray_alpha = imageIO.PIL_decode(testimages.gray_alpha_png())
+    assert gray_alpha.shape == (testimages.HEIGHT, testimages.WIDTH, 4)
+    np.testing.assert_array_equal(gray_alpha[..., 0], testimages.gray_pixels())
     assert not gray_alpha[..., 3].any()
 
 
 def test_a_transparent_palette_keeps_its_transparency():
-    image = Image.fromarray(specimens.rgb_pixels()).quantize(8)
-    decoded = imageIO.PIL_decode(specimens.encode(image, "PNG", transparency=0))
+    image = Image.fromarray(testimages.rgb_pixels()).quantize(8)
+    decoded = imageIO.PIL_decode(testimages.encode(image, "PNG", transparency=0))
     transparent = np.asarray(image) == 0
     np.testing.assert_array_equal(decoded[..., 3], np.where(transparent, 0, 255))
 
@@ -213,8 +213,8 @@ def test_a_transparent_palette_keeps_its_transparency():
         b"",
         b"not an image",
         b"\x89PNG\r\n\x1a\n garbage",
-        specimens.png(specimens.rgb_pixels())[:100],
-        specimens.jpeg()[:-100],
+        testimages.png(testimages.rgb_pixels())[:100],
+        testimages.jpeg()[:-100],
         None,
     ],
     ids=["empty", "text", "signature only", "half a PNG", "half a JPEG", "null"],
@@ -226,7 +226,7 @@ def test_decode_of_garbage_is_none(payload):
 
 def test_sixteen_bits_are_refused_not_clipped():
     with pytest.raises(ValueError, match="Pillow's image mode is I;16, expected one of L, RGB, RGBA, P"):
-        imageIO.PIL_decode(specimens.png(specimens.twelve_bit_pixels()))
+        imageIO.PIL_decode(testimages.png(testimages.twelve_bit_pixels()))
 
 
 # --- channels and sizes -----------------------------------------------------------------------------------------------
@@ -326,8 +326,8 @@ def test_a_size_is_two_whole_numbers(size):
 
 
 def test_decode_and_resize_takes_pillows_order():
-    decoded = imageIO.PIL_decode_and_resize([8, 6])(specimens.png(specimens.rgb_pixels()))
-    np.testing.assert_array_equal(decoded, resize_pixels(specimens.rgb_pixels(), (6, 8))[..., ::-1], strict=True)
+    decoded = imageIO.PIL_decode_and_resize([8, 6])(testimages.png(testimages.rgb_pixels()))
+    np.testing.assert_array_equal(decoded, resize_pixels(testimages.rgb_pixels(), (6, 8))[..., ::-1], strict=True)
 
 
 def test_it_imports_neither_decoders_nor_engines():

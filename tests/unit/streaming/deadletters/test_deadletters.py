@@ -25,7 +25,7 @@ from streaming.deadletters.read import (
     split_headers,
 )
 from streaming.deadletters.redrive import _read_mark
-from tests.specimens import png
+from tests.testimages import png
 from xray.cli import _read_moment, _read_place
 
 _WRITTEN_MS = 1_780_000_000_000

@@ -17,7 +17,7 @@ from streaming.run.folders import check_folders
 from streaming.run.models import ChampionWatch
 from streaming.run.supervisor import summarize
 from streaming.settings import KafkaSettings, load_settings
-from tests.specimens import png
+from tests.testimages import png
 
 
 def card(sha256: str) -> ModelCard:

@@ -11,7 +11,7 @@ from schemas.errors import CorruptImageError, Reason
 from sparkdl.image.limits import DecodeLimits
 from streaming.score import decoding
 from streaming.score.decoding import DecodePlan, RecordSizes, decode_batches, decode_record, measure_records
-from tests.specimens import good_files, png
+from tests.testimages import good_files, png
 
 _PLAN = DecodePlan(size=(20, 30), limits=DecodeLimits(), model_sha256="m" * 64)
 

@@ -8,7 +8,7 @@ import pytest
 
 from sparkdl.image.decode import decode_image
 from sparkdl.image.row import ImageRow
-from tests.specimens import png, rgb_pixels, wrong_files
+from tests.testimages import png, rgb_pixels, wrong_files
 from training.features.decoding import decode_files, examine_files
 
 _SIZE = (24, 32)

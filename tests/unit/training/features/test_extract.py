@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.specimens import png, rgb_pixels, wrong_files
+from tests.testimages import png, rgb_pixels, wrong_files
 from training.features.cache import FeatureCache
 from training.features.decoding import examine_files
 from training.features.extract import _FACTS, _FEATURES, accept_rows, digest_files, keep_computed

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import ModelLoadError
-from tests.shelf import add_model, add_report, as_json, evaluate
+from tests.savedmodels import add_model, add_report, as_json, evaluate
 from training.figures.bootstrap import Estimate
 from training.figures.compare import Comparison
 from training.lifecycle.promotion import REPORT_FILE, decide, read_report

@@ -16,7 +16,7 @@ from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from schemas.registry import promote, read_aliases
 from tests.paths import ROOT
-from tests.shelf import as_json, evaluate
+from tests.savedmodels import as_json, evaluate
 from tests.stored import NO_CARD, add_champion, score_images
 from training.data.labelfile import Confirmation
 from training.data.labelstable import record_labels

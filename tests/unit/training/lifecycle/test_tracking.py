@@ -15,7 +15,7 @@ import pytest
 from schemas.errors import DependencyError, JobError
 from schemas.modelcard import CARD_FILE, ModelCard
 from tests.paths import ROOT
-from tests.shelf import add_model, add_report, as_json, evaluate
+from tests.savedmodels import add_model, add_report, as_json, evaluate
 from training.evidence.probes import Verdict
 from training.lifecycle import tracking
 from training.lifecycle.tracking import mirror_alias, show_uri, track_run
@@ -196,7 +196,7 @@ def test_a_store_that_is_none_is_an_error(tmp_path: Path) -> None:
 _QUIET = """
 import logging, sys
 logging.basicConfig(level=logging.WARNING)
-from tests.shelf import add_model
+from tests.savedmodels import add_model
 from training.lifecycle.tracking import track_run
 from pathlib import Path
 home = Path(sys.argv[1])

@@ -44,7 +44,7 @@ from pydicom.uid import (
 from schemas.errors import Reason
 
 HEIGHT, WIDTH = 48, 80
-PATIENT_NAME = "Specimen^Synthetic"  # in every DICOM file, so a test can search for it where it must not be
+PATIENT_NAME = "Example^Synthetic"  # in every DICOM file, so a test can search for it where it must not be
 PATIENT_ID = "SYN-0001"
 
 
