@@ -217,6 +217,9 @@ def stream(
     model: Annotated[
         Path | None, typer.Option(help="Serve this folder and stay with it; by default the promoted model.")
     ] = None,
+    no_archive: Annotated[
+        bool, typer.Option("--no-archive", help="Write no tables; a later stream without this option does.")
+    ] = False,
     accept_loss: Annotated[
         bool,
         typer.Option(
@@ -253,7 +256,7 @@ def stream(
         else:
             out.print(f"[green]Streaming[/] {settings.kafka.images_topic} → {settings.kafka.predictions_topic}")
             out.print(f"Model   {state.card.name} {state.card.version} ({', '.join(state.card.labels)})")
-            out.print(f"Tables  {settings.tables_folder}")
+            out.print(f"Tables  {'not written (--no-archive)' if no_archive else settings.tables_folder}")
             out.print(f"Metrics {state.metrics_url}")
             out.print(f"Logs    {settings.logs_folder / 'spark.log'}")
             out.print(DISCLAIMER if available_now else f"{DISCLAIMER} Ctrl-C ends it in order.")
@@ -267,6 +270,7 @@ def stream(
             settings,
             model_folder=model,
             available_now=available_now,
+            archive=not no_archive,
             accept_loss=accept_loss,
             from_beginning=from_beginning,
             ended=ended,

@@ -65,6 +65,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
     model_folder: Path | None = None,
     spark: SparkSession | None = None,
     available_now: bool = False,
+    archive: bool = True,
     accept_loss: bool = False,
     from_beginning: bool = False,
     ended: threading.Event | None = None,
@@ -85,6 +86,8 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
         A session of `open_session` that goes on afterwards; one is started and ended when absent.
     available_now : bool
         Score and archive what is there, then return.
+    archive : bool
+        Write the tables too; without it the next stream that does writes what is missing.
     accept_loss : bool
         Go on behind records that retention removed before they were read, and in a topic that was made anew.
     from_beginning : bool
@@ -133,13 +136,14 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
             skip_lost=any(loss.query == "score" for loss in losses),
             available_now=available_now,
         )
-        archiver = _keep_archive(spark, settings, losses, available_now=available_now)
+        archiver = _keep_archive(spark, settings, losses, available_now=available_now) if archive else None
         state = StreamState(metrics_url, card)
         if available_now:
             on_ready(state)
             # SCORE first: ARCHIVE reads what it writes.
             _drain(scorer, ended)
-            _drain(archiver, ended)
+            if archiver:
+                _drain(archiver, ended)
         else:
             _serve(scorer, archiver, settings, metrics, ended, lambda: on_ready(state))
 
@@ -216,14 +220,15 @@ def _drain(query: Scorer | Keeper, ended: threading.Event) -> None:
 
 def _serve(
     scorer: Scorer,
-    archiver: Keeper,
+    archiver: Keeper | None,
     settings: StreamSettings,
     metrics: StreamMetrics,
     ended: threading.Event,
     on_ready: Callable[[], None],
 ) -> None:
     with ExitStack() as stack:  # ended in the order against this one: no new canary, then SCORE, then ARCHIVE
-        stack.push(_stopping(archiver.stop))
+        if archiver:
+            stack.push(_stopping(archiver.stop))
         stack.push(_stopping(scorer.stop))
         scorer.begin()
         watch = TopicWatch(settings, QUERIES)
@@ -240,14 +245,16 @@ def _serve(
             scorer.tend()
             if ended.wait(_POLL_S):
                 return
-        archiver.begin()
+        if archiver:
+            archiver.begin()
         auditor = Auditor(settings, metrics)
         stack.callback(auditor.stop)
         auditor.start()
         while not ended.wait(_POLL_S):
             watch.check()
             scorer.tend()
-            archiver.tend()
+            if archiver:
+                archiver.tend()
             readiness.look()
 
 

@@ -31,7 +31,13 @@ def publish(settings: StreamSettings, messages: dict[str, tuple[bytes | None, He
 
 
 def drain(spark: SparkSession, settings: StreamSettings, trained: Trained, **options: bool) -> None:
+    """Score and archive what is there."""
     run_stream(settings, model_folder=trained.folder, spark=spark, available_now=True, **options)
+
+
+def score(spark: SparkSession, settings: StreamSettings, trained: Trained, **options: bool) -> None:
+    """Score what is there; the tables, which take most of a drain's time, are not what is tested."""
+    drain(spark, settings, trained, archive=False, **options)
 
 
 def environment(settings: StreamSettings) -> dict[str, str]:
@@ -63,15 +69,19 @@ class StreamThread:
 
 
 @contextmanager
-def running(spark: SparkSession, settings: StreamSettings, trained: Trained | None) -> Iterator[StreamState]:
+def running(
+    spark: SparkSession, settings: StreamSettings, trained: Trained | None, *, archive: bool = True
+) -> Iterator[StreamState]:
     """Run the stream while the body runs, with a model or the promoted one; end it in order, raise what it raised."""
-    with starting(spark, settings, trained) as stream:
+    with starting(spark, settings, trained, archive=archive) as stream:
         yield stream.states[0]
     assert not stream.errors, stream.errors
 
 
 @contextmanager
-def starting(spark: SparkSession, settings: StreamSettings, trained: Trained | None) -> Iterator[StreamThread]:
+def starting(
+    spark: SparkSession, settings: StreamSettings, trained: Trained | None, *, archive: bool = True
+) -> Iterator[StreamThread]:
     """Run the stream while the body runs, or until it ends by itself; its errors are the body's to look at."""
     ended, ready = threading.Event(), threading.Event()
     states: list[StreamState] = []
@@ -84,7 +94,7 @@ def starting(spark: SparkSession, settings: StreamSettings, trained: Trained | N
     def run() -> None:
         try:
             folder = trained.folder if trained else None
-            run_stream(settings, model_folder=folder, spark=spark, ended=ended, on_ready=on_ready)
+            run_stream(settings, model_folder=folder, spark=spark, archive=archive, ended=ended, on_ready=on_ready)
         except BaseException as exc:
             errors.append(exc)
         finally:

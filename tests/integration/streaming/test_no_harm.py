@@ -44,7 +44,7 @@ from streaming.kafka.topics import create_topics, wanted_topics
 from streaming.settings import StreamSettings
 from tests.integration.conftest import Trained
 from tests.integration.consumers import Record
-from tests.integration.streams import Headers, drain, environment, outcomes, publish, running, starting
+from tests.integration.streams import Headers, drain, environment, outcomes, publish, running, score, starting
 from tests.paths import FIXTURES
 from tests.stored import NO_CARD, add_champion
 from tests.testimages import gray_pixels, png
@@ -154,7 +154,7 @@ def test_1_what_was_small_only_while_compressed_stops_nothing(
     assert failed == [None, None]
     publish(settings, named(3))
 
-    drain(spark, settings, model)
+    score(spark, settings, model)
 
     predictions, dead_letters = outcomes(settings)
     assert len(predictions) == 3
@@ -231,17 +231,17 @@ def test_2_a_topic_made_anew_is_refused_and_its_images_are_scored_once_that_is_a
     spark: SparkSession, settings: StreamSettings, model: Trained, count: int
 ) -> None:
     publish(settings, named(10, "old"))
-    drain(spark, settings, model)
+    score(spark, settings, model)
     make_anew(settings, settings.kafka.images_topic)
     publish(settings, named(count, "new"))
 
     for _ in range(2):  # a supervisor starts it again and again
         with pytest.raises(DataLossError, match=r"of another topic of that name .*--accept-loss"):
-            drain(spark, settings, model)
+            score(spark, settings, model)
     with pytest.raises(DataLossError, match="of another topic of that name"):
         audit_stream(settings)
 
-    drain(spark, settings, model, accept_loss=True)
+    score(spark, settings, model, accept_loss=True)
 
     predictions, _ = outcomes(settings)
     keys = [r.key.decode() for r in predictions if r.key]
@@ -250,7 +250,7 @@ def test_2_a_topic_made_anew_is_refused_and_its_images_are_scored_once_that_is_a
     assert account.balanced
     assert (account.consumed, account.pending, account.total("repeated")) == (count, 0, 0)
     assert [path.name for path in settings.checkpoints_folder.glob("score.2*")] != []
-    drain(spark, settings, model)  # and from then on as always
+    score(spark, settings, model)  # and from then on as always
     assert len(outcomes(settings)[0]) == 10 + count
 
 
@@ -258,7 +258,7 @@ def test_2_an_outcome_of_the_old_topic_is_no_answer_to_an_image_of_the_new_one(
     spark: SparkSession, settings: StreamSettings, model: Trained
 ) -> None:
     publish(settings, named(6, "old"))
-    drain(spark, settings, model)
+    score(spark, settings, model)
     make_anew(settings, settings.kafka.images_topic)
     publish(settings, named(6, "new"))
     (settings.checkpoints_folder / "score" / IDS_FILE).unlink()  # as a checkpoint of the former release
@@ -284,7 +284,7 @@ def test_2_a_checkpoint_of_the_former_release_goes_on(
     producer.flush()
     publish(settings, named(3, "later"))
 
-    drain(spark, settings, model)
+    score(spark, settings, model)
 
     assert {r.key for r in outcomes(settings)[0]} == {name.encode() for name in named(3, "later")}
     noted = json.loads((checkpoint / IDS_FILE).read_text())
@@ -294,11 +294,11 @@ def test_2_a_checkpoint_of_the_former_release_goes_on(
 
 def test_2_another_cluster_is_refused(spark: SparkSession, settings: StreamSettings, model: Trained) -> None:
     publish(settings, named(1))
-    drain(spark, settings, model)
+    score(spark, settings, model)
     path = settings.checkpoints_folder / "score" / IDS_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"cluster": "another"}))
     with pytest.raises(DataLossError, match="XRAY_KAFKA__BOOTSTRAP_SERVERS"):
-        drain(spark, settings, model)
+        score(spark, settings, model)
 
 
 def test_2_outcomes_made_anew_are_refused_and_then_archived(
@@ -336,7 +336,7 @@ def test_2_a_topic_that_lost_its_end_is_scored_again_only_when_asked(
 ) -> None:
     """As after an unclean election: the same topic, by its id, ends before the checkpoint's place."""
     publish(settings, named(5))
-    drain(spark, settings, model)
+    score(spark, settings, model)
     offsets = settings.checkpoints_folder / "score" / "offsets"
     last = max((path for path in offsets.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     *head, places = last.read_text().splitlines()
@@ -346,11 +346,11 @@ def test_2_a_topic_that_lost_its_end_is_scored_again_only_when_asked(
     (offsets / f".{last.name}.crc").unlink()
 
     with pytest.raises(DataLossError, match=r"partition \d offsets \d+-\d+.*ahead of the topic's end.*--accept-loss"):
-        drain(spark, settings, model)
+        score(spark, settings, model)
     with pytest.raises(RepetitionError, match="5 images"):
-        drain(spark, settings, model, accept_loss=True)
+        score(spark, settings, model, accept_loss=True)
     assert len(outcomes(settings)[0]) == 5
-    drain(spark, settings, model, from_beginning=True)
+    score(spark, settings, model, from_beginning=True)
     assert len(outcomes(settings)[0]) == 10
 
 
@@ -359,10 +359,10 @@ def test_2_a_redrive_tells_a_record_of_the_former_topic_from_one_of_this(
 ) -> None:
     everything = Selection()
     publish(settings, {"same place": (b"no image", [])})
-    drain(spark, settings, model)
+    score(spark, settings, model)
     make_anew(settings, settings.kafka.images_topic)
     publish(settings, {"same place": (b"no image either", [])})
-    drain(spark, settings, model, accept_loss=True)
+    score(spark, settings, model, accept_loss=True)
 
     def plan() -> RedrivePlan:
         return plan_redrive(settings.kafka, everything, max_payload_bytes=1000)
@@ -381,7 +381,7 @@ def test_2_a_running_stream_ends_when_its_topic_is_made_anew(
     spark: SparkSession, settings: StreamSettings, model: Trained
 ) -> None:
     publish(settings, named(5, "old"))
-    with starting(spark, settings, model) as stream:
+    with starting(spark, settings, model, archive=False) as stream:
         make_anew(settings, settings.kafka.images_topic)
         publish(settings, named(30, "new"))
         stream.thread.join(120)
@@ -408,7 +408,7 @@ def test_2_images_of_an_aborted_transaction_are_not_scored(
         producer.flush()
         finish()
 
-    drain(spark, settings, model)
+    score(spark, settings, model)
 
     predictions, dead_letters = outcomes(settings)
     wanted = [f"{name}-{i}" for name in ("kept", "kept-too") for i in range(3)]
@@ -506,7 +506,7 @@ def test_5_a_row_without_features_is_a_dead_letter_with_its_bytes(
     # An image's fault is no reason to give up, however soon that is to be done for the machinery's.
     settings = settings.model_copy(update={"retry": settings.retry.model_copy(update={"give_up_s": 0.0})})
 
-    with running(spark, settings, overflowing):
+    with running(spark, settings, overflowing, archive=False):
         await_outcomes(settings, lambda predictions, dead: len(predictions) >= 4 and len(dead) >= 5)
         publish(settings, {"dark-later": (dark, device)})
         await_outcomes(settings, lambda predictions, dead: len(predictions) >= 5)
@@ -554,7 +554,7 @@ def test_9_an_audit_from_a_wrong_state_folder_is_no_all_clear(
     spark: SparkSession, settings: StreamSettings, model: Trained
 ) -> None:
     publish(settings, named(3))
-    drain(spark, settings, model)
+    score(spark, settings, model)
     assert audit_stream(settings).balanced
     with pytest.raises(NoCheckpointError, match=r"no checkpoint in .*mistyped.*XRAY_HOME"):
         audit_stream(elsewhere(settings))
@@ -569,34 +569,34 @@ def test_9_a_stream_without_a_checkpoint_scores_nothing_again_unasked(
 ) -> None:
     publish(settings, named(5))
     publish(settings, {"wrong": (b"no image", [])})
-    drain(spark, settings, model)
+    score(spark, settings, model)
     publish(settings, named(2, "later"))
     other = elsewhere(settings)
 
     with pytest.raises(RepetitionError, match=r"6 images of .* have an outcome already .*--from-beginning"):
-        drain(spark, other, model)
+        score(spark, other, model)
     assert [len(found) for found in outcomes(settings)] == [5, 1]
 
-    drain(spark, other, model, from_beginning=True)
+    score(spark, other, model, from_beginning=True)
     assert [len(found) for found in outcomes(settings)] == [12, 2]
     account = audit_stream(other)
     assert account.balanced
     assert (account.total("repeated"), account.total("repeated_under_another_id")) == (6, 0)
     # A checkpoint is there now: nothing is asked any more.
-    drain(spark, other, model)
+    score(spark, other, model)
 
 
 def test_9_repetitions_under_another_id_are_told_apart(
     spark: SparkSession, settings: StreamSettings, model: Trained
 ) -> None:
     publish(settings, named(4))
-    drain(spark, settings, model)
+    score(spark, settings, model)
     other = add_champion(settings.home, "another")
     folder = settings.models_folder / other.version
     (folder / "note").write_text("another model, by its hash")
     write_card(folder, replace(other, sha256=hash_model_folder(folder)))
     shutil.rmtree(settings.checkpoints_folder)
-    drain(spark, settings, Trained(folder, other, Path()), from_beginning=True)
+    score(spark, settings, Trained(folder, other, Path()), from_beginning=True)
     account = audit_stream(settings)
     assert account.balanced
     assert (account.total("repeated"), account.total("repeated_under_another_id")) == (4, 4)
@@ -606,7 +606,7 @@ def test_9_beginning_with_what_comes_next_repeats_nothing(
     spark: SparkSession, settings: StreamSettings, model: Trained
 ) -> None:
     publish(settings, named(2))
-    drain(spark, settings, model)
+    score(spark, settings, model)
     latest = settings.score.model_copy(update={"starting_offsets": "latest"})
-    drain(spark, elsewhere(settings).model_copy(update={"score": latest}), model)
+    score(spark, elsewhere(settings).model_copy(update={"score": latest}), model)
     assert len(outcomes(settings)[0]) == 2

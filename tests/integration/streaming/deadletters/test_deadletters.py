@@ -32,7 +32,7 @@ from streaming.deadletters.redrive import RedriveReport, Skip, plan_redrive, red
 from streaming.kafka.messages import open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings, StreamSettings
 from tests.integration.conftest import Trained
-from tests.integration.streaming.run.test_stream import drain, publish
+from tests.integration.streams import drain, publish, score
 from tests.testimages import good_files, png
 from tests.unit.streaming.deadletters.test_deadletters import added_headers
 from xray.cli import app
@@ -359,7 +359,7 @@ def test_a_redriven_image_is_one_prediction_and_the_account_balances(
     foreign = [("x-site", b"\xff\x00"), ("__connect.errors.topic", b"failed elsewhere before")]
     small = settings.model_copy(update={"score": settings.score.model_copy(update={"max_payload_bytes": 1024})})
     publish(small, {"named": (payload, named), "plain": (payload, foreign), "tomb": (None, []), "good": (png(), [])})
-    drain(spark, small, trained)
+    score(spark, small, trained)
 
     letters = {message.key(): message for message in read_all(kafka, kafka.deadletters_topic)}
     assert set(letters) == {b"named", b"plain", b"tomb"}
@@ -380,7 +380,7 @@ def test_a_redriven_image_is_one_prediction_and_the_account_balances(
     for message in read_all(kafka, kafka.images_topic):
         headers = {k: v.decode(errors="replace") for k, v in message.headers() or ()}
         jsonschema.validate(headers, load_schema("image_headers"))
-    drain(spark, settings, trained)
+    score(spark, settings, trained)
 
     predictions = read_all(kafka, kafka.predictions_topic)
     assert sorted(message.key() for message in predictions) == [b"good", b"named", b"plain"]

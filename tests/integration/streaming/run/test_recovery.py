@@ -22,7 +22,16 @@ from streaming.kafka.topics import create_topics
 from streaming.run.service import StreamState, run_stream
 from streaming.settings import StreamSettings
 from tests.integration.conftest import Trained
-from tests.integration.streams import drain, outcomes, publish, read_samples, running, wait_for_count, wait_for_sample
+from tests.integration.streams import (
+    drain,
+    outcomes,
+    publish,
+    read_samples,
+    running,
+    score,
+    wait_for_count,
+    wait_for_sample,
+)
 from tests.paths import ROOT
 from tests.testimages import good_files, png
 
@@ -91,7 +100,7 @@ def test_a_lost_worker_costs_neither_the_stream_nor_an_image(
     spark: SparkSession, settings: StreamSettings, trained: Trained
 ) -> None:
     few = settings.model_copy(update={"score": settings.score.model_copy(update={"max_images_per_batch": 30})})
-    with running(spark, few, trained) as state:
+    with running(spark, few, trained, archive=False) as state:
         publish_images(few, 150)
         wait_for_count(state.metrics_url, 30)
         # One that is idle is replaced without a word: kill until one was at work.
@@ -153,7 +162,7 @@ def test_an_image_that_crashes_its_decoder_becomes_a_dead_letter_and_its_batch_i
     publish(settings, {"crash": (crashing_image, [("ce_id", b"c"), ("ce_source", b"/t"), ("x-site", b"1")])})
     publish_images(settings, 12, "more")
 
-    drain(spark, settings, trained)
+    score(spark, settings, trained)
 
     predictions, dead_letters = outcomes(settings)
     assert len(predictions) == 24
@@ -175,7 +184,7 @@ def test_a_promoted_model_serves_from_the_next_batch_on_and_a_broken_one_never(
     network.write_bytes(network.read_bytes()[:-1])
     promote(settings.models_folder, "one")
 
-    with running(spark, settings, None) as state:
+    with running(spark, settings, None, archive=False) as state:
         publish_images(settings, 3, "first")
         wait_for_count(state.metrics_url, 3)
         started = time.monotonic()
@@ -224,7 +233,7 @@ def test_images_that_retention_removed_unread_stop_the_start_and_are_named(
     spark: SparkSession, settings: StreamSettings, trained: Trained
 ) -> None:
     publish_images(settings, 8)
-    drain(spark, settings, trained)
+    score(spark, settings, trained)
     publish_images(settings, 8, "lost")
     delete_all_records(settings, settings.kafka.images_topic)
 
@@ -244,11 +253,11 @@ def test_canaries_that_are_gone_are_nobodys_loss(
 ) -> None:
     canary = settings.kafka.model_copy(update={"images_topic": settings.kafka.canary_topic})
     publish(settings.model_copy(update={"kafka": canary}), {"one": (png(), [])})
-    drain(spark, settings, trained)
+    score(spark, settings, trained)
     publish(settings.model_copy(update={"kafka": canary}), {"two": (png(), [])})
     delete_all_records(settings, settings.kafka.canary_topic)
     publish_images(settings, 2)
-    drain(spark, settings, trained)
+    score(spark, settings, trained)
     predictions, _ = outcomes(settings)
     assert len(predictions) == 2
 
@@ -312,7 +321,7 @@ def test_large_images_make_small_batches(spark: SparkSession, settings: StreamSe
     score = settings.score.model_copy(update={"max_images_per_batch": 8, "max_batch_bytes": 1_000_000})
     small = settings.model_copy(update={"score": score})
     large = png() + bytes(400_000)
-    with running(spark, small, trained) as state:
+    with running(spark, small, trained, archive=False) as state:
         publish(small, {f"large-{i}": (large, [("ce_id", b"%d" % i), ("ce_source", b"/t")]) for i in range(20)})
         wait_for_count(state.metrics_url, 20)
     offsets = settings.checkpoints_folder / "score" / "offsets"
@@ -327,7 +336,7 @@ def test_large_images_make_small_batches(spark: SparkSession, settings: StreamSe
 def test_a_running_stream_audits_itself(spark: SparkSession, settings: StreamSettings, trained: Trained) -> None:
     audit = settings.audit.model_copy(update={"interval_s": 0.5})
     audited = settings.model_copy(update={"audit": audit})
-    with running(spark, audited, trained) as state:
+    with running(spark, audited, trained, archive=False) as state:
         publish_images(settings, 3)
         wait_for_count(state.metrics_url, 3)
         begun = datetime.now(UTC).timestamp()

@@ -25,7 +25,7 @@ from streaming.score.query import featurizer_of
 from streaming.settings import StreamSettings
 from tests.integration.conftest import Trained
 from tests.integration.consumers import read_topic
-from tests.integration.streams import Headers, drain, outcomes, publish, read_samples, running, wait_for_count
+from tests.integration.streams import Headers, drain, outcomes, publish, read_samples, running, score, wait_for_count
 from tests.testimages import good_files, png, wrong_files
 
 pytestmark = [pytest.mark.kafka, pytest.mark.spark, pytest.mark.delta]
@@ -97,7 +97,7 @@ def test_streamed_predictions_equal_the_saved_model_applied_offline(
 ) -> None:
     files = find_files([str(trained.manifest.parent)])
     assert publish_files(files, settings.kafka).failed == {}
-    drain(spark, settings, trained)
+    score(spark, settings, trained)
     predictions, _ = outcomes(settings)
     streamed = {json.loads(r.value)["image"]["sha256"]: json.loads(r.value) for r in predictions}
 
@@ -163,7 +163,7 @@ def test_live_stream_answers_counts_and_ends_in_order(
 ) -> None:
     count = 60
     payload = good_files()["gray.png"]
-    with running(spark, settings, trained) as state:
+    with running(spark, settings, trained, archive=False) as state:
         watched = watch_predictions(settings.kafka, timeout_s=60)
         next(watched)
         publish(settings, {f"image-{i}": (payload, [("ce_id", b"%d" % i), ("ce_source", b"/t")]) for i in range(count)})
@@ -185,7 +185,7 @@ def test_live_stream_answers_counts_and_ends_in_order(
     assert samples["xray_query_up|query=score"] == 1
     assert samples["xray_canary_seconds_count"] >= 1
 
-    drain(spark, settings, trained)
+    score(spark, settings, trained)
     account = audit_stream(settings)
     assert account.balanced
     assert account.total("predicted") == 2 * count
@@ -195,7 +195,7 @@ def test_live_stream_answers_counts_and_ends_in_order(
 def test_a_second_stream_on_the_same_checkpoints_is_refused(
     spark: SparkSession, settings: StreamSettings, trained: Trained
 ) -> None:
-    with running(spark, settings, trained), pytest.raises(SettingsError, match="another stream runs"):
+    with running(spark, settings, trained, archive=False), pytest.raises(SettingsError, match="another stream runs"):
         run_stream(settings, model_folder=trained.folder, spark=spark, available_now=True)
 
 
