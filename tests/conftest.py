@@ -2,17 +2,37 @@
 
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 
 from schemas.errors import DependencyError
+from schemas.modelcard import ModelCard
 from sparkdl.spark.java import find_java
 from streaming.kafka.topics import create_topics
 from streaming.run.service import open_session
 from streaming.settings import StreamSettings, load_settings
+from tests.paths import ROOT
+from training.data.dataset import read_dataset
+from training.model.fit import train_model
 from xray.broker import LocalBroker
+from xray.phantom import write_folder
+
+_GROUPS = {"integration": "services", "e2e": "commands", "chaos": "commands"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share a run: what uses this process's Spark session and broker, and what starts its own.
+
+    Each group stays in one process, in order; unit tests fill the gaps. It matters with ``--dist loadgroup`` alone.
+    """
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if group := _GROUPS.get(folder):
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def free_ports() -> int:
@@ -72,3 +92,23 @@ def spark(base_settings: StreamSettings) -> Iterator[SparkSession]:
     session = open_session(base_settings)
     yield session
     session.stop()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A small model and the images it was trained on."""
+
+    folder: Path
+    card: ModelCard
+    manifest: Path
+
+
+@pytest.fixture(scope="session")
+def trained(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """EfficientNetLite0 and logistic regression on two dozen phantoms."""
+    if find_spec("keras") is None:  # found, not imported: importing it alone would choose another backend
+        pytest.skip("training needs the train extra: pip install 'xray-stream[train]'")
+    folder = tmp_path_factory.mktemp("trained")
+    manifest = write_folder(folder / "images", 24, seed=11)
+    result = train_model(lambda: spark, read_dataset(manifest), out=folder / "models")
+    return Trained(result.folder, result.card, manifest)

@@ -1,13 +1,18 @@
-"""Fixtures of the kill matrix: one broker and two trained models for all of it."""
+"""Fixtures of the tests that kill: a broker of their own, and streams on it."""
 
 import os
+import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.scene import Site, open_site
+from benchmarks.chaos.scene import Scene, Site
+from schemas.modelcard import hash_model_folder, write_card
+from streaming.settings import load_settings
+from tests.conftest import Trained, free_ports
+from xray.broker import LocalBroker
 
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
 
@@ -20,11 +25,31 @@ def seed() -> int:
 
 
 @pytest.fixture(scope="session")
-def site(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A running broker and two models."""
-    if find_spec("keras") is None:  # found, not imported: importing it alone would choose another backend
-        pytest.skip("training needs the train extra: pip install 'xray-stream[train]'")
+def site(jars: Path, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A running broker, and the model of this run twice: by its hash and version the second one is another."""
     if not Path("/proc/self/stat").is_file():
         pytest.skip("processes are found through /proc, which this system does not have")
-    with open_site(tmp_path_factory.mktemp("chaos"), jars) as site:
-        yield site
+    folder = tmp_path_factory.mktemp("chaos")
+    settings = load_settings(home=folder / "site", jars=jars, kafka={"bootstrap_servers": f"127.0.0.1:{free_ports()}"})
+    models = (add_version(folder, trained, "first"), add_version(folder, trained, "second"))
+    broker = LocalBroker.of(settings)
+    broker.start()
+    yield Site(folder, jars, broker, models)
+    broker.stop()
+
+
+def add_version(folder: Path, trained: Trained, version: str) -> Path:
+    """Copy the model, with a hash of its own."""
+    copy = folder / "models" / version
+    shutil.copytree(trained.folder, copy)
+    (copy / "note").write_text(version, encoding="utf-8")
+    write_card(copy, replace(trained.card, version=version, sha256=hash_model_folder(copy)))
+    return copy
+
+
+@pytest.fixture(scope="session")
+def short_scene(site: Site, seed: int) -> Iterator[Scene]:
+    """One stream for what every change is tested with."""
+    scene = Scene(site, "short", seed=seed, images_per_batch=15)
+    yield scene
+    scene.close()

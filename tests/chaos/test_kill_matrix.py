@@ -11,6 +11,7 @@ from benchmarks.chaos.scene import Scene, Site
 
 pytestmark = [
     pytest.mark.chaos,
+    pytest.mark.long,
     pytest.mark.kafka,
     pytest.mark.spark,
     pytest.mark.delta,

@@ -65,7 +65,8 @@ def log_bytes(scene: Scene) -> int:
     return sum(path.stat().st_size for path in logs if path.is_file())
 
 
-def test_every_poison_is_one_dead_letter_with_its_own_reason(scene: Scene) -> None:
+def test_every_poison_is_one_dead_letter_with_its_own_reason(short_scene: Scene) -> None:
+    scene = short_scene
     stream = scene.ensure_running()
     scene.begin("poison")
     examples = [*poison(), *formats()]
@@ -82,6 +83,7 @@ def test_every_poison_is_one_dead_letter_with_its_own_reason(scene: Scene) -> No
     assert stream.alive
 
 
+@pytest.mark.long
 def test_a_flood_of_bad_records_neither_ends_the_stream_nor_fills_its_log(scene: Scene) -> None:
     stream = scene.ensure_running()
     jvm = stream.jvm_pid()

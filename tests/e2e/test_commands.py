@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.spark]
 _NOISE = re.compile(r"WARN|incubator|ivy|tensorflow|log4j|SLF4J|Traceback|Deprecat", re.IGNORECASE)
 
 
+@pytest.mark.long
 def test_a_day_at_the_command_line(shell: Shell, tmp_path: Path) -> None:
     manifest = write_folder(tmp_path / "images", 24, seed=3)
     assert shell.json("up")["started"] is True

@@ -16,7 +16,7 @@ from tests.e2e.conftest import Shell
 from training.lifecycle.retrain import choose_held_out
 from xray.phantom import FINDINGS, write_folder
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.spark, pytest.mark.train]
+pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.spark, pytest.mark.train, pytest.mark.long]
 
 _N_IMAGES = 160
 _ARCHIVE_DEADLINE_S = 60

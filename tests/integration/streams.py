@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from streaming.devices.publish import ImagePublisher
 from streaming.run.service import StreamState, run_stream
 from streaming.settings import StreamSettings
-from tests.integration.conftest import Trained
+from tests.conftest import Trained
 from tests.integration.consumers import Record, read_topic
 
 Headers = list[tuple[str, bytes]]

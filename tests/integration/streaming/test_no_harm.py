@@ -42,7 +42,7 @@ from streaming.kafka.topicchecks import check_outcome_sizes, check_topics
 from streaming.kafka.topicids import IDS_FILE
 from streaming.kafka.topics import create_topics, wanted_topics
 from streaming.settings import StreamSettings
-from tests.integration.conftest import Trained
+from tests.conftest import Trained
 from tests.integration.consumers import Record
 from tests.integration.streams import Headers, drain, environment, outcomes, publish, running, score, starting
 from tests.paths import FIXTURES
@@ -164,6 +164,7 @@ def test_1_what_was_small_only_while_compressed_stops_nothing(
     assert audit_stream(settings).balanced
 
 
+@pytest.mark.long
 def test_1_a_backlog_of_the_largest_messages_stops_nothing(settings: StreamSettings, model: Trained) -> None:
     """In a JVM of its own: where its heap is full it ends, and with it whatever else runs there."""
     largest = settings.kafka.max_message_bytes - 10 * _KIB

@@ -31,7 +31,7 @@ from streaming.deadletters.read import (
 from streaming.deadletters.redrive import RedriveReport, Skip, plan_redrive, redrive
 from streaming.kafka.messages import open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings, StreamSettings
-from tests.integration.conftest import Trained
+from tests.conftest import Trained
 from tests.integration.streams import drain, publish, score
 from tests.testimages import good_files, png
 from tests.unit.streaming.deadletters.test_deadletters import added_headers

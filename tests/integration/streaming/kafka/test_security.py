@@ -39,8 +39,7 @@ from streaming.results.confirmations import open_confirmations
 from streaming.results.watch import watch_predictions
 from streaming.run.service import run_stream
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
-from tests.conftest import free_ports
-from tests.integration.conftest import Trained
+from tests.conftest import Trained, free_ports
 from tests.integration.securebroker import SUPER_USER, SecureBroker
 from tests.integration.streams import running, wait_for_count
 from tests.stored import add_champion, score_images

@@ -21,7 +21,7 @@ from streaming.kafka.cluster import connect_admin
 from streaming.kafka.topics import create_topics
 from streaming.run.service import StreamState, run_stream
 from streaming.settings import StreamSettings
-from tests.integration.conftest import Trained
+from tests.conftest import Trained
 from tests.integration.streams import (
     drain,
     outcomes,

@@ -23,7 +23,7 @@ from streaming.results.watch import watch_predictions
 from streaming.run.service import run_stream
 from streaming.score.query import featurizer_of
 from streaming.settings import StreamSettings
-from tests.integration.conftest import Trained
+from tests.conftest import Trained
 from tests.integration.consumers import read_topic
 from tests.integration.streams import Headers, drain, outcomes, publish, read_samples, running, score, wait_for_count
 from tests.testimages import good_files, png, wrong_files

@@ -30,7 +30,7 @@ from streaming.run.service import run_stream
 from streaming.score.query import featurizer_of
 from streaming.score.routing import add_decision
 from streaming.settings import StreamSettings
-from tests.integration.conftest import Trained
+from tests.conftest import Trained
 from tests.integration.consumers import Record
 from tests.integration.streams import drain, outcomes, publish, read_samples, running, wait_for_count
 from tests.paths import CONTRACTS

@@ -19,7 +19,7 @@ from streaming.devices.publish import find_files, publish_files
 from streaming.run.service import StreamState, run_stream
 from streaming.settings import StreamSettings
 from tests.challenger import add_labels_said
-from tests.integration.conftest import Trained
+from tests.conftest import Trained
 from tests.stored import add_champion, score_images
 from training.data.labelfile import Confirmation
 from training.data.labelstable import record_labels
