@@ -1,1 +1,1 @@
-"""Images as Spark rows, under the import path that users of the first sparkdl know: ``sparkdl.image.imageIO``."""
+"""From a file's bytes to an image row: limits, formats, pixels; and ``imageIO`` as sparkdl 1.x had it."""

@@ -1,1 +1,1 @@
-"""What images come in by; no Spark."""
+"""Publishing images as a device does; no Spark."""

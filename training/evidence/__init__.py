@@ -1,1 +1,1 @@
-"""Is it true? Probes for shortcuts, and the judgement that a report is made of."""
+"""What a model is worth: probes for shortcuts, and the judgement that a report is made of."""
