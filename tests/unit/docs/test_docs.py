@@ -36,7 +36,17 @@ from training.model.classifier import PAPER
 from xray.cli import app
 
 DOCS = ROOT / "docs"
-PAGES = ("publishing", "results", "operating", "security", "training", "models", "retraining", "metrics")
+PAGES = (
+    "publishing",
+    "results",
+    "operating",
+    "security",
+    "training",
+    "models",
+    "retraining",
+    "metrics",
+    "architecture",
+)
 COMMANDS: Any = typer.main.get_command(app)
 
 pages = pytest.mark.parametrize("name", PAGES)
