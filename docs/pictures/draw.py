@@ -209,7 +209,7 @@ def draw_training() -> Picture:
         "A training run",
         "Files are examined, copies are found, and patients are split into a train side and a held-out side. All that "
         "is chosen is chosen on the train side: the classifier and the detector on all of it, settings, calibration, "
-        "threshold and abstention range on predictions out of fold. The figures are measured on the held-out side and "
+        "threshold and abstain band on predictions out of fold. The figures are measured on the held-out side and "
         "on external sets. Probes and leave-one-source-out are measured on all images.",
     )
     steps = [
@@ -253,7 +253,7 @@ def draw_training() -> Picture:
             "--sensitivity, else 0.5, training/model",
             {1: (chosen, "highest one that", "reaches it")},
         ),
-        ("Abstention range", "--abstain, training/model", {1: (chosen, "share nearest to", "the threshold")}),
+        ("Abstain band", "--abstain, training/model", {1: (chosen, "share nearest to", "the threshold")}),
         (
             "Detector of unlike images",
             "training/model, sparkdl/engine",
