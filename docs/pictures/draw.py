@@ -271,7 +271,11 @@ def draw_training() -> Picture:
             "training/evidence",
             {4: (measured, "fitted without it,", "measured on it")},
         ),
-        ("Probes, and so the verdict", "training/evidence", {4: (measured, "by cross-validation", "")}),
+        (
+            "Probes, and so the verdict",
+            "training/evidence",
+            {2: (measured, "the model's AUROC", "beside them"), 4: (measured, "probes, by", "cross-validation")},
+        ),
         ("Promoted or refused", "training/lifecycle", {2: (measured, "from the comparison", "of above")}),
     ]
     rows_top, height = top + 62, 44
