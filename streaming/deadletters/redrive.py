@@ -32,21 +32,17 @@ from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import Message
 
 from schemas import envelope
 from schemas.errors import JobError, Reason
 from streaming.deadletters.read import DeadLetter, Place, Selection, read_dead_letter, scan_letters, split_headers
 from streaming.kafka.messages import open_reader, read_spans, scan_offsets
+from streaming.kafka.producer import RecordProducer
 from streaming.settings import KafkaSettings
-
-_DELIVERY_TIMEOUT_MS = 60_000
-
-_QUEUE_KIB = 64 * 1024
-
-_POLL_S = 0.1
 
 
 class Skip(StrEnum):
@@ -265,7 +261,7 @@ def redrive(
     plan : RedrivePlan
         Of `plan_redrive`.
     on_progress : callable
-        Called with the number of dead letters settled so far.
+        Called with the number of dead letters that were confirmed or have failed so far.
 
     Returns
     -------
@@ -282,47 +278,29 @@ def redrive(
     with open_reader(kafka) as reader:
         partitions = read_spans(reader, kafka.images_topic)
 
-    def settle(place: Place, error: str | None) -> None:
+    def note_delivery(place: Place, error: str | None) -> None:
         if error is None:
             report.delivered.append(place)
         else:
             report.failed[place] = error
         on_progress(len(report.delivered) + len(report.failed))
 
-    producer = Producer(kafka.to_librdkafka() | _producer_options(kafka))
+    producer = RecordProducer(kafka, kafka.images_topic)
     try:
         for message in scan_letters(kafka, Selection(places=list(plan.chosen))) if plan.chosen else ():
-            _send(producer, kafka.images_topic, message, partitions, settle)
+            _send(producer, message, partitions, note_delivery)
     finally:
-        while producer.flush(_POLL_S):
-            pass  # the client gives up on each message after a minute
+        producer.flush()
     for place in plan.chosen.keys() - {*report.delivered, *report.failed}:
-        settle(place, "is no longer in the topic")
+        note_delivery(place, "is no longer in the topic")
     report.seconds = time.monotonic() - started
     return report
 
 
-def _producer_options(kafka: KafkaSettings) -> dict[str, Any]:
-    return {
-        "log_level": 0,
-        "acks": "all",
-        "enable.idempotence": True,
-        "message.max.bytes": kafka.max_message_bytes,
-        "delivery.timeout.ms": _DELIVERY_TIMEOUT_MS,
-        "queue.buffering.max.kbytes": _QUEUE_KIB,
-        "linger.ms": 5,
-    }
-
-
 def _send(
-    producer: Producer,
-    topic: str,
-    message: Message,
-    partitions: Sized,
-    settle: Callable[[Place, str | None], None],
+    producer: RecordProducer, message: Message, partitions: Sized, on_delivery: Callable[[Place, str | None], None]
 ) -> None:
     letter = read_dead_letter(message)
-    place = Place(message.partition(), message.offset())
     if letter is None:
         return
     original, _ = split_headers(message.headers() or [])
@@ -330,20 +308,10 @@ def _send(
     marks = {envelope.REDRIVEN_FROM: letter.origin, envelope.REDRIVEN_TOPIC_ID: letter.input_topic_id}
     headers = [(name, value) for name, value in original if name not in marks]
     headers += [(name, text.encode()) for name, text in marks.items() if text]
-    partition = _target_partition(letter.input_place.partition, partitions)
-
-    def report(error: KafkaError | None, _message: Message) -> None:
-        settle(place, None if error is None else error.str())
-
-    while True:
-        try:
-            producer.produce(
-                topic, message.value(), key=message.key(), partition=partition, headers=headers, on_delivery=report
-            )
-            break
-        except BufferError:
-            producer.poll(_POLL_S)  # the queue is full: wait for the broker to take some
-        except KafkaException as exc:
-            settle(place, exc.args[0].str())
-            break
-    producer.poll(0)
+    producer.send(
+        message.value(),
+        key=message.key(),
+        headers=headers,
+        on_delivery=partial(on_delivery, letter.place),
+        partition=_target_partition(letter.input_place.partition, partitions),
+    )

@@ -5,25 +5,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cloudevents.core.bindings.kafka import to_binary_event
 from cloudevents.core.v1.event import CloudEvent
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas import envelope
-from schemas.errors import BrokerError, DatasetError
+from schemas.errors import DatasetError
 from sparkdl.image.decode import sniff_media_type
 from streaming.kafka.cluster import describe_cluster
+from streaming.kafka.producer import RecordProducer
 from streaming.settings import KafkaSettings
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 """What a folder is searched for; a file that is named is published whatever its name."""
-
-_DELIVERY_TIMEOUT_MS = 60_000
-_QUEUE_KIB = 256 * 1024
-_POLL_S = 0.1
 
 
 @dataclass
@@ -130,39 +127,15 @@ class ImagePublisher:
     """
 
     def __init__(self, kafka: KafkaSettings, on_delivery: Callable[[Any, str | None], None]) -> None:
-        self._topic = kafka.images_topic
         self._on_delivery = on_delivery
-        self._producer = Producer(
-            {
-                **kafka.to_librdkafka(),
-                "log_level": 0,
-                "enable.idempotence": True,
-                "message.max.bytes": kafka.max_message_bytes,
-                "delivery.timeout.ms": _DELIVERY_TIMEOUT_MS,
-                "queue.buffering.max.kbytes": _QUEUE_KIB,
-                "linger.ms": 5,
-            }
-        )
+        self._producer = RecordProducer(kafka, kafka.images_topic)
 
     def publish(self, payload: bytes | None, headers: Sequence[tuple[str, bytes]], *, key: bytes, token: Any) -> None:
         """Hand one message to the client; its delivery is reported later.
 
         A payload of None is published as a tombstone.
         """
-
-        def report(error: KafkaError | None, _message: Message) -> None:
-            self._on_delivery(token, None if error is None else error.str())
-
-        while True:
-            try:
-                self._producer.produce(self._topic, payload, key=key, headers=list(headers), on_delivery=report)
-                break
-            except BufferError:
-                self._producer.poll(_POLL_S)  # the queue is full: wait for the broker to take some
-            except KafkaException as exc:
-                self._on_delivery(token, exc.args[0].str())
-                break
-        self._producer.poll(0)
+        self._producer.send(payload, key=key, headers=headers, on_delivery=partial(self._on_delivery, token))
 
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports for so many seconds."""
@@ -176,12 +149,7 @@ class ImagePublisher:
         BrokerError
             The broker gives this user no producer: it may write to no topic at all.
         """
-        try:
-            while self._producer.flush(_POLL_S):
-                pass
-        except KafkaException as exc:
-            msg = f"cannot publish to {self._topic}: {exc.args[0].str()}. See the roles in docs/security.md."
-            raise BrokerError(msg) from exc
+        self._producer.flush()
 
 
 def publish_files(
@@ -208,7 +176,7 @@ def publish_files(
     hide_names : bool
         Name images by their content alone: a file's name may be a patient's.
     on_progress : callable
-        Called with the number of files settled so far.
+        Called with the number of files that were confirmed or have failed so far.
 
     Returns
     -------
@@ -223,20 +191,20 @@ def publish_files(
     describe_cluster(kafka)  # an absent broker is told at once, not file by file after a minute
     report = PublishReport()
 
-    def settle(path: Path, error: str | None) -> None:
+    def note_delivery(path: Path, error: str | None) -> None:
         if error is None:
             report.delivered.append(path)
         else:
             report.failed[path] = error
         on_progress(len(report.delivered) + len(report.failed))
 
-    publisher = ImagePublisher(kafka, settle)
+    publisher = ImagePublisher(kafka, note_delivery)
     started = time.monotonic()
     for path in _paced(files, rate, publisher):
         try:
             payload = path.read_bytes()
         except OSError as exc:
-            settle(path, f"cannot be read: {exc.strerror}")
+            note_delivery(path, f"cannot be read: {exc.strerror}")
             continue
         # Named by its content: publishing a folder again after a failure repeats ids, and adds no row to the table.
         digest = hashlib.sha256(payload).hexdigest()

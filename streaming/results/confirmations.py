@@ -21,15 +21,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas import envelope
 from schemas.errors import BrokerError, ContractError
 from schemas.labels import LabelReason
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.messages import list_partitions
+from streaming.kafka.producer import RecordProducer
 from streaming.kafka.topicchecks import check_label_topics
 from streaming.kafka.topics import HEADROOM_BYTES, LABEL_BYTES, create_topics, label_topics
 from streaming.settings import KafkaSettings
@@ -51,7 +51,6 @@ _BATCH_BYTES = 32 * 1024 * 1024
 _FETCH = 500
 _POLL_S = 0.2
 _TIMEOUT_S = 20.0
-_DELIVERY_TIMEOUT_MS = 60_000
 _OPTIONS = {
     "group.id": GROUP,
     "partition.assignment.strategy": "range",  # gives all partitions back before it takes some
@@ -165,7 +164,7 @@ class Confirmations:
         self._resting = False
         options = {"error_cb": self._reports.append}
         self._consumer = Consumer(kafka.to_librdkafka() | _OPTIONS | options)
-        self._producer = Producer(kafka.to_librdkafka() | _producer_options(kafka), logger=None)
+        self._producer = RecordProducer(kafka, kafka.labels_deadletters_topic, headroom_bytes=HEADROOM_BYTES)
 
     def join(self, ended: threading.Event) -> None:
         """Join the group and wait for a share of the partitions; tell of events that retention removed unread.
@@ -266,32 +265,20 @@ class Confirmations:
             One was not confirmed.
         """
         failed: list[str] = []
-        topic = self._kafka.labels_deadletters_topic
+
+        def note_delivery(error: str | None) -> None:
+            if error is not None:
+                failed.append(error)
+
         for one in rejections:
             kept = one if one.event.size_bytes <= self._max_event_bytes else _without_content(one)
             headers = add_error_headers(kept, self._kafka.labels_topic)
-            try:
-                self._produce(topic, kept.event, headers, failed)
-            except KafkaException as exc:
-                failed.append(exc.args[0].str())
-        while self._producer.flush(_POLL_S):
-            pass  # the client gives up on each message after a minute
+            self._producer.send(kept.event.value, key=kept.event.key, headers=headers, on_delivery=note_delivery)
+        self._producer.flush()
         if failed:
+            topic = self._kafka.labels_deadletters_topic
             msg = f"topic {topic}: {len(failed)} of {len(rejections)} dead letters were not confirmed: {failed[0]}"
             raise BrokerError(msg)
-
-    def _produce(self, topic: str, event: Event, headers: Headers, failed: list[str]) -> None:
-        def report(error: KafkaError | None, _message: Message) -> None:
-            if error is not None:
-                failed.append(error.str())
-
-        while True:
-            try:
-                self._producer.produce(topic, event.value, key=event.key, headers=headers, on_delivery=report)
-                self._producer.poll(0)
-                return
-            except BufferError:
-                self._producer.poll(_POLL_S)  # the queue is full: wait for the broker to take some
 
     def finish(self, held: Iterable[Event]) -> None:
         """Say that all events of the last `read` are done, but for those that are held back; commit the offsets.
@@ -437,14 +424,3 @@ def _broker_error(topic: str, error: KafkaError) -> BrokerError:
     )
     hint = f". The group is {GROUP}; see the roles in docs/security.md" if error.code() in denied else ""
     return BrokerError(f"topic {topic}: {error.str()}{hint}")
-
-
-def _producer_options(kafka: KafkaSettings) -> dict[str, Any]:
-    return {
-        "log_level": 0,
-        "acks": "all",
-        "enable.idempotence": True,
-        "message.max.bytes": kafka.max_message_bytes + HEADROOM_BYTES,
-        "delivery.timeout.ms": _DELIVERY_TIMEOUT_MS,
-        "linger.ms": 5,
-    }

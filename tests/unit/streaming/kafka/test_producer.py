@@ -1,0 +1,98 @@
+"""The one producer, with a client that answers as it is told."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from schemas.errors import BrokerError
+from streaming.kafka import producer
+from streaming.kafka.producer import RecordProducer
+from streaming.settings import KafkaSettings
+
+Report = Callable[[KafkaError | None, None], None]
+
+
+class Client:
+    """Stands for confluent-kafka's producer: takes ``room`` records at once, and answers when polled with a timeout."""
+
+    made: "Client"
+
+    def __init__(self, options: dict[str, Any], logger: None = None) -> None:
+        self.options = options
+        self.room = 2
+        self.refusal: KafkaError | None = None
+        self.flush_fails = False
+        self.produced: list[tuple[str, bytes | None, dict[str, Any]]] = []
+        self.waiting: list[Report] = []
+        Client.made = self
+
+    def produce(self, topic: str, value: bytes | None, *, on_delivery: Report, **rest: Any) -> None:
+        if self.refusal is not None:
+            raise KafkaException(self.refusal)
+        if len(self.waiting) >= self.room:
+            raise BufferError
+        self.produced.append((topic, value, rest))
+        self.waiting.append(on_delivery)
+
+    def poll(self, timeout_s: float) -> None:
+        if timeout_s and self.waiting:
+            self.waiting.pop(0)(None, None)
+
+    def flush(self, timeout_s: float) -> int:
+        if self.flush_fails:
+            raise KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+        self.poll(timeout_s)
+        return len(self.waiting)
+
+
+@pytest.fixture
+def sender(monkeypatch: pytest.MonkeyPatch) -> RecordProducer:
+    monkeypatch.setattr(producer, "Producer", Client)
+    return RecordProducer(KafkaSettings(), "xray.images")
+
+
+def test_a_full_queue_is_waited_for_and_every_delivery_is_told_once(sender: RecordProducer) -> None:
+    told: list[tuple[int, str | None]] = []
+    for i in range(5):
+        sender.send(b"%d" % i, key=b"k", headers=[], on_delivery=lambda error, i=i: told.append((i, error)))
+    assert [i for i, _ in told] == [0, 1, 2], "the client has room for two"
+    sender.flush()
+    assert told == [(i, None) for i in range(5)]
+    assert [value for _, value, _ in Client.made.produced] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_key_headers_and_partition_are_given_on(sender: RecordProducer) -> None:
+    headers = [("a", b"1"), ("b", None), ("a", b"2")]
+    sender.send(None, key=None, headers=headers, on_delivery=lambda _: None, partition=3)
+    sender.send(b"", key=b"k", headers=(), on_delivery=lambda _: None)
+    assert Client.made.produced == [
+        ("xray.images", None, {"key": None, "partition": 3, "headers": headers}),
+        ("xray.images", b"", {"key": b"k", "partition": -1, "headers": []}),
+    ]
+
+
+def test_a_record_that_the_client_refuses_is_told_as_failed(sender: RecordProducer) -> None:
+    Client.made.refusal = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
+    told: list[str | None] = []
+    sender.send(b"x", key=None, headers=[], on_delivery=told.append)
+    assert told == [Client.made.refusal.str()]
+
+
+def test_a_user_without_any_right_is_told_so(sender: RecordProducer) -> None:
+    Client.made.flush_fails = True
+    with pytest.raises(BrokerError, match=r"cannot publish to xray\.images: .*docs/security\.md"):
+        sender.flush()
+
+
+@pytest.mark.parametrize("max_message_bytes", [1024 * 1024, 500_000_000])
+def test_memory_is_bounded_and_the_largest_message_has_room(
+    monkeypatch: pytest.MonkeyPatch, max_message_bytes: int
+) -> None:
+    monkeypatch.setattr(producer, "Producer", Client)
+    RecordProducer(KafkaSettings(max_message_bytes=max_message_bytes), "t", headroom_bytes=1000)
+    options = Client.made.options
+    assert options["message.max.bytes"] == max_message_bytes + 1000
+    bound = options["queue.buffering.max.kbytes"] * 1024
+    assert options["message.max.bytes"] < bound <= max(64 * 1024 * 1024, 2 * options["message.max.bytes"])
