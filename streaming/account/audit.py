@@ -26,6 +26,7 @@ from schemas import envelope
 from schemas.errors import NoCheckpointError, RepetitionError, SettingsError
 from streaming.account.checkpoints import committed_offsets, has_begun
 from streaming.kafka.messages import find_offsets, offsets_at, open_reader, read_spans, scan_offsets
+from streaming.kafka.places import Place, read_headers, read_origin
 from streaming.kafka.topicids import TopicIds, check_topic_ids
 from streaming.settings import KafkaSettings, StreamSettings
 
@@ -389,14 +390,19 @@ def _read_outcomes(
     )
     if not any(spans.values()) and not whole:
         return outcomes
-    images_topic = kafka.images_topic.encode()
     with _collector_at_rest():
         for message in scan_offsets(kafka, topic, _spans_since(kafka, topic, since_ms)):
-            headers = dict(message.headers() or ())  # of several with one name the last one counts
+            headers = read_headers(message)
+            origin = read_origin(headers)
             outcomes.read += 1
             # Outside: another topic's, or not in the scope, or retention removed the image after it was scored.
-            about_these = headers.get(envelope.INPUT_TOPIC) == images_topic and ids.are_of(headers, kafka.images_topic)
-            if (about_these and _count_input(headers, spans, outcomes)) or whole:
+            in_scope = (
+                origin is not None
+                and origin.topic == kafka.images_topic
+                and ids.are_of(origin)
+                and _count_outcome(headers, origin.place, spans, outcomes)
+            )
+            if in_scope or whole:
                 _note_event(message, headers, archived, outcomes)
     return outcomes
 
@@ -420,17 +426,13 @@ def _spans_since(kafka: KafkaSettings, topic: str, since_ms: int) -> dict[int, r
     return {partition: range(firsts.get(partition, span.start), span.stop) for partition, span in spans.items()}
 
 
-def _count_input(
-    headers: Mapping[str, bytes],
-    spans: Mapping[int, range],
-    outcomes: _Outcomes,
-) -> bool:
-    """Count the outcome at its image's offset; False where that is outside."""
-    place = _read_place(headers)
-    span = None if place is None else spans.get(place[0])
-    if place is None or span is None or place[1] not in span:
+def _count_outcome(headers: Mapping[str, bytes], image: Place, spans: Mapping[int, range], outcomes: _Outcomes) -> bool:
+    """Count an outcome at its image's offset; False where that is outside."""
+    partition, offset = image
+    span = spans.get(partition)
+    if span is None or offset not in span:
         return False
-    partition, i = place[0], place[1] - span.start
+    i = offset - span.start
     short = _shorten(headers)
     outcomes.counts[partition][i] += 1
     if outcomes.counts[partition][i] == 1:
@@ -452,14 +454,6 @@ def _event_id(headers: Mapping[str, bytes]) -> bytes:
     return headers.get(envelope.EVENT_ID) or headers.get(envelope.CE_ID) or b""
 
 
-def _read_place(headers: Mapping[str, bytes]) -> tuple[int, int] | None:
-    """Read which image an outcome is about; None for a record that somebody else wrote there."""
-    try:
-        return int(headers[envelope.INPUT_PARTITION]), int(headers[envelope.INPUT_OFFSET])
-    except (KeyError, ValueError, TypeError):  # a header may be absent, nonsense, or without a value
-        return None
-
-
 def _note_event(
     message: Message, headers: Mapping[str, bytes], archived: Mapping[int, int], outcomes: _Outcomes
 ) -> None:
@@ -469,7 +463,7 @@ def _note_event(
     is_archived = message.offset() < archived.get(message.partition(), 0)
     (outcomes.archived_ids if is_archived else outcomes.pending_ids).add(event_id)
     reason = headers.get(envelope.REASON)
-    if reason is not None:
+    if reason:
         outcomes.reasons[reason] += 1
 
 

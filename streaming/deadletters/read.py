@@ -7,17 +7,31 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from confluent_kafka import Message
 
 from schemas import envelope
 from schemas.errors import JobError, Reason
 from sparkdl.image.decode import sniff_media_type
-from streaming.kafka.messages import find_offsets, header_text, open_reader, read_spans, scan_offsets
+from streaming.kafka.messages import find_offsets, open_reader, read_spans, scan_offsets
+from streaming.kafka.places import Headers, Origin, Place, header_text, headers_by_name, place_of, read_origin
 from streaming.settings import KafkaSettings
 
-Headers = list[tuple[str, bytes | None]]
+__all__ = [
+    "DeadLetter",
+    "Details",
+    "HeaderView",
+    "Listing",
+    "Place",
+    "Selection",
+    "cut_runs",
+    "list_dead_letters",
+    "read_dead_letter",
+    "scan_letters",
+    "show_dead_letter",
+    "split_headers",
+]
 
 FAR = 1000
 """Offsets between two dead letters from which on what lies between them is jumped over and not read."""
@@ -31,16 +45,6 @@ _SHOWN_VALUES = {
     "traceparent": re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"),
     envelope.REDRIVEN_FROM: re.compile(r"[\w.-]{1,249}-\d{1,9}@\d{1,19}"),
 }
-
-
-class Place(NamedTuple):
-    """Where a record is in a topic that is known; as text ``partition@offset``."""
-
-    partition: int
-    offset: int
-
-    def __str__(self) -> str:
-        return f"{self.partition}@{self.offset}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +63,8 @@ class DeadLetter:
         A `Reason`; text, for an older stream's could be one that is not known any more.
     stage, error_class, message : str
         What failed; what was found and what was wanted. Empty where the record had such a header already.
-    input_topic : str
-        Where the record was read.
-    input_place : Place
-        And where in it.
-    input_topic_id : str
-        Kafka's own id of that topic; empty where it is not known.
+    input : Origin
+        The record that failed.
     received_at : str
         The record's own Kafka timestamp, UTC.
     payload_bytes : int or None
@@ -78,16 +78,14 @@ class DeadLetter:
     stage: str
     error_class: str
     message: str
-    input_topic: str
-    input_place: Place
+    input: Origin
     received_at: str
     payload_bytes: int | None
-    input_topic_id: str = ""
 
     @property
     def origin(self) -> str:
         """The record that failed, as topic-partition@offset."""
-        return f"{self.input_topic}-{self.input_place}"
+        return str(self.input)
 
     def to_dict(self) -> dict[str, Any]:
         """Render for JSON."""
@@ -99,9 +97,9 @@ class DeadLetter:
             "stage": self.stage,
             "error_class": self.error_class,
             "message": self.message,
-            "input_topic": self.input_topic,
-            "input_partition": self.input_place.partition,
-            "input_offset": self.input_place.offset,
+            "input_topic": self.input.topic,
+            "input_partition": self.input.place.partition,
+            "input_offset": self.input.place.offset,
             "received_at": self.received_at,
             "payload_bytes": self.payload_bytes,
         }
@@ -240,27 +238,28 @@ def split_headers(headers: Headers) -> tuple[Headers, dict[str, bytes]]:
     if envelope.INPUT_TOPIC not in names:
         return headers, {}
     begin = len(names) - 1 - names[::-1].index(envelope.INPUT_TOPIC)
-    return headers[:begin], {name: value or b"" for name, value in headers[begin:]}
+    return headers[:begin], headers_by_name(headers[begin:])
 
 
 def read_dead_letter(message: Message) -> DeadLetter | None:
     """Read one message of the dead-letter topic; None where this stream did not write it."""
     _, added = split_headers(message.headers() or [])
+    origin = read_origin(added)
+    if origin is None:
+        return None
     value = message.value()
     try:
         return DeadLetter(
-            place=Place(message.partition(), message.offset()),
+            place=place_of(message),
             time=datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC),
             event_id=added[envelope.EVENT_ID].decode(),
             reason=added[envelope.REASON].decode(),
             stage=header_text(added, envelope.ERROR_STAGE) or "",
             error_class=header_text(added, envelope.ERROR_EXCEPTION_CLASS) or "",
             message=header_text(added, envelope.ERROR_EXCEPTION_MESSAGE) or "",
-            input_topic=added[envelope.INPUT_TOPIC].decode(),
-            input_place=Place(int(added[envelope.INPUT_PARTITION]), int(added[envelope.INPUT_OFFSET])),
+            input=origin,
             received_at=header_text(added, envelope.INPUT_TIMESTAMP) or "",
             payload_bytes=None if value is None else len(value),
-            input_topic_id=header_text(added, envelope.INPUT_TOPIC_ID) or "",
         )
     except (KeyError, ValueError):
         return None
@@ -375,7 +374,7 @@ def scan_letters(kafka: KafkaSettings, selection: Selection) -> Iterator[Message
     named = {place for place in selection.places if place.offset in spans.get(place.partition, ())}
     for runs in cut_runs(named):
         for message in scan_offsets(kafka, topic, runs):
-            if (message.partition(), message.offset()) in named:
+            if place_of(message) in named:
                 yield message
 
 

@@ -39,8 +39,9 @@ from confluent_kafka import Message
 
 from schemas import envelope
 from schemas.errors import JobError, Reason
-from streaming.deadletters.read import DeadLetter, Place, Selection, read_dead_letter, scan_letters, split_headers
+from streaming.deadletters.read import DeadLetter, Selection, read_dead_letter, scan_letters, split_headers
 from streaming.kafka.messages import open_reader, read_spans, scan_offsets
+from streaming.kafka.places import Origin, Place, header_text, read_headers
 from streaming.kafka.producer import RecordProducer
 from streaming.settings import KafkaSettings
 
@@ -140,7 +141,7 @@ def plan_redrive(
         Nobody answers, or a topic is missing.
     """
     plan = RedrivePlan()
-    attempts: dict[_Input, _Attempt] = {}
+    attempts: dict[_Key, _Attempt] = {}
     named = set(selection.places)
     for message in scan_letters(kafka, selection):
         letter = read_dead_letter(message)
@@ -153,29 +154,17 @@ def plan_redrive(
     if named:
         msg = f"no dead letter at {', '.join(map(str, sorted(named)))} in {kafka.deadletters_topic}"
         raise JobError(msg)
-    done = set() if again else _read_marks(kafka, [record.place for record in attempts])
-    for record, attempt in attempts.items():
-        if record.mark in done:
+    done = set() if again else _read_marks(kafka, [origin.place for _, origin in attempts])
+    for (_, origin), attempt in attempts.items():
+        if origin in done:
             plan.skipped[Skip.ALREADY_REDRIVEN] += 1
         else:
             plan.chosen[attempt.place] = attempt.reason
     return plan
 
 
-_Mark = tuple[Place, str]
-"""Which record a re-drive is of: its place, and the id of its topic; empty where that was not known."""
-
-
-class _Input(NamedTuple):
-    """The record that failed; the event id as well, for topics whose id is not known."""
-
-    event_id: str
-    place: Place
-    topic_id: str
-
-    @property
-    def mark(self) -> _Mark:
-        return self.place, self.topic_id
+_Key = tuple[str, Origin]
+"""Event id and place of a record that failed; the former tells topics apart whose id is not known."""
 
 
 class _Attempt(NamedTuple):
@@ -201,14 +190,15 @@ def _find_obstacle(letter: DeadLetter, kafka: KafkaSettings, max_payload_bytes: 
         return Skip.EMPTY_PAYLOAD
     if letter.payload_bytes > min(max_payload_bytes, kafka.max_message_bytes):
         return Skip.TOO_LARGE
-    return Skip.OTHER_TOPIC if letter.input_topic != kafka.images_topic else None
+    return Skip.OTHER_TOPIC if letter.input.topic != kafka.images_topic else None
 
 
-def _sort_in(letter: DeadLetter, obstacle: Skip | None, attempts: dict[_Input, _Attempt], plan: RedrivePlan) -> None:
+def _sort_in(letter: DeadLetter, obstacle: Skip | None, attempts: dict[_Key, _Attempt], plan: RedrivePlan) -> None:
     if obstacle is not None:
         plan.skipped[obstacle] += 1
         return
-    key = _Input(letter.event_id, letter.input_place, sys.intern(letter.input_topic_id))
+    topic, place, topic_id = letter.input
+    key = letter.event_id, Origin(sys.intern(topic), place, sys.intern(topic_id))
     attempt = _Attempt(letter.time, letter.place, sys.intern(letter.reason))
     if key in attempts:
         plan.skipped[Skip.REPEATED] += 1
@@ -216,7 +206,7 @@ def _sort_in(letter: DeadLetter, obstacle: Skip | None, attempts: dict[_Input, _
     attempts[key] = attempt
 
 
-def _read_marks(kafka: KafkaSettings, attempts: Iterable[Place]) -> set[_Mark]:
+def _read_marks(kafka: KafkaSettings, attempts: Iterable[Place]) -> set[Origin]:
     """Find which attempts were re-driven, from the records behind the first of them in their partitions."""
     with open_reader(kafka) as reader:
         spans = read_spans(reader, kafka.images_topic)
@@ -228,17 +218,18 @@ def _read_marks(kafka: KafkaSettings, attempts: Iterable[Place]) -> set[_Mark]:
         firsts[partition] = min(first, firsts.get(partition, first))
     wanted = {partition: range(first, spans[partition].stop) for partition, first in firsts.items()}
     marks = (
-        _read_mark(dict(message.headers() or ()), kafka.images_topic)
+        _read_mark(read_headers(message), kafka.images_topic)
         for message in scan_offsets(kafka, kafka.images_topic, wanted)
     )
     return {mark for mark in marks if mark is not None}
 
 
-def _read_mark(headers: Mapping[str, bytes | None], topic: str) -> _Mark | None:
-    mark = (headers.get(envelope.REDRIVEN_FROM) or b"").decode(errors="replace")
+def _read_mark(headers: Mapping[str, bytes], topic: str) -> Origin | None:
+    """Read which record a re-drive is of; None for a record that is none, or is one of another topic."""
+    mark = header_text(headers, envelope.REDRIVEN_FROM) or ""
     match = re.fullmatch(re.escape(topic) + r"-(\d+)@(\d+)", mark)
-    topic_id = (headers.get(envelope.REDRIVEN_TOPIC_ID) or b"").decode(errors="replace")
-    return None if match is None else (Place(int(match[1]), int(match[2])), topic_id)
+    topic_id = header_text(headers, envelope.REDRIVEN_TOPIC_ID) or ""
+    return None if match is None else Origin(topic, Place(int(match[1]), int(match[2])), topic_id)
 
 
 def _target_partition(partition: int, present: Sized) -> int:
@@ -305,7 +296,7 @@ def _send(
         return
     original, _ = split_headers(message.headers() or [])
     # An older mark is of the attempt before; this one tells where it came from in turn.
-    marks = {envelope.REDRIVEN_FROM: letter.origin, envelope.REDRIVEN_TOPIC_ID: letter.input_topic_id}
+    marks = {envelope.REDRIVEN_FROM: letter.origin, envelope.REDRIVEN_TOPIC_ID: letter.input.topic_id}
     headers = [(name, value) for name, value in original if name not in marks]
     headers += [(name, text.encode()) for name, text in marks.items() if text]
     producer.send(
@@ -313,5 +304,5 @@ def _send(
         key=message.key(),
         headers=headers,
         on_delivery=partial(on_delivery, letter.place),
-        partition=_target_partition(letter.input_place.partition, partitions),
+        partition=_target_partition(letter.input.place.partition, partitions),
     )

@@ -31,17 +31,6 @@ _SCAN_OPTIONS = {
 }
 
 
-def read_headers(message: Message) -> dict[str, bytes]:
-    """Return headers by name; of several with one name the last one counts."""
-    return {name: value or b"" for name, value in message.headers() or []}
-
-
-def header_text(headers: Mapping[str, bytes], name: str) -> str | None:
-    """Return a header as text, None where it is absent; bytes that are not UTF-8 show as replacement marks."""
-    value = headers.get(name)
-    return None if value is None else value.decode(errors="replace")
-
-
 def list_partitions(consumer: Any, topic: str) -> list[int]:
     """List the partitions of a topic.
 

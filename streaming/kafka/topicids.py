@@ -17,9 +17,9 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
-from schemas import envelope
 from schemas.errors import BrokerError, DataLossError, JobError, XrayError
 from streaming.kafka.cluster import connect_admin, describe_cluster
+from streaming.kafka.places import Origin
 from streaming.settings import KafkaSettings, StreamSettings
 
 log = logging.getLogger(__name__)
@@ -56,15 +56,15 @@ class TopicIds:
             return sorted(self.topics)
         return [name for name, one in sorted(self.topics.items()) if not _same(one, noted.topics.get(name))]
 
-    def are_of(self, headers: Mapping[str, bytes], topic: str) -> bool:
-        """Tell whether an outcome is about an image of this topic, rather than of an earlier one of its name.
+    def are_of(self, origin: Origin) -> bool:
+        """Tell whether an outcome is about a record of this topic, rather than of an earlier one of its name.
 
         Outcomes of releases that did not note the topic's id count as if they were, unless there was an earlier one.
         """
-        said, present = headers.get(envelope.INPUT_TOPIC_ID), self.topics.get(topic)
-        if not said:
+        present = self.topics.get(origin.topic)
+        if not origin.topic_id:
             return not self.renewed
-        return not present or said == present.encode()
+        return not present or origin.topic_id == present
 
 
 def _same(present: str, noted: str | None) -> bool:

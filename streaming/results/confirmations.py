@@ -29,6 +29,7 @@ from schemas.errors import BrokerError, ContractError
 from schemas.labels import LabelReason
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.messages import list_partitions
+from streaming.kafka.places import Headers, Place
 from streaming.kafka.producer import RecordProducer
 from streaming.kafka.topicchecks import check_label_topics
 from streaming.kafka.topics import HEADROOM_BYTES, LABEL_BYTES, create_topics, label_topics
@@ -40,8 +41,6 @@ GROUP = "xray-label"
 """The consumer group; several readers share the partitions."""
 MAX_OPEN = 20_000
 MAX_OPEN_BYTES = 128 * 1024 * 1024
-
-Headers = list[tuple[str, bytes | None]]
 
 _GATHER_S = 3.0
 """Each batch is one commit of the table, and what the sender waits for is a nightly training: a file in three seconds
@@ -109,7 +108,7 @@ class Event:
     @property
     def place(self) -> str:
         """``partition@offset``."""
-        return f"{self.partition}@{self.offset}"
+        return str(Place(self.partition, self.offset))
 
     @property
     def size_bytes(self) -> int:

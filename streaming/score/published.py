@@ -10,17 +10,15 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from confluent_kafka import Message
-
-from schemas import envelope
 from streaming.account.checkpoints import UnfinishedBatch, unfinished_batch
-from streaming.kafka.messages import offsets_at, open_reader, read_headers, read_spans, scan_offsets
+from streaming.kafka.messages import offsets_at, open_reader, read_spans, scan_offsets
+from streaming.kafka.places import read_headers, read_origin
 from streaming.kafka.topicids import TopicIds
 from streaming.settings import KafkaSettings, StreamSettings
 
 log = logging.getLogger(__name__)
 
-Places = Mapping[tuple[str, int], frozenset[int]]
+ImageOffsets = Mapping[tuple[str, int], frozenset[int]]
 """Offsets of images by their topic and partition."""
 
 _CLOCK_SLACK_MS = 60_000
@@ -39,8 +37,8 @@ class Published:
         Images with a feature record.
     """
 
-    answered: Places = field(default_factory=dict)
-    featured: Places = field(default_factory=dict)
+    answered: ImageOffsets = field(default_factory=dict)
+    featured: ImageOffsets = field(default_factory=dict)
 
 
 NOTHING = Published()
@@ -70,15 +68,15 @@ def find_published(settings: StreamSettings, ids: TopicIds) -> Published:
     if batch is None:
         return NOTHING
     kafka = settings.kafka
-    answered = _find_places(kafka, (kafka.predictions_topic, kafka.deadletters_topic), batch, ids)
-    featured = _find_places(kafka, (kafka.features_topic,), batch, ids)
+    answered = _find_images(kafka, (kafka.predictions_topic, kafka.deadletters_topic), batch, ids)
+    featured = _find_images(kafka, (kafka.features_topic,), batch, ids)
     if answered or featured:
         count = sum(map(len, answered.values()))
         log.info("batch %s is done again; %s of its images have their outcome already", batch.number, count)
     return Published(answered, featured)
 
 
-def _find_places(kafka: KafkaSettings, topics: tuple[str, ...], batch: UnfinishedBatch, ids: TopicIds) -> Places:
+def _find_images(kafka: KafkaSettings, topics: tuple[str, ...], batch: UnfinishedBatch, ids: TopicIds) -> ImageOffsets:
     found: dict[tuple[str, int], set[int]] = defaultdict(set)
     for topic in topics:
         with open_reader(kafka) as reader:
@@ -86,19 +84,10 @@ def _find_places(kafka: KafkaSettings, topics: tuple[str, ...], batch: Unfinishe
             firsts = offsets_at(reader, topic, spans, max(0, batch.started_ms - _CLOCK_SLACK_MS))
         unread = {partition: range(firsts[partition], span.stop) for partition, span in spans.items()}
         for message in scan_offsets(kafka, topic, unread):
-            place = _read_place(message, ids)
-            if place is not None and place[2] in batch.spans.get(place[:2], ()):
-                found[place[:2]].add(place[2])
-    return {place: frozenset(offsets) for place, offsets in found.items()}
-
-
-def _read_place(message: Message, ids: TopicIds) -> tuple[str, int, int] | None:
-    """Give topic, partition and offset of the outcome's image; None for a record that is no outcome of these topics."""
-    headers = read_headers(message)
-    try:
-        topic = headers[envelope.INPUT_TOPIC].decode()
-        if not ids.are_of(headers, topic):
-            return None
-        return topic, int(headers[envelope.INPUT_PARTITION]), int(headers[envelope.INPUT_OFFSET])
-    except (KeyError, ValueError):  # UnicodeDecodeError is a ValueError
-        return None
+            origin = read_origin(read_headers(message))
+            if origin is None or not ids.are_of(origin):
+                continue  # no outcome of these topics
+            partition = origin.topic, origin.place.partition
+            if origin.place.offset in batch.spans.get(partition, ()):
+                found[partition].add(origin.place.offset)
+    return {partition: frozenset(offsets) for partition, offsets in found.items()}

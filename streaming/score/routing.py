@@ -40,7 +40,7 @@ from schemas import envelope
 from schemas.errors import Reason
 from schemas.modelcard import Flag, ModelCard
 from sparkdl.transformers.featurizer import NOVEL_COLUMN
-from streaming.score.published import NOTHING, Places, Published
+from streaming.score.published import NOTHING, ImageOffsets, Published
 from streaming.settings import KafkaSettings
 
 _ISO_UTC = "yyyy-MM-dd'T'HH:mm:ss.SSS'Z'"
@@ -163,9 +163,9 @@ def _leave_out(routed: DataFrame, route: Route) -> DataFrame:
     return routed.where(when(is_features, ~_is_at(published.featured)).otherwise(~_is_at(published.answered)))
 
 
-def _is_at(places: Places) -> Column:
+def _is_at(images: ImageOffsets) -> Column:
     found = lit(False)
-    for (topic, partition), offsets in places.items():
+    for (topic, partition), offsets in images.items():
         here = (col("place.topic") == topic) & (col("place.partition") == partition)
         # As text: thousands of literals by way of Python take seconds.
         found |= here & expr(f"place.offset IN ({', '.join(map(str, sorted(offsets)))})")

@@ -20,7 +20,6 @@ from schemas.documents import load_schema
 from schemas.errors import JobError, Reason, SettingsError
 from streaming.account.audit import Account, Scope, audit_stream
 from streaming.deadletters.read import (
-    Headers,
     Place,
     Selection,
     list_dead_letters,
@@ -30,6 +29,7 @@ from streaming.deadletters.read import (
 )
 from streaming.deadletters.redrive import RedriveReport, Skip, plan_redrive, redrive
 from streaming.kafka.messages import open_reader, read_spans, scan_offsets
+from streaming.kafka.places import Headers
 from streaming.settings import KafkaSettings, StreamSettings
 from tests.conftest import Trained
 from tests.integration.streams import drain, publish, score

@@ -16,8 +16,6 @@ from schemas.documents import load_schema
 from schemas.errors import Reason
 from streaming.deadletters.read import (
     DeadLetter,
-    Headers,
-    Place,
     Selection,
     _describe,
     cut_runs,
@@ -25,6 +23,7 @@ from streaming.deadletters.read import (
     split_headers,
 )
 from streaming.deadletters.redrive import _read_mark
+from streaming.kafka.places import Headers, Origin, Place, read_headers
 from tests.testimages import png
 from xray.cli import _read_moment, _read_place
 
@@ -108,8 +107,7 @@ def test_reading_a_dead_letter() -> None:
         stage="VALUE_CONVERTER",
         error_class="schemas.errors.CorruptImageError",
         message="what was found, what was wanted",
-        input_topic="xray.images",
-        input_place=Place(1, 17),
+        input=Origin("xray.images", Place(1, 17)),
         received_at="2026-01-31T12:00:00.000Z",
         payload_bytes=5,
     )
@@ -197,10 +195,11 @@ def test_runs_cover_places_and_jump_over_what_is_far(
 
 def test_marks_are_read_of_this_topic_only() -> None:
     def read(mark: bytes | None, topic_id: bytes | None = None) -> object:
-        return _read_mark({"xray_redriven_from": mark, "xray_redriven_topic_id": topic_id}, "xray.images")
+        headers: Headers = [("xray_redriven_from", mark), ("xray_redriven_topic_id", topic_id)]
+        return _read_mark(read_headers(Message("xray.images", 0, 5, None, b"", headers)), "xray.images")
 
-    assert read(b"xray.images-3@1024") == (Place(3, 1024), "")
-    assert read(b"xray.images-3@1024", b"its-id") == (Place(3, 1024), "its-id")
+    assert read(b"xray.images-3@1024") == Origin("xray.images", Place(3, 1024))
+    assert read(b"xray.images-3@1024", b"its-id") == Origin("xray.images", Place(3, 1024), "its-id")
     for mark in (None, b"", b"xrayXimages-3@1024", b"other-3@1024", b"xray.images-3", b"\xff"):
         assert read(mark) is None
     assert _read_mark({}, "xray.images") is None

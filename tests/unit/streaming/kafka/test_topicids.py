@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from schemas.envelope import INPUT_TOPIC_ID
 from schemas.errors import JobError
+from streaming.kafka.places import Origin, Place
 from streaming.kafka.topicids import IDS_FILE, TopicIds, record_ids, recorded_ids
 
 _NOTED = TopicIds("c1", {"images": "one", "labels": "two"})
@@ -32,18 +32,18 @@ def test_topics_are_told_by_their_ids(present: TopicIds, others: list[str]) -> N
 @pytest.mark.parametrize("renewed", [False, True])
 @pytest.mark.parametrize(
     ("said", "is_about"),
-    [({INPUT_TOPIC_ID: b"one"}, True), ({INPUT_TOPIC_ID: b"other"}, False), ({INPUT_TOPIC_ID: b""}, None), ({}, None)],
+    [("one", True), ("other", False), ("", None)],
 )
 def test_an_outcome_that_names_no_topic_is_about_a_former_one_where_there_was_one(
-    said: dict[str, bytes], is_about: bool | None, renewed: bool
+    said: str, is_about: bool | None, renewed: bool
 ) -> None:
     """Former releases named none: theirs count, until the topic was made anew."""
     ids = TopicIds("c1", {"images": "one"}, renewed)
-    assert ids.are_of(said, "images") == (not renewed if is_about is None else is_about)
+    assert ids.are_of(Origin("images", Place(0, 1), said)) == (not renewed if is_about is None else is_about)
 
 
 def test_where_the_broker_has_no_ids_every_outcome_counts() -> None:
-    assert TopicIds("c1", {"images": ""}).are_of({INPUT_TOPIC_ID: b"any"}, "images")
+    assert TopicIds("c1", {"images": ""}).are_of(Origin("images", Place(0, 1), "any"))
 
 
 def test_ids_are_noted_whole_and_read_back(tmp_path: Path) -> None:
