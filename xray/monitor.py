@@ -5,7 +5,6 @@ image itself.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from prometheus_client.registry import Collector
 from schemas.errors import ModelLoadError, XrayError
 from schemas.modelcard import ModelCard, read_card
 from schemas.registry import challenger_folder, champion_folder
+from streaming.periodic import PeriodicTask, first_line
 from streaming.settings import StreamSettings
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FIRST_LOOK_S = 60.0
-"""Seconds until the first look, so that a dashboard is not empty for an hour; ARCHIVE has caught up by then, mostly."""
+FIRST_MEASUREMENT_S = 60.0
+"""Seconds until drift is first measured: a dashboard is not empty for an hour, and ARCHIVE has mostly caught up."""
 
 MAX_IMAGES = 5000
 """Images of the shadow comparison; of 1,280 values 26 MB."""
@@ -52,7 +52,7 @@ _GAUGES = {
 
 @dataclass(frozen=True)
 class Findings:
-    """What one look found.
+    """What one measurement found.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Findings:
 
 
 class MonitorMetrics(Collector):
-    """The series of the last look; without a finding there is no sample.
+    """The series of the last measurement; without a finding there is no sample.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def _list_values(found: Findings) -> dict[str, tuple[str, float]]:
 
 
 class Monitor:
-    """Looks for drift of the model in service, and at its challenger, in a thread of its own.
+    """Measures drift of the model in service and compares its challenger, in a thread of its own.
 
     Parameters
     ----------
@@ -153,36 +153,36 @@ class Monitor:
         self._settings = settings
         self._metrics = MonitorMetrics(registry)
         self._pinned = model_folder or settings.model
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+        interval_s = settings.monitor.interval_s
+        # E.g. tables that are not there yet. When something was last found shows in its time.
+        self._task = PeriodicTask(
+            "monitor",
+            self._measure,
+            interval_s,
+            failure="drift could not be measured",
+            expected=(XrayError, DeltaError, OSError),
+            first_wait_s=min(FIRST_MEASUREMENT_S, interval_s),
+        )
 
     def start(self) -> None:
-        """Start the thread, once; it first looks a minute later."""
+        """Start the thread, once; it first measures a minute later."""
         if not self._settings.monitor.interval_s:
             return
         if missing := [name for name in _NEEDED if find_spec(name) is None]:
             log.warning("drift is not watched: that needs %s: pip install 'xray-stream[train]'", ", ".join(missing))
             return
-        self._thread.start()
+        self._task.start()
 
     def stop(self) -> None:
-        """Tell the thread to end; a look that goes on is not waited for."""
-        self._ended.set()
+        """Tell the thread to end; a measurement that is under way is not waited for."""
+        self._task.stop()
 
-    def look(self) -> None:
-        """Look now; where that fails, what was found before stays, and the log says why."""
-        try:
-            self._metrics.show(self._find())
-        except (XrayError, DeltaError, OSError) as exc:
-            # E.g. tables that are not there yet. When something was last found shows in its time.
-            log.warning("drift could not be measured: %s", _first_line(exc))
+    def measure(self) -> None:
+        """Measure now; where that fails, what was found before stays, and the log says why."""
+        self._task.run_once()
 
-    def _run(self) -> None:
-        interval_s = self._settings.monitor.interval_s
-        wait_s = min(FIRST_LOOK_S, interval_s)
-        while not self._ended.wait(wait_s):
-            self.look()
-            wait_s = interval_s
+    def _measure(self) -> None:
+        self._metrics.show(self._find())
 
     def _find(self) -> Findings:
         from threadpoolctl import threadpool_limits  # noqa: PLC0415  in the train extra
@@ -214,7 +214,7 @@ def _read_challenger(models_folder: Path) -> tuple[Path, ModelCard] | None:
         folder = challenger_folder(models_folder)
         return None if folder is None else (folder, read_card(folder))
     except ModelLoadError as exc:
-        log.warning("there is no challenger to compare: %s", _first_line(exc))
+        log.warning("there is no challenger to compare: %s", first_line(exc))
         return None
 
 
@@ -226,9 +226,5 @@ def _compare(
     try:
         return compare_shadow(settings.tables_folder, champion, rival, max_images=MAX_IMAGES)
     except ModelLoadError as exc:
-        log.warning("the challenger is not compared: %s", _first_line(exc))
+        log.warning("the challenger is not compared: %s", first_line(exc))
         return None
-
-
-def _first_line(exc: Exception) -> str:
-    return next(iter(str(exc).splitlines()), type(exc).__name__)

@@ -1,7 +1,6 @@
 """Draws up the account again and again while the stream runs, and shows it as metrics."""
 
 import logging
-import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +9,7 @@ from deltalake.exceptions import DeltaError
 from schemas.errors import NoCheckpointError, XrayError
 from streaming.account.audit import Account, Scope, audit_stream
 from streaming.metrics import StreamMetrics
+from streaming.periodic import PeriodicTask
 from streaming.settings import StreamSettings
 
 log = logging.getLogger(__name__)
@@ -29,30 +29,30 @@ class Auditor:
     def __init__(self, settings: StreamSettings, metrics: StreamMetrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="auditor", daemon=True)
+        # The broker may be away: the stream's own business. That no account was drawn up shows in its time.
+        self._task = PeriodicTask(
+            "auditor",
+            self._audit,
+            settings.audit.interval_s,
+            failure="no account could be drawn up",
+            expected=(XrayError, DeltaError, OSError),
+        )
 
     def start(self) -> None:
         """Start the thread; the first account is drawn up one interval later."""
-        if self._settings.audit.interval_s:
-            self._thread.start()
+        self._task.start()
 
     def stop(self) -> None:
         """Tell the thread to end; an account that is being drawn up is not waited for."""
-        self._ended.set()
+        self._task.stop()
 
-    def _run(self) -> None:
-        while not self._ended.wait(self._settings.audit.interval_s):
-            since = datetime.now(UTC) - timedelta(seconds=self._settings.audit.window_s)
-            try:
-                account = audit_stream(self._settings, Scope(since=since))
-            except NoCheckpointError:  # not one image came yet: that is an account, too
-                account = Account([], {}, {})
-            except (XrayError, DeltaError, OSError) as exc:
-                # The broker may be away: the stream's own business. That no account was drawn up shows in its time.
-                log.warning("no account could be drawn up: %s", str(exc).splitlines()[0])
-                continue
-            self._record(account)
+    def _audit(self) -> None:
+        since = datetime.now(UTC) - timedelta(seconds=self._settings.audit.window_s)
+        try:
+            account = audit_stream(self._settings, Scope(since=since))
+        except NoCheckpointError:  # not one image came yet: that is an account, too
+            account = Account([], {}, {})
+        self._record(account)
 
     def _record(self, account: Account) -> None:
         self._metrics.unaccounted.set(account.unaccounted)

@@ -8,7 +8,6 @@ and offsets cannot tell, however long the new topic is; its id can.
 import base64
 import json
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -17,9 +16,10 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
-from schemas.errors import BrokerError, DataLossError, JobError, XrayError
+from schemas.errors import BrokerError, DataLossError, JobError
 from streaming.kafka.cluster import connect_admin, describe_cluster
 from streaming.kafka.places import Origin
+from streaming.periodic import PeriodicTask
 from streaming.settings import KafkaSettings, StreamSettings
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def set_checkpoint_aside(checkpoint: Path) -> Path:
 
 
 class TopicWatch:
-    """Looks now and then whether topics are still those that the queries read, in a thread of its own.
+    """Checks now and then that topics are still those that the queries read, in a thread of its own.
 
     Parameters
     ----------
@@ -211,24 +211,26 @@ class TopicWatch:
     queries : sequence of str
         Their names.
     interval_s : float
-        Seconds between two looks.
+        Seconds between two checks.
     """
 
     def __init__(self, settings: StreamSettings, queries: Sequence[str], interval_s: float = _WATCH_S) -> None:
         self._settings = settings
         self._queries = queries
-        self._interval_s = interval_s
         self._error: DataLossError | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="topic-watch", daemon=True)
+        # The broker is away, a topic between deletion and creation, a disk that does not answer: the queries find that
+        # themselves.
+        self._task = PeriodicTask(
+            "topic-watch", self._compare, interval_s, failure="topics could not be compared", level=logging.INFO
+        )
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._task.start()
 
     def stop(self) -> None:
         """Tell the thread to end; a question that is under way is not waited for."""
-        self._ended.set()
+        self._task.stop()
 
     def check(self) -> None:
         """Raise what the thread has found.
@@ -241,14 +243,10 @@ class TopicWatch:
         if self._error is not None:
             raise self._error
 
-    def _run(self) -> None:
-        while not self._ended.wait(self._interval_s) and self._error is None:
-            try:
-                for query in self._queries:
-                    check_topic_ids(self._settings, query)
-            except DataLossError as exc:
-                self._error = exc
-            except (XrayError, OSError) as exc:
-                # The broker is away, a topic between deletion and creation, a disk that does not answer: the queries
-                # find that themselves.
-                log.info("topics could not be compared: %s", exc)
+    def _compare(self) -> None:
+        try:
+            for query in self._queries:
+                check_topic_ids(self._settings, query)
+        except DataLossError as exc:
+            self._error = exc
+            self._task.stop()

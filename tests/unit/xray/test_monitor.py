@@ -71,12 +71,12 @@ def card(tmp_path: Path) -> ModelCard:
     return card
 
 
-def test_a_look_shows_drift_and_the_challenger(
+def test_a_measurement_shows_drift_and_the_challenger(
     tmp_path: Path, settings: StreamSettings, registry: CollectorRegistry, card: ModelCard
 ) -> None:
     rival = add_challenger(tmp_path, card, coefficients=(0.5, 1.0, 0.0))
     before = time.time()
-    Monitor(settings, registry).look()
+    Monitor(settings, registry).measure()
     found = read(registry)
     assert found.keys() == OF_CHAMPION | OF_CHALLENGER | {TIME}
     assert {found[name][0] for name in OF_CHAMPION} == {card.version}
@@ -104,7 +104,7 @@ def test_drift_calls_for_retraining(
 ) -> None:
     shutil.rmtree(tmp_path / "tables")
     score_images(tmp_path, card, 500, seed=1, shift=1.5, first_day=FIRST_DAY + timedelta(days=30))
-    Monitor(settings, registry).look()
+    Monitor(settings, registry).measure()
     found = read(registry)
     assert found["xray_retraining_called_for"] == (card.version, 1)
     assert found["xray_drift_score_psi"][1] > 0.25
@@ -116,18 +116,18 @@ def test_without_a_finding_there_is_no_sample(
 ) -> None:
     watch = Monitor(settings, registry)
     assert read(registry) == {}
-    watch.look()
+    watch.measure()
     assert read(registry).keys() == OF_CHAMPION | {TIME}, "there is no challenger"
     shutil.rmtree(tmp_path / "tables")
     score_images(tmp_path, card, 99)
     add_labels_said(tmp_path)
     rival = add_challenger(tmp_path, card)
-    watch.look()
+    watch.measure()
     found = read(registry)
     assert found.keys() == {"xray_challenger_info", "xray_shadow_images", TIME}, "99 images say nothing"
     assert found["xray_shadow_images"] == (rival.version, 99)
     clear_challenger(tmp_path / "models")
-    watch.look()
+    watch.measure()
     assert read(registry).keys() == {TIME}
 
 
@@ -139,13 +139,13 @@ def test_a_promotion_takes_the_old_models_series_away(
     watch = Monitor(settings, registry)
     pinned_registry = CollectorRegistry()
     pinned = Monitor(settings, pinned_registry, model_folder=tmp_path / "models" / card.version)
-    watch.look()
+    watch.measure()
     promote(tmp_path / "models", rival.version)
     shutil.rmtree(tmp_path / "tables")
     for one, count, seed in ((card, 500, 1), (rival, 300, 2)):
         score_images(tmp_path, one, count, seed=seed, days=7)
-    watch.look()
-    pinned.look()
+    watch.measure()
+    pinned.measure()
     found = read(registry)
     assert {version for name, (version, _) in found.items() if name != TIME} == {rival.version}
     assert not found.keys() & OF_CHALLENGER
@@ -161,15 +161,15 @@ def test_what_goes_wrong_is_logged_in_a_line_and_changes_nothing(
 ) -> None:
     add_challenger(tmp_path, card)
     watch = Monitor(settings, registry)
-    watch.look()
+    watch.measure()
     before = read(registry)
     (tmp_path / "tables").rename(tmp_path / "away")
-    watch.look()
+    watch.measure()
     (tmp_path / "tables" / "features" / "_delta_log").mkdir(parents=True)
     (tmp_path / "tables" / "features" / "_delta_log" / "00000000000000000000.json").write_text("no json\n")
-    watch.look()
+    watch.measure()
     (tmp_path / "models" / "champion").unlink()
-    watch.look()
+    watch.measure()
     assert read(registry) == before
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
     lines = [record.getMessage() for record in caplog.records]
@@ -187,11 +187,11 @@ def test_a_challenger_that_cannot_be_compared_leaves_drift_alone(
 ) -> None:
     rival = add_challenger(tmp_path, card, pooling="none")
     watch = Monitor(settings, registry)
-    watch.look()
+    watch.measure()
     assert read(registry).keys() == OF_CHAMPION | {"xray_challenger_info", TIME}
     assert "the challenger is not compared: 20260201T000000Z has another featurizer" in caplog.text
     shutil.rmtree(tmp_path / "models" / rival.version)
-    watch.look()
+    watch.measure()
     assert read(registry).keys() == OF_CHAMPION | {TIME}
     assert "there is no challenger to compare" in caplog.text
 
@@ -227,7 +227,7 @@ def every(settings: StreamSettings, interval_s: float) -> StreamSettings:
     return settings.model_copy(update={"monitor": settings.monitor.model_copy(update={"interval_s": interval_s})})
 
 
-def test_it_looks_again_and_again_until_it_is_stopped(
+def test_it_measures_again_and_again_until_it_is_stopped(
     settings: StreamSettings, registry: CollectorRegistry, card: ModelCard
 ) -> None:
     watch = Monitor(every(settings, 0.01), registry)
@@ -241,22 +241,24 @@ def test_it_looks_again_and_again_until_it_is_stopped(
     assert wait_until(lambda: not monitors())
 
 
-def test_the_first_look_does_not_wait_for_an_hour(settings: StreamSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_measurement_does_not_wait_for_an_hour(
+    settings: StreamSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert settings.monitor.interval_s == 3600
-    assert monitor.FIRST_LOOK_S == 60
-    looked = threading.Event()
-    monkeypatch.setattr(monitor, "FIRST_LOOK_S", 0.01)
-    monkeypatch.setattr(Monitor, "look", lambda _: looked.set())
+    assert monitor.FIRST_MEASUREMENT_S == 60
+    measured = threading.Event()
+    monkeypatch.setattr(monitor, "FIRST_MEASUREMENT_S", 0.01)
+    monkeypatch.setattr(Monitor, "_measure", lambda _: measured.set())
     watch = Monitor(settings, CollectorRegistry())
     watch.start()
     try:
-        assert looked.wait(10)
+        assert measured.wait(10)
     finally:
         watch.stop()
     assert wait_until(lambda: not monitors())
 
 
-def test_an_interval_of_zero_never_looks(settings: StreamSettings) -> None:
+def test_an_interval_of_zero_never_measures(settings: StreamSettings) -> None:
     Monitor(every(settings, 0), CollectorRegistry()).start()
     assert monitors() == []
 

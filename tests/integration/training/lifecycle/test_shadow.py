@@ -133,5 +133,5 @@ def test_a_streams_archive_gives_its_scores_again(
     assert len(found.disagreements) == min(negatives, 12)
     for one in found.disagreements:
         assert one.challenger_score == pytest.approx(one.champion_score, abs=1e-9)
-    watch.look()
+    watch.measure()
     assert registry.get_sample_value("xray_last_monitor_timestamp_seconds") is not None
