@@ -30,6 +30,7 @@ from streaming.run.folders import check_folders
 from streaming.run.jars import SPARK_JARS, resolve_jars
 from streaming.run.models import ChampionWatch, ServedModel, check_card, load_model
 from streaming.run.scorer import Scorer
+from streaming.run.sparkinternals import check_internals
 from streaming.run.supervisor import FailureKind, Keeper, QueryFailure
 from streaming.score.canary import Canary
 from streaming.score.listener import ProgressListener
@@ -121,6 +122,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
         if spark is None:
             spark = open_session(settings, verbose=verbose)
             stack.callback(spark.stop)
+        check_internals(spark)
         served = ServedModel(folder, card, load_model(folder))
         check_outcome_sizes(settings.kafka, card, featurizer_of(served.pipeline).network.n_features)
         listener = ProgressListener(metrics, card)

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
 from schemas.errors import BrokerError, JobError, TableError
+from streaming.run.sparkinternals import close_kafka_producers, count_running_tasks, end_after_batch, list_causes
 from streaming.score.query import NO_FEATURES_MARK
 from streaming.settings import RetrySettings
 
@@ -166,7 +166,7 @@ class Keeper:
         query, self._query = self._query, None
         if query is None:
             return None
-        if not stop_after_batch(query):
+        if not end_after_batch(query, _STOP_TIMEOUT_S):
             log.warning("the %s query was cancelled: its batch did not end in %.0f s", self.name, _STOP_TIMEOUT_S)
             await_quiet(self._spark)
         return describe_failure(query, self.name)
@@ -201,17 +201,12 @@ def _error(failure: QueryFailure) -> JobError:
 
 def describe_failure(query: StreamingQuery, name: str) -> QueryFailure | None:
     """Tell why a query ended; None where it did not end in error."""
-    error = query._jsq.exception()
-    if not error.isDefined():
+    causes = list(list_causes(query))
+    if not causes:
         return None
-    messages, throwable, cause = [], error.get(), ""
-    while throwable is not None:
-        messages.append(f"{throwable.getClass().getName()} {throwable.getMessage()}")
-        cause = summarize(throwable.getClass().getSimpleName(), throwable.getMessage() or "")
-        throwable = throwable.getCause()
-    whole = "\n".join(messages)
+    whole = "\n".join(f"{cause.class_name} {cause.message}" for cause in causes)
     kind = next((kind for kind, marks in _MARKS.items() if any(mark in whole for mark in marks)), FailureKind.OTHER)
-    return QueryFailure(name, kind, cause)
+    return QueryFailure(name, kind, summarize(causes[-1].short_name, causes[-1].message))
 
 
 def summarize(kind: str, message: str) -> str:
@@ -230,39 +225,13 @@ def summarize(kind: str, message: str) -> str:
     return f"{kind}: {message.strip().partition(chr(10))[0]}"[:_MAX_SUMMARY]
 
 
-def stop_after_batch(query: StreamingQuery) -> bool:
-    """End a query once its running micro-batch is committed; return False where that took too long.
-
-    `StreamingQuery.stop` cancels the running batch; what it has published by then would be published again after a
-    restart. Spark's loop asks before each batch whether the query is still active, so saying that it is not, without
-    the interrupt, ends it in order.
-    """
-    if not query.isActive:
-        return True
-    execution = query._jsq.streamingQuery()
-    jvm = execution.getClass().getClassLoader()
-    terminated = jvm.loadClass("org.apache.spark.sql.execution.streaming.runtime.TERMINATED$")
-    execution.state().set(terminated.getField("MODULE$").get(None))
-    in_order: bool = execution.awaitTermination(int(_STOP_TIMEOUT_S * 1000))
-    query.stop()
-    return in_order
-
-
 def await_quiet(spark: SparkSession) -> None:
     """Wait until no task of a failed query runs and nothing that it published is still on its way.
 
     Spark gives a failed task's Kafka producer back to its pool with whatever it has not sent yet, and that is sent
     later, behind the back of the batch that is done again. Closing the producers sends it now or gives it up.
     """
-    context = spark.sparkContext._jsc.sc()
     deadline = time.monotonic() + _QUIET_TIMEOUT_S
-    while _count_tasks(context) and time.monotonic() < deadline:
+    while count_running_tasks(spark) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    loader = spark._jvm.java.lang.Thread.currentThread().getContextClassLoader()
-    pool = loader.loadClass("org.apache.spark.sql.kafka010.producer.InternalKafkaProducerPool$")
-    pool.getField("MODULE$").get(None).reset()
-
-
-def _count_tasks(context: Any) -> int:
-    executors = context.statusStore().executorList(True)
-    return sum(executors.apply(i).activeTasks() for i in range(executors.size()))
+    close_kafka_producers(spark)
