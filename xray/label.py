@@ -4,7 +4,6 @@ import json
 import logging
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from schemas.errors import JobError, SettingsError
 from schemas.labels import LABELS_TABLE, LabelReason
 from schemas.modelcard import read_card
 from schemas.registry import champion_folder
-from streaming.settings import RetrySettings, StreamSettings, load_settings
+from streaming.retry import Backoff
+from streaming.settings import StreamSettings, load_settings
 from xray.console import err, new_table, out, print_json, step
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def follow_labels(
     """
     from streaming.results.confirmations import open_confirmations  # noqa: PLC0415  heavy
 
-    patience = _Patience(settings.retry)
+    backoff = Backoff(settings.retry, healthy_s=_HEALTHY_S)
     told = False
     while not ended.is_set():
         try:
@@ -282,7 +282,7 @@ def follow_labels(
                     on_ready()
                     told = True
                 for batch in _settle_batches(settings, reader, wait=wait, ended=ended):
-                    patience.renew()
+                    backoff.reset()
                     on_batch(batch)
             return
         except SettingsError:
@@ -290,40 +290,19 @@ def follow_labels(
         except JobError as exc:
             if to_end:
                 raise
-            patience.wait(exc, ended)
+            _wait_to_retry(backoff, exc, ended)
 
 
-class _Patience:
-    """Waits longer and longer between failures, and gives up in the end.
-
-    Parameters
-    ----------
-    retry : RetrySettings
-        How long.
-    """
-
-    def __init__(self, retry: RetrySettings) -> None:
-        self._retry = retry
-        self._tried = time.monotonic()
-        self.renew()
-
-    def renew(self) -> None:
-        """Take it that all is well again."""
-        self._since: float | None = None
-        self._wait_s = self._retry.first_wait_s
-
-    def wait(self, failure: JobError, ended: threading.Event) -> None:
-        """Tell of a failure and wait, or raise it where it has gone on for too long."""
-        now = time.monotonic()
-        if now - self._tried > _HEALTHY_S:
-            self.renew()
-        self._since = now if self._since is None else self._since
-        if now - self._since >= self._retry.give_up_s:
-            raise failure
-        log.warning("%s; trying again in %.0f s, nothing is lost", str(failure).rstrip("."), self._wait_s)
-        ended.wait(self._wait_s)
-        self._wait_s = min(2 * self._wait_s, self._retry.max_wait_s)
-        self._tried = time.monotonic()
+def _wait_to_retry(backoff: Backoff, failure: JobError, ended: threading.Event) -> None:
+    """Tell of a failure and wait, or raise it where it has gone on for too long."""
+    if backoff.has_run_long:
+        backoff.reset()
+    wait_s = backoff.note_failure()
+    if wait_s is None:
+        raise failure
+    log.warning("%s; trying again in %.0f s, nothing is lost", str(failure).rstrip("."), wait_s)
+    ended.wait(wait_s)
+    backoff.start_try()
 
 
 def _settle_batches(

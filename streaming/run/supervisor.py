@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
 from schemas.errors import BrokerError, JobError, TableError
+from streaming.retry import Backoff
 from streaming.run.sparkinternals import close_kafka_producers, count_running_tasks, end_after_batch, list_causes
 from streaming.score.query import NO_FEATURES_MARK
 from streaming.settings import RetrySettings
@@ -103,18 +104,16 @@ class Keeper:
         self.name = name
         self._spark = spark
         self._start = start
-        self._retry = retry
+        self._backoff = Backoff(retry, healthy_s=_HEALTHY_S)
         self._on_failure = on_failure
         self._query: StreamingQuery | None = None
-        self._started = 0.0
-        self._failing_since: float | None = None
-        self._failures = 0
         self._due = 0.0
 
     def begin(self) -> None:
         """Start the query; a failure to do so is answered as one of the query's own."""
         try:
-            self._query, self._started = self._start(), time.monotonic()
+            self._query = self._start()
+            self._backoff.start_try()
         except (BrokerError, TableError, PySparkException) as exc:
             self._fail(QueryFailure(self.name, FailureKind.OTHER, summarize(type(exc).__name__, str(exc))))
 
@@ -131,9 +130,9 @@ class Keeper:
                 self.begin()
             return True
         if self._query.isActive:
-            if self._failing_since is not None and self._has_recovered(self._query):
+            if self._backoff.is_failing and self._has_recovered(self._query):
                 log.info("the %s query works again", self.name)
-                self._failing_since, self._failures = None, 0
+                self._backoff.reset()
             return True
         failure = describe_failure(self._query, self.name)
         if failure is None:
@@ -172,25 +171,22 @@ class Keeper:
         return describe_failure(query, self.name)
 
     def _has_recovered(self, query: StreamingQuery) -> bool:
-        return query.lastProgress is not None or time.monotonic() - self._started > _HEALTHY_S
+        return query.lastProgress is not None or self._backoff.has_run_long
 
     def _fail(self, failure: QueryFailure) -> None:
-        now = time.monotonic()
         if failure.kind is FailureKind.FEATURES:
             # One image's fault, and known by its name: nothing to wait for, and no reason to give up.
             await_quiet(self._spark)
             self._on_failure(failure)
-            self._due = now
+            self._due = time.monotonic()
             return
-        self._failing_since = self._failing_since or now
-        self._failures += 1
+        wait_s = self._backoff.note_failure()
         log.warning("the %s query failed: %s", self.name, failure.cause)
         # Tasks that still run and messages that are still under way belong to the batch that is done again.
         await_quiet(self._spark)
         self._on_failure(failure)
-        if now - self._failing_since >= self._retry.give_up_s:
+        if wait_s is None:
             raise _error(failure)
-        wait_s = min(self._retry.first_wait_s * 2 ** (self._failures - 1), self._retry.max_wait_s)
         self._due = time.monotonic() + wait_s
         log.info("the %s query is started again in %.0f s", self.name, wait_s)
 
