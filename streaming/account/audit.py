@@ -25,8 +25,8 @@ from deltalake.exceptions import TableNotFoundError
 from schemas import envelope
 from schemas.errors import NoCheckpointError, RepetitionError, SettingsError
 from streaming.account.checkpoints import committed_offsets, has_begun
-from streaming.kafka.messages import find_offsets, offsets_at, open_reader, read_spans, scan_offsets
 from streaming.kafka.places import Place, read_headers, read_origin
+from streaming.kafka.reader import find_offsets, offsets_at, open_reader, read_spans, scan_offsets
 from streaming.kafka.topicids import TopicIds, check_topic_ids
 from streaming.settings import KafkaSettings, StreamSettings
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from schemas.errors import DataLossError
 from streaming.account.checkpoints import committed_offsets
-from streaming.kafka.messages import open_reader, read_spans
+from streaming.kafka.reader import open_reader, read_spans
 from streaming.kafka.topicids import describe_shrinking
 from streaming.settings import KafkaSettings, StreamSettings
 

@@ -14,8 +14,8 @@ from confluent_kafka import Message
 from schemas import envelope
 from schemas.errors import JobError, Reason
 from sparkdl.image.decode import sniff_media_type
-from streaming.kafka.messages import find_offsets, open_reader, read_spans, scan_offsets
 from streaming.kafka.places import Headers, Origin, Place, header_text, headers_by_name, place_of, read_origin
+from streaming.kafka.reader import find_offsets, open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings
 
 __all__ = [

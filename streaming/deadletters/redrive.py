@@ -40,9 +40,9 @@ from confluent_kafka import Message
 from schemas import envelope
 from schemas.errors import JobError, Reason
 from streaming.deadletters.read import DeadLetter, Selection, read_dead_letter, scan_letters, split_headers
-from streaming.kafka.messages import open_reader, read_spans, scan_offsets
 from streaming.kafka.places import Origin, Place, header_text, read_headers
 from streaming.kafka.producer import RecordProducer
+from streaming.kafka.reader import open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings
 
 

@@ -28,9 +28,9 @@ from schemas import envelope
 from schemas.errors import BrokerError, ContractError
 from schemas.labels import LabelReason
 from streaming.kafka.cluster import describe_cluster
-from streaming.kafka.messages import list_partitions
 from streaming.kafka.places import Headers, Place
 from streaming.kafka.producer import RecordProducer
+from streaming.kafka.reader import list_partitions
 from streaming.kafka.topicchecks import check_label_topics
 from streaming.kafka.topics import HEADROOM_BYTES, LABEL_BYTES, create_topics, label_topics
 from streaming.settings import KafkaSettings

@@ -11,8 +11,8 @@ from confluent_kafka import Consumer, Message
 
 from schemas import envelope
 from streaming.kafka.cluster import describe_cluster
-from streaming.kafka.messages import assign_all
 from streaming.kafka.places import header_text, read_headers
+from streaming.kafka.reader import assign_all
 from streaming.settings import KafkaSettings
 
 _POLL_S = 0.2

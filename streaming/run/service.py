@@ -29,11 +29,11 @@ from streaming.metrics import StreamMetrics, serve_metrics
 from streaming.run.folders import check_folders
 from streaming.run.jars import SPARK_JARS, resolve_jars
 from streaming.run.models import ChampionWatch, ServedModel, check_card, load_model
-from streaming.run.scorer import Scorer
+from streaming.run.scoresupervisor import ScoreSupervisor
 from streaming.run.sparkinternals import check_internals
-from streaming.run.supervisor import FailureKind, Keeper, QueryFailure
+from streaming.run.supervisor import FailureKind, QueryFailure, QuerySupervisor
 from streaming.score.canary import Canary
-from streaming.score.listener import ProgressListener
+from streaming.score.progress import ProgressListener
 from streaming.score.query import featurizer_of
 from streaming.settings import StreamSettings
 
@@ -128,7 +128,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
         listener = ProgressListener(metrics, card)
         spark.streams.addListener(listener)
         stack.callback(spark.streams.removeListener, listener)
-        scorer = Scorer(
+        score_query = ScoreSupervisor(
             spark,
             served,
             settings,
@@ -138,22 +138,22 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
             skip_lost=any(loss.query == "score" for loss in losses),
             available_now=available_now,
         )
-        archiver = _keep_archive(spark, settings, losses, available_now=available_now) if archive else None
+        archive_query = _supervise_archive(spark, settings, losses, available_now=available_now) if archive else None
         state = StreamState(metrics_url, card)
         if available_now:
             on_ready(state)
             # SCORE first: ARCHIVE reads what it writes.
-            _drain(scorer, ended)
-            if archiver:
-                _drain(archiver, ended)
+            _run_to_end(score_query, ended)
+            if archive_query:
+                _run_to_end(archive_query, ended)
         else:
-            _serve(scorer, archiver, settings, metrics, ended, lambda: on_ready(state))
+            _run_until_ended(score_query, archive_query, settings, metrics, ended, lambda: on_ready(state))
 
 
 def _check_kafka(settings: StreamSettings, *, accept_loss: bool, from_beginning: bool) -> list[Loss]:
     create_topics(settings.kafka)
     check_topics(settings.kafka)
-    renewed = _set_replaced_aside(settings) if accept_loss else frozenset[str]()
+    renewed = _set_aside_replaced(settings) if accept_loss else frozenset[str]()
     ids = {query: check_topic_ids(settings, query) for query in QUERIES}
     ids |= {query: replace(ids[query], renewed=True) for query in renewed}
     losses = find_losses(settings)
@@ -168,7 +168,7 @@ def _check_kafka(settings: StreamSettings, *, accept_loss: bool, from_beginning:
     return losses
 
 
-def _set_replaced_aside(settings: StreamSettings) -> frozenset[str]:
+def _set_aside_replaced(settings: StreamSettings) -> frozenset[str]:
     """Put checkpoints aside whose topics are others now, or end before them: all in those is read.
 
     Returns
@@ -194,7 +194,9 @@ def _is_renewed(settings: StreamSettings, query: str) -> bool:
     return False
 
 
-def _keep_archive(spark: SparkSession, settings: StreamSettings, losses: list[Loss], *, available_now: bool) -> Keeper:
+def _supervise_archive(
+    spark: SparkSession, settings: StreamSettings, losses: list[Loss], *, available_now: bool
+) -> QuerySupervisor:
     skip_lost = any(loss.query == "archive" for loss in losses)
 
     def start() -> StreamingQuery:
@@ -208,31 +210,31 @@ def _keep_archive(spark: SparkSession, settings: StreamSettings, losses: list[Lo
         if failure.kind is FailureKind.LOSS:
             check_losses(find_losses(settings), settings.kafka, accepted=False)
 
-    return Keeper(spark, "archive", start, settings.retry, on_failure)
+    return QuerySupervisor(spark, "archive", start, settings.retry, on_failure)
 
 
-def _drain(query: Scorer | Keeper, ended: threading.Event) -> None:
+def _run_to_end(query: ScoreSupervisor | QuerySupervisor, ended: threading.Event) -> None:
     """Let a query do what there is, or what it can until it is told to end."""
-    query.begin()
-    while query.tend():
+    query.start()
+    while query.check():
         if ended.wait(_POLL_S):
             query.stop()
             return
 
 
-def _serve(
-    scorer: Scorer,
-    archiver: Keeper | None,
+def _run_until_ended(
+    score_query: ScoreSupervisor,
+    archive_query: QuerySupervisor | None,
     settings: StreamSettings,
     metrics: StreamMetrics,
     ended: threading.Event,
     on_ready: Callable[[], None],
 ) -> None:
     with ExitStack() as stack:  # ended in the order against this one: no new canary, then SCORE, then ARCHIVE
-        if archiver:
-            stack.push(_stopping(archiver.stop))
-        stack.push(_stopping(scorer.stop))
-        scorer.begin()
+        if archive_query:
+            stack.push(_stopping(archive_query.stop))
+        stack.push(_stopping(score_query.stop))
+        score_query.start()
         watch = TopicWatch(settings, QUERIES)
         stack.callback(watch.stop)
         watch.start()
@@ -242,22 +244,22 @@ def _serve(
         readiness = _Readiness(canary, on_ready)
         # Alerts wait for the first predictions, tables do not: Delta's first seconds would take the cores from SCORE.
         archive_at = time.monotonic() + _ARCHIVE_TIMEOUT_S
-        while not (readiness.look() or time.monotonic() > archive_at):
+        while not (readiness.check() or time.monotonic() > archive_at):
             watch.check()
-            scorer.tend()
+            score_query.check()
             if ended.wait(_POLL_S):
                 return
-        if archiver:
-            archiver.begin()
+        if archive_query:
+            archive_query.start()
         auditor = Auditor(settings, metrics)
         stack.callback(auditor.stop)
         auditor.start()
         while not ended.wait(_POLL_S):
             watch.check()
-            scorer.tend()
-            if archiver:
-                archiver.tend()
-            readiness.look()
+            score_query.check()
+            if archive_query:
+                archive_query.check()
+            readiness.check()
 
 
 def _stopping(stop: Callable[[], None]) -> Callable[..., None]:
@@ -296,8 +298,8 @@ class _Readiness:
         self._deadline = time.monotonic() + _READY_TIMEOUT_S
         self._told = False
 
-    def look(self) -> bool:
-        """Tell where it is time to; return whether it was told."""
+    def check(self) -> bool:
+        """Tell once it is time to; return whether it was told."""
         if self._told:
             return True
         answered = self._canary is None or self._canary.wait_answered(0)
@@ -312,7 +314,7 @@ class _Readiness:
 
 def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSession:
     """Start Spark with the Kafka and Delta connectors."""
-    # What fails in ARCHIVE's batch function is told by its keeper, in a line, and by spark.log as a whole.
+    # What fails in ARCHIVE's batch function is told by its supervisor, in a line, and by spark.log as a whole.
     logging.getLogger("py4j").setLevel(logging.CRITICAL)
     return start_session(
         app_name="xray-stream",

@@ -1,4 +1,4 @@
-"""Keeps a query running: starts it, and starts it again after a failure, with longer and longer waits between.
+"""Supervises a query: starts it, and starts it again after a failure, with longer and longer waits between.
 
 What fails here is the machinery: a broker away, a full disk, a worker that died. Wrong images never come here, they
 become dead letters. A query that keeps failing ends the process, so that whoever supervises it sees it.
@@ -76,8 +76,8 @@ class QueryFailure:
     cause: str
 
 
-class Keeper:
-    """Keeps one query running.
+class QuerySupervisor:
+    """Supervises one query.
 
     Parameters
     ----------
@@ -103,22 +103,22 @@ class Keeper:
     ) -> None:
         self.name = name
         self._spark = spark
-        self._start = start
+        self._start_query = start
         self._backoff = Backoff(retry, healthy_s=_HEALTHY_S)
         self._on_failure = on_failure
         self._query: StreamingQuery | None = None
-        self._due = 0.0
+        self._next_start = 0.0
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the query; a failure to do so is answered as one of the query's own."""
         try:
-            self._query = self._start()
+            self._query = self._start_query()
             self._backoff.start_try()
         except (BrokerError, TableError, PySparkException) as exc:
-            self._fail(QueryFailure(self.name, FailureKind.OTHER, summarize(type(exc).__name__, str(exc))))
+            self._handle_failure(QueryFailure(self.name, FailureKind.OTHER, summarize(type(exc).__name__, str(exc))))
 
-    def tend(self) -> bool:
-        """Look after the query; return False once it has ended by itself, having done what there was.
+    def check(self) -> bool:
+        """Start the query again where it failed; return False once it has ended by itself, having done what there was.
 
         Raises
         ------
@@ -126,8 +126,8 @@ class Keeper:
             It keeps failing.
         """
         if self._query is None:
-            if time.monotonic() >= self._due:
-                self.begin()
+            if time.monotonic() >= self._next_start:
+                self.start()
             return True
         if self._query.isActive:
             if self._backoff.is_failing and self._has_recovered(self._query):
@@ -138,16 +138,16 @@ class Keeper:
         if failure is None:
             return False
         self._query = None
-        self._fail(failure)
+        self._handle_failure(failure)
         return True
 
     def restart(self) -> None:
         """Finish the running micro-batch, then start the query anew."""
         failure = self._end()
         if failure is None:
-            self.begin()
+            self.start()
         else:
-            self._fail(failure)
+            self._handle_failure(failure)
 
     def stop(self) -> None:
         """Finish the running micro-batch and end the query.
@@ -159,7 +159,7 @@ class Keeper:
         """
         failure = self._end()
         if failure is not None:
-            raise _error(failure)
+            raise _error_of(failure)
 
     def _end(self) -> QueryFailure | None:
         query, self._query = self._query, None
@@ -173,12 +173,12 @@ class Keeper:
     def _has_recovered(self, query: StreamingQuery) -> bool:
         return query.lastProgress is not None or self._backoff.has_run_long
 
-    def _fail(self, failure: QueryFailure) -> None:
+    def _handle_failure(self, failure: QueryFailure) -> None:
         if failure.kind is FailureKind.FEATURES:
             # One image's fault, and known by its name: nothing to wait for, and no reason to give up.
             await_quiet(self._spark)
             self._on_failure(failure)
-            self._due = time.monotonic()
+            self._next_start = time.monotonic()
             return
         wait_s = self._backoff.note_failure()
         log.warning("the %s query failed: %s", self.name, failure.cause)
@@ -186,12 +186,12 @@ class Keeper:
         await_quiet(self._spark)
         self._on_failure(failure)
         if wait_s is None:
-            raise _error(failure)
-        self._due = time.monotonic() + wait_s
+            raise _error_of(failure)
+        self._next_start = time.monotonic() + wait_s
         log.info("the %s query is started again in %.0f s", self.name, wait_s)
 
 
-def _error(failure: QueryFailure) -> JobError:
+def _error_of(failure: QueryFailure) -> JobError:
     return JobError(f"the {failure.query} query ended in error: {failure.cause}. Details are in spark.log.")
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from schemas import envelope
 from schemas.errors import BrokerError
-from streaming.kafka.messages import assign_all
 from streaming.kafka.places import header_text, read_headers
+from streaming.kafka.reader import assign_all
 from streaming.settings import KafkaSettings
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from streaming.account.checkpoints import UnfinishedBatch, unfinished_batch
-from streaming.kafka.messages import offsets_at, open_reader, read_spans, scan_offsets
 from streaming.kafka.places import read_headers, read_origin
+from streaming.kafka.reader import offsets_at, open_reader, read_spans, scan_offsets
 from streaming.kafka.topicids import TopicIds
 from streaming.settings import KafkaSettings, StreamSettings
 

@@ -24,7 +24,7 @@ from confluent_kafka.admin import (
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from schemas.errors import BrokerError
-from streaming.kafka.messages import open_reader, read_spans
+from streaming.kafka.reader import open_reader, read_spans
 from streaming.settings import KafkaSettings
 from xray.broker import LocalBroker
 

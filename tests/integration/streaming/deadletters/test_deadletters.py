@@ -28,8 +28,8 @@ from streaming.deadletters.read import (
     split_headers,
 )
 from streaming.deadletters.redrive import RedriveReport, Skip, plan_redrive, redrive
-from streaming.kafka.messages import open_reader, read_spans, scan_offsets
 from streaming.kafka.places import Headers
+from streaming.kafka.reader import open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings, StreamSettings
 from tests.conftest import Trained
 from tests.integration.streams import drain, publish, score

@@ -32,7 +32,7 @@ from streaming.deadletters.read import Selection, list_dead_letters, show_dead_l
 from streaming.deadletters.redrive import plan_redrive, redrive
 from streaming.devices.publish import ImagePublisher, publish_files
 from streaming.kafka.cluster import describe_cluster
-from streaming.kafka.messages import open_reader, read_spans, scan_offsets
+from streaming.kafka.reader import open_reader, read_spans, scan_offsets
 from streaming.kafka.topicchecks import check_topics
 from streaming.kafka.topics import create_topics, label_topics, wanted_topics
 from streaming.results.confirmations import open_confirmations

@@ -1,4 +1,4 @@
-"""Small help around confluent-kafka's messages and consumers."""
+"""Reading topics without a consumer group: partitions, offsets by number and by time, and the records at them."""
 
 import time
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Feeds the metrics from the progress of the queries."""
+"""Turns the queries' progress, as Spark tells it, into metrics."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""Keeps SCORE running, and starts it anew between two micro-batches when something about it has to change.
+"""Supervises SCORE, and starts it anew between two micro-batches when something about it has to change.
 
 What may change: the model, because another one was promoted; how many images a batch may have, because they are larger
 or smaller than the last ones; how carefully they are decoded, because a batch keeps losing its worker. A start of the
@@ -20,8 +20,8 @@ from streaming.kafka.topicchecks import check_outcome_sizes
 from streaming.kafka.topicids import check_topic_ids
 from streaming.metrics import StreamMetrics
 from streaming.run.models import ChampionWatch, ServedModel, serve_model
-from streaming.run.supervisor import FailureKind, Keeper, QueryFailure
-from streaming.score.listener import ProgressListener
+from streaming.run.supervisor import FailureKind, QueryFailure, QuerySupervisor
+from streaming.score.progress import ProgressListener
 from streaming.score.published import find_published
 from streaming.score.query import ScorePlan, featurizer_of, start_score
 from streaming.settings import StreamSettings
@@ -34,8 +34,8 @@ _KEEP_PAYLOADS_S = 600.0
 """Where one image had no features the next may have none: each would cost its batch a second try."""
 
 
-class Scorer:
-    """The SCORE query of a stream.
+class ScoreSupervisor:
+    """Supervises the SCORE query of a stream.
 
     Parameters
     ----------
@@ -78,34 +78,34 @@ class Scorer:
         self._available_now = available_now
         self._checkpoint = settings.checkpoints_folder / "score"
         self._plan = ScorePlan(settings.score.max_images_per_batch, skip_lost=skip_lost)
-        self._crashes: Counter[int] = Counter()
-        self._started_behind = -1
+        self._lost_workers: Counter[int] = Counter()
+        self._committed_at_start = -1
         self._keep_payloads_until = 0.0
-        self._keeper = Keeper(spark, "score", self._start, settings.retry, self._on_failure)
+        self._supervisor = QuerySupervisor(spark, "score", self._start_query, settings.retry, self._on_failure)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the query."""
-        self._keeper.begin()
+        self._supervisor.start()
 
-    def tend(self) -> bool:
-        """Look after the query; return False once it has done what there was.
+    def check(self) -> bool:
+        """Start the query anew where that is called for; return False once it has done what there was.
 
         Raises
         ------
         JobError
             It keeps failing, or images are gone that it had not read.
         """
-        goes_on = self._keeper.tend()
-        if goes_on and self._must_start_anew():
-            self._keeper.restart()
+        goes_on = self._supervisor.check()
+        if goes_on and self._needs_new_start():
+            self._supervisor.restart()
         return goes_on
 
     def stop(self) -> None:
         """Finish the running micro-batch and end the query."""
-        self._keeper.stop()
+        self._supervisor.stop()
 
-    def _start(self) -> StreamingQuery:
-        self._started_behind = last_committed(self._checkpoint)
+    def _start_query(self) -> StreamingQuery:
+        self._committed_at_start = last_committed(self._checkpoint)
         ids = check_topic_ids(self._settings, "score")
         plan = replace(self._plan, published=find_published(self._settings, ids), topic_ids=ids.topics)
         served = self._served
@@ -127,19 +127,19 @@ class Scorer:
             self._keep_payloads_until = time.monotonic() + _KEEP_PAYLOADS_S
         batch = unfinished_batch(self._checkpoint)
         if failure.kind is FailureKind.WORKER and batch is not None:
-            self._crashes[batch.number] += 1
-            if self._crashes[batch.number] >= self._settings.score.decode_tries:
+            self._lost_workers[batch.number] += 1
+            if self._lost_workers[batch.number] >= self._settings.score.decode_tries:
                 log.warning("batch %s keeps losing its worker: each image is decoded by itself", batch.number)
                 self._plan = replace(self._plan, apart=True)
 
-    def _must_start_anew(self) -> bool:
+    def _needs_new_start(self) -> bool:
         """Change the plan where that is called for; return whether it was."""
         before = (self._plan, self._served)
-        if last_committed(self._checkpoint) > self._started_behind and self._plan != self._usual_plan():
+        if last_committed(self._checkpoint) > self._committed_at_start and self._plan != self._usual_plan():
             # That was for one batch.
             self._plan = self._usual_plan()
-            self._crashes.clear()
-        wanted = self._choose_max_images()
+            self._lost_workers.clear()
+        wanted = self._fitting_max_images()
         if not 1 / _CHANGE_WORTH_A_START < wanted / self._plan.max_images < _CHANGE_WORTH_A_START:
             log.info("images of %.1f MB: up to %s in a batch from now on", self._listener.mean_bytes / 1e6, wanted)
             self._plan = replace(self._plan, max_images=wanted)
@@ -150,7 +150,7 @@ class Scorer:
         keep = self._plan.keep_payloads and time.monotonic() < self._keep_payloads_until
         return replace(self._plan, apart=False, skip_lost=False, keep_payloads=keep)
 
-    def _choose_max_images(self) -> int:
+    def _fitting_max_images(self) -> int:
         score = self._settings.score
         mean_bytes = self._listener.mean_bytes
         fitting = int(score.max_batch_bytes / mean_bytes) if mean_bytes else score.max_images_per_batch
