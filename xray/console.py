@@ -10,10 +10,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from schemas.envelope import DISCLAIMER
+
+__all__ = [
+    "DISCLAIMER",
+    "err",
+    "new_progress",
+    "new_table",
+    "out",
+    "print_json",
+    "say_positive",
+    "show_error",
+    "step",
+]
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-
-DISCLAIMER = "Research use only. Not a medical device."
 
 
 def show_error(message: str) -> None:

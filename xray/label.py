@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SHOWN = 10
-_TOLD = 100
+_MAX_PRINTED = 100
 """Events of one batch that are told line by line; the rest is counted, and all are on the dead letters' topic."""
 _MONTH_S = 30 * 86_400
 """So long the topic keeps an event."""
@@ -155,7 +155,7 @@ def _count(recorded: Any) -> str:
 
 
 @dataclass
-class Settled:
+class BatchReport:
     """What became of events, of one batch or of all.
 
     Parameters
@@ -178,7 +178,7 @@ class Settled:
     reasons: Counter[LabelReason] = field(default_factory=Counter)
     held: int = 0
 
-    def add(self, batch: "Settled") -> None:
+    def add(self, batch: "BatchReport") -> None:
         """Count a batch in."""
         for name in ("events", "added", "changed", "unchanged", "older"):
             setattr(self, name, getattr(self, name) + getattr(batch, name))
@@ -212,7 +212,7 @@ def _follow(wait: timedelta, *, available_now: bool, as_json: bool) -> None:
     ended = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: ended.set())
-    total = Settled()
+    total = BatchReport()
 
     def on_ready() -> None:
         if as_json:
@@ -222,7 +222,7 @@ def _follow(wait: timedelta, *, available_now: bool, as_json: bool) -> None:
             if not available_now:
                 out.print("Ctrl-C ends it in order.")
 
-    def on_batch(batch: Settled) -> None:
+    def on_batch(batch: BatchReport) -> None:
         total.add(batch)
         if as_json:
             print_json({"event": "batch", **batch.to_dict()})
@@ -243,7 +243,7 @@ def follow_labels(
     to_end: bool,
     ended: threading.Event,
     on_ready: Callable[[], None],
-    on_batch: Callable[[Settled], None],
+    on_batch: Callable[[BatchReport], None],
 ) -> None:
     """Record the events of the labels topic until told to end.
 
@@ -274,14 +274,14 @@ def follow_labels(
     from streaming.results.confirmations import open_confirmations  # noqa: PLC0415  heavy
 
     backoff = Backoff(settings.retry, healthy_s=_HEALTHY_S)
-    told = False
+    is_ready = False
     while not ended.is_set():
         try:
             with open_confirmations(settings.kafka, ended, to_end=to_end) as reader:
-                if not told:
+                if not is_ready:
                     on_ready()
-                    told = True
-                for batch in _settle_batches(settings, reader, wait=wait, ended=ended):
+                    is_ready = True
+                for batch in _record_batches(settings, reader, wait=wait, ended=ended):
                     backoff.reset()
                     on_batch(batch)
             return
@@ -305,10 +305,10 @@ def _wait_to_retry(backoff: Backoff, failure: JobError, ended: threading.Event) 
     backoff.start_try()
 
 
-def _settle_batches(
+def _record_batches(
     settings: StreamSettings, reader: "Confirmations", *, wait: timedelta, ended: threading.Event
-) -> Iterator[Settled]:
-    """Settle batches of events, and yield what became of each that had any effect."""
+) -> Iterator[BatchReport]:
+    """Record batches of events, and yield what became of each that had any effect."""
     from training.data.archive import features_version  # noqa: PLC0415  heavy
 
     held: set[str] = set()
@@ -320,18 +320,18 @@ def _settle_batches(
         if not events:
             continue
         version = features_version(settings.tables_folder)
-        due = any(_is_over(event, wait) for event in events)
+        due = any(_has_waited(event, wait) for event in events)
         if version == searched and not due and held.issuperset(event.place for event in events):
             continue  # no new event, and no new image that one of those may wait for
-        batch, waiting = _settle(settings, reader, events, wait)
+        batch, waiting = _record_batch(settings, reader, events, wait)
         before, held, searched = held, {event.place for event in waiting}, version
         if batch.events or batch.reasons or held != before:
             yield batch
 
 
-def _settle(
+def _record_batch(
     settings: StreamSettings, reader: "Confirmations", events: "Sequence[Event]", wait: timedelta
-) -> "tuple[Settled, list[Event]]":
+) -> "tuple[BatchReport, list[Event]]":
     """Record a batch in one commit, put aside what cannot be recorded, and commit the offsets, in this order."""
     from streaming.results.confirmations import Rejection  # noqa: PLC0415  heavy
     from training.data.labelevents import read_events  # noqa: PLC0415  heavy
@@ -341,9 +341,9 @@ def _settle(
     card = read_card(champion_folder(settings.models_folder))
     read = read_events([(event.value, event.received_at) for event in events], card.labels)
     matched = match_images(settings.tables_folder, *read.files)
-    aside, held = _part(events, matched, wait)
-    rejections = [Rejection(events[one.row], one.reason, one.detail) for one in read.wrong] + aside
-    batch = Settled(
+    rejected, held = _separate_by_wait(events, matched, wait)
+    rejections = [Rejection(events[one.row], one.reason, one.detail) for one in read.wrong] + rejected
+    batch = BatchReport(
         events=len(events) - len(rejections) - len(held),
         reasons=Counter(one.reason for one in rejections),
         held=len(held),
@@ -355,30 +355,32 @@ def _settle(
         join_label_files(settings.tables_folder)
     reader.reject(rejections)
     reader.finish(held)
-    _tell(rejections, settings.kafka.labels_topic)
+    _print_rejections(rejections, settings.kafka.labels_topic)
     return batch, held
 
 
-def _part(events: "Sequence[Event]", matched: "Matched", wait: timedelta) -> "tuple[list[Rejection], list[Event]]":
+def _separate_by_wait(
+    events: "Sequence[Event]", matched: "Matched", wait: timedelta
+) -> "tuple[list[Rejection], list[Event]]":
     """Part events about images that were not found into those that are given up and those that wait on."""
     from streaming.results.confirmations import Rejection  # noqa: PLC0415  heavy
 
     several = "several images have this source and id, wanted the image's sha256"
-    aside = [Rejection(events[one.row], LabelReason.AMBIGUOUS_IMAGE, several) for one in matched.ambiguous]
+    rejected = [Rejection(events[one.row], LabelReason.AMBIGUOUS_IMAGE, several) for one in matched.ambiguous]
     waited = f"the archive does not have this image, {wait.total_seconds():.0f} s after the event came"
     missing = [events[one.row] for one in matched.unknown]
-    aside += [Rejection(event, LabelReason.UNKNOWN_IMAGE, waited) for event in missing if _is_over(event, wait)]
-    given_up = {one.event.place for one in aside}
-    return aside, [event for event in missing if event.place not in given_up]
+    rejected += [Rejection(event, LabelReason.UNKNOWN_IMAGE, waited) for event in missing if _has_waited(event, wait)]
+    given_up = {one.event.place for one in rejected}
+    return rejected, [event for event in missing if event.place not in given_up]
 
 
-def _is_over(event: "Event", wait: timedelta) -> bool:
+def _has_waited(event: "Event", wait: timedelta) -> bool:
     return event.received_at + wait <= datetime.now(UTC)
 
 
-def _tell(rejections: "Sequence[Rejection]", topic: str) -> None:
-    for one in rejections[:_TOLD]:
+def _print_rejections(rejections: "Sequence[Rejection]", topic: str) -> None:
+    for one in rejections[:_MAX_PRINTED]:
         text = f"{topic}-{one.event.place}: left out ({one.reason.value}): {one.detail}"
         err.print(text, markup=False, soft_wrap=True)
-    if len(rejections) > _TOLD:
-        err.print(f"... and {len(rejections) - _TOLD} more, left out as well.")
+    if len(rejections) > _MAX_PRINTED:
+        err.print(f"... and {len(rejections) - _MAX_PRINTED} more, left out as well.")

@@ -46,7 +46,7 @@ from tests.stored import add_champion, score_images
 from tests.testimages import dicom_dataset, encapsulated_dicom, gray_pixels, jpeg, write_dicom
 from tests.unit.docs.test_docs import names_in, rows_of, section
 from xray.cli import app
-from xray.label import Settled, follow_labels
+from xray.label import BatchReport, follow_labels
 
 pytestmark = [pytest.mark.kafka]
 
@@ -402,7 +402,7 @@ def test_findings_go_from_reporter_to_labeller_with_the_rights_of_the_docs(
     publisher.flush()
     assert answers == [None, None]
     settings = base_settings.model_copy(update={"home": tmp_path, "kafka": secure.by_password("labeller")})
-    done: list[Settled] = []
+    done: list[BatchReport] = []
     follow_labels(
         settings,
         wait=timedelta(),
