@@ -5,29 +5,24 @@ It needs no Spark: it reads the topics with a plain consumer, the queries' check
 a few to see what time it was or whether there is a record at all.
 """
 
-import gc
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaError, Message, TopicPartition
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
-from schemas import envelope
-from schemas.errors import NoCheckpointError, RepetitionError, SettingsError
+from schemas.errors import NoCheckpointError, SettingsError
 from streaming.account.checkpoints import committed_offsets, has_begun
-from streaming.kafka.places import Place, read_headers, read_origin
-from streaming.kafka.reader import find_offsets, offsets_at, open_reader, read_spans, scan_offsets
-from streaming.kafka.topicids import TopicIds, check_topic_ids
+from streaming.account.outcomes import Outcomes, read_outcomes
+from streaming.kafka.reader import find_offsets, open_reader, read_spans, scan_offsets
+from streaming.kafka.topicids import check_topic_ids
 from streaming.settings import KafkaSettings, StreamSettings
 
 _TIMEOUT_S = 20.0
@@ -197,22 +192,6 @@ class Account:
         }
 
 
-@dataclass
-class _Outcomes:
-    """What one outcome topic says: how often each input offset occurs, and which events ARCHIVE should have.
-
-    ``first_ids`` holds the first 64 bits of the first event id of each offset, ``other_ids`` how many have another.
-    """
-
-    counts: dict[int, npt.NDArray[np.int32]]
-    first_ids: dict[int, npt.NDArray[np.uint64]]
-    other_ids: dict[int, npt.NDArray[np.int32]]
-    archived_ids: set[bytes] = field(default_factory=set)
-    pending_ids: set[bytes] = field(default_factory=set)
-    reasons: Counter[bytes] = field(default_factory=Counter)
-    read: int = 0
-
-
 def audit_stream(settings: StreamSettings, scope: Scope | None = None) -> Account:
     """Draw up the account.
 
@@ -250,9 +229,10 @@ def audit_stream(settings: StreamSettings, scope: Scope | None = None) -> Accoun
     ids = check_topic_ids(settings, "score")
     partitions = _read_positions(settings, scope)
     archived = committed_offsets(settings.checkpoints_folder / "archive") or {}
+    images = {partition.partition: _span_of(partition) for partition in partitions}
     since_ms = 0 if scope.whole else _earliest_ms(kafka, partitions)
     predictions, dead_letters = (
-        _read_outcomes(kafka, topic, ids, partitions, archived.get(topic, {}), since_ms, whole=scope.whole)
+        read_outcomes(kafka, topic, ids, images, archived=archived.get(topic, {}), since_ms=since_ms, whole=scope.whole)
         for topic in (kafka.predictions_topic, kafka.deadletters_topic)
     )
     for partition in partitions:
@@ -274,48 +254,6 @@ def _require_checkpoint(settings: StreamSettings) -> None:
             "SCORE has consumed, so there is no account. Is XRAY_HOME the stream's?"
         )
         raise NoCheckpointError(msg)
-
-
-def check_not_scored(settings: StreamSettings, ids: TopicIds) -> None:
-    """Refuse to begin without a checkpoint where images have outcomes already: they would all be scored again.
-
-    Parameters
-    ----------
-    settings : StreamSettings
-        Topics and checkpoints.
-    ids : TopicIds
-        Of the topics that SCORE reads.
-
-    Raises
-    ------
-    RepetitionError
-        How many images it is, and what to do.
-    BrokerError
-        The topics cannot be read.
-    """
-    checkpoint = settings.checkpoints_folder / "score"
-    if settings.score.starting_offsets == "latest" or has_begun(checkpoint):
-        return
-    kafka = settings.kafka
-    count = _count_scored(kafka, ids)
-    if count:
-        msg = (
-            f"there is no checkpoint in {checkpoint}, but {count} images of {kafka.images_topic} have an outcome "
-            "already and would be scored again. Is XRAY_HOME the one that the stream had before? To score them again, "
-            "as after a lost checkpoint, start once with 'xray stream --from-beginning'."
-        )
-        raise RepetitionError(msg)
-
-
-def _count_scored(kafka: KafkaSettings, ids: TopicIds) -> int:
-    with open_reader(kafka) as reader:
-        spans = read_spans(reader, kafka.images_topic)
-    partitions = [PartitionAccount(p, span.start, span.stop, span.stop) for p, span in spans.items()]
-    predictions, dead_letters = (
-        _read_outcomes(kafka, topic, ids, partitions, {}, 0, whole=False)
-        for topic in (kafka.predictions_topic, kafka.deadletters_topic)
-    )
-    return sum(int(((predictions.counts[p] > 0) | (dead_letters.counts[p] > 0)).sum()) for p in spans)
 
 
 def _read_positions(settings: StreamSettings, scope: Scope) -> list[PartitionAccount]:
@@ -372,103 +310,8 @@ def _span_of(account: PartitionAccount) -> range:
     return range(account.first, account.end)
 
 
-def _read_outcomes(
-    kafka: KafkaSettings,
-    topic: str,
-    ids: TopicIds,
-    partitions: Sequence[PartitionAccount],
-    archived: Mapping[int, int],
-    since_ms: int,
-    *,
-    whole: bool,
-) -> _Outcomes:
-    spans = {p.partition: _span_of(p) for p in partitions}
-    outcomes = _Outcomes(
-        counts={p: np.zeros(len(span), np.int32) for p, span in spans.items()},
-        first_ids={p: np.zeros(len(span), np.uint64) for p, span in spans.items()},
-        other_ids={p: np.zeros(len(span), np.int32) for p, span in spans.items()},
-    )
-    if not any(spans.values()) and not whole:
-        return outcomes
-    with _collector_at_rest():
-        for message in scan_offsets(kafka, topic, _spans_since(kafka, topic, since_ms)):
-            headers = read_headers(message)
-            origin = read_origin(headers)
-            outcomes.read += 1
-            # Outside: another topic's, or not in the scope, or retention removed the image after it was scored.
-            in_scope = (
-                origin is not None
-                and origin.topic == kafka.images_topic
-                and ids.are_of(origin)
-                and _count_outcome(headers, origin.place, spans, outcomes)
-            )
-            if in_scope or whole:
-                _note_event(message, headers, archived, outcomes)
-    return outcomes
-
-
-@contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """Switch the garbage collector off: nothing made in a scan has cycles, and looking for some takes a third of it."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _spans_since(kafka: KafkaSettings, topic: str, since_ms: int) -> dict[int, range]:
-    with open_reader(kafka) as reader:
-        spans = read_spans(reader, topic)
-        firsts = offsets_at(reader, topic, spans, since_ms) if since_ms else {}
-    return {partition: range(firsts.get(partition, span.start), span.stop) for partition, span in spans.items()}
-
-
-def _count_outcome(headers: Mapping[str, bytes], image: Place, spans: Mapping[int, range], outcomes: _Outcomes) -> bool:
-    """Count an outcome at its image's offset; False where that is outside."""
-    partition, offset = image
-    span = spans.get(partition)
-    if span is None or offset not in span:
-        return False
-    i = offset - span.start
-    short = _shorten(headers)
-    outcomes.counts[partition][i] += 1
-    if outcomes.counts[partition][i] == 1:
-        outcomes.first_ids[partition][i] = short
-    elif outcomes.first_ids[partition][i] != short:
-        outcomes.other_ids[partition][i] += 1
-    return True
-
-
-def _shorten(headers: Mapping[str, bytes]) -> int:
-    """Give the first 64 bits of an event id: eight bytes an image, and never alike by chance."""
-    try:
-        return int(_event_id(headers)[:16], 16)
-    except ValueError:
-        return 0
-
-
-def _event_id(headers: Mapping[str, bytes]) -> bytes:
-    return headers.get(envelope.EVENT_ID) or headers.get(envelope.CE_ID) or b""
-
-
-def _note_event(
-    message: Message, headers: Mapping[str, bytes], archived: Mapping[int, int], outcomes: _Outcomes
-) -> None:
-    event_id = _event_id(headers)
-    if not event_id or envelope.INPUT_TOPIC not in headers:
-        return  # nobody's outcome; ARCHIVE leaves it out, too
-    is_archived = message.offset() < archived.get(message.partition(), 0)
-    (outcomes.archived_ids if is_archived else outcomes.pending_ids).add(event_id)
-    reason = headers.get(envelope.REASON)
-    if reason:
-        outcomes.reasons[reason] += 1
-
-
 def _account_partition(
-    account: PartitionAccount, predictions: _Outcomes, dead_letters: _Outcomes, kafka: KafkaSettings
+    account: PartitionAccount, predictions: Outcomes, dead_letters: Outcomes, kafka: KafkaSettings
 ) -> None:
     upto = account.consumed_end - account.first
     predicted = predictions.counts[account.partition][:upto]
@@ -481,12 +324,12 @@ def _account_partition(
         int(outcomes.other_ids[account.partition][:upto].sum()) for outcomes in (predictions, dead_letters)
     )
     without = [int(place) + account.first for place in np.flatnonzero((predicted == 0) & (dead == 0))]
-    missing = _with_record(kafka, account.partition, without)
+    missing = _keep_offsets_with_record(kafka, account.partition, without)
     account.missing = len(missing)
     account.missing_offsets = missing[:_SHOWN_OFFSETS]
 
 
-def _with_record(kafka: KafkaSettings, partition: int, offsets: Sequence[int]) -> list[int]:
+def _keep_offsets_with_record(kafka: KafkaSettings, partition: int, offsets: Sequence[int]) -> list[int]:
     """Keep the offsets that hold a record: transactions and compaction leave offsets without one."""
     found: list[int] = []
     if not offsets:
@@ -523,7 +366,7 @@ def _poll_from(reader: Consumer, offset: int) -> Message | None:
             return message
 
 
-def _account_table(settings: StreamSettings, name: str, outcomes: _Outcomes, *, whole: bool) -> TableAccount:
+def _account_table(settings: StreamSettings, name: str, outcomes: Outcomes, *, whole: bool) -> TableAccount:
     ids = _read_event_ids(f"{settings.tables_folder}/{name}")
     archived, pending = _id_array(outcomes.archived_ids), _id_array(outcomes.pending_ids)
     if not whole:

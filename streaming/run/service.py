@@ -18,9 +18,9 @@ from schemas.errors import DataLossError, JobError, SettingsError
 from schemas.modelcard import ModelCard
 from schemas.registry import champion_folder
 from sparkdl.spark.session import start_session
-from streaming.account.audit import check_not_scored
 from streaming.account.auditor import Auditor
 from streaming.account.losses import QUERIES, Loss, check_losses, find_losses
+from streaming.account.repetition import check_not_scored
 from streaming.archive.query import DELTA_CONF, create_tables, start_archive
 from streaming.kafka.topicchecks import check_outcome_sizes, check_topics
 from streaming.kafka.topicids import TopicWatch, check_topic_ids, record_ids, recorded_ids, set_checkpoint_aside
