@@ -4,11 +4,11 @@ Spark notices too, in the middle of a batch and in many lines. This says it befo
 the offsets.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from schemas.errors import DataLossError
-from streaming.account.checkpoints import committed_offsets
+from streaming.account.checkpoints import Offsets, committed_offsets
 from streaming.kafka.reader import open_reader, read_spans
 from streaming.kafka.topicids import describe_shrinking
 from streaming.settings import KafkaSettings, StreamSettings
@@ -60,15 +60,19 @@ def find_losses(settings: StreamSettings) -> list[Loss]:
     BrokerError
         The topics cannot be read.
     """
-    return [loss for query in QUERIES for loss in _find_losses(settings, query)]
+    committed = {query: committed_offsets(settings.checkpoints_folder / query) or {} for query in QUERIES}
+    topics = {topic for offsets in committed.values() for topic in offsets}
+    if not topics:
+        return []
+    with open_reader(settings.kafka) as reader:
+        spans = {topic: read_spans(reader, topic) for topic in sorted(topics)}
+    return [loss for query, offsets in committed.items() for loss in _compare(query, offsets, spans)]
 
 
-def _find_losses(settings: StreamSettings, query: str) -> Iterable[Loss]:
-    for topic, places in (committed_offsets(settings.checkpoints_folder / query) or {}).items():
-        with open_reader(settings.kafka) as reader:
-            spans = read_spans(reader, topic)
+def _compare(query: str, committed: Offsets, spans: Mapping[str, Mapping[int, range]]) -> Iterable[Loss]:
+    for topic, places in committed.items():
         for partition, place in sorted(places.items()):
-            span = spans.get(partition, range(0))
+            span = spans[topic].get(partition, range(0))
             if place < span.start:
                 yield Loss(query, topic, partition, range(place, span.start), renewed=False)
             elif place > span.stop:

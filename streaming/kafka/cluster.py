@@ -51,13 +51,29 @@ def describe_cluster(kafka: KafkaSettings) -> Any:
     SettingsError
         No client can be made of the settings.
     """
+    return open_admin(kafka)[1]
+
+
+def open_admin(kafka: KafkaSettings) -> tuple[AdminClient, Any]:
+    """Make an admin client of which it is known that the broker answers it.
+
+    Returns
+    -------
+    tuple of AdminClient and confluent_kafka.admin.ClusterMetadata
+        The client must outlive the futures it gives. See `describe_cluster` for the other.
+
+    Raises
+    ------
+    BrokerError, SettingsError
+        See `describe_cluster`.
+    """
     # Why a connection failed is not in the call's own error: librdkafka tells it to this callback, when it is polled.
     reports: list[KafkaError] = []
     admin = connect_admin(kafka, error_cb=reports.append)
     deadline = time.monotonic() + TIMEOUT_S / 2
     while True:
         try:
-            return admin.list_topics(timeout=_TRY_S)
+            return admin, admin.list_topics(timeout=_TRY_S)
         except KafkaException as exc:
             admin.poll(_POLL_S)
             # Trying again would not change a refusal; of several brokers another one has had its time to answer.

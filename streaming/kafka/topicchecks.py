@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import ConfigResource
+from confluent_kafka.admin import AdminClient, ConfigResource
 
 from schemas.errors import BrokerError
 from schemas.modelcard import ModelCard
-from streaming.kafka.cluster import TIMEOUT_S, connect_admin, describe_cluster
+from streaming.kafka.cluster import TIMEOUT_S, open_admin
 from streaming.kafka.topics import CARRIED_BYTES, DAY_MS, HEADROOM_BYTES, SAFE_IN_SYNC, SAFE_REPLICAS, wanted_topics
 from streaming.settings import KafkaSettings
 
@@ -43,7 +43,7 @@ def check_topics(kafka: KafkaSettings, *, may_be_denied: bool = False) -> None:
     BrokerError
         One line that says which topic, what was found and what to do.
     """
-    cluster = describe_cluster(kafka)
+    admin, cluster = open_admin(kafka)
     missing = sorted(set(wanted_topics(kafka)) - set(cluster.topics))
     if missing:
         msg = f"missing topics at {kafka.bootstrap_servers}: {', '.join(missing)}. Create them with 'xray up'."
@@ -53,7 +53,7 @@ def check_topics(kafka: KafkaSettings, *, may_be_denied: bool = False) -> None:
     largest = _largest_messages(kafka)
     essential = () if may_be_denied else (kafka.images_topic, kafka.deadletters_topic)
     names = wanted_topics(kafka)
-    topics = _read_topics(kafka, cluster, names, optional=[name for name in names if name not in essential])
+    topics = _read_topics(admin, cluster, names, optional=[name for name in names if name not in essential])
     for topic in topics:
         topic.refuse_smaller(largest[topic.name], _or_lower(kafka, topic.name))
         topic.refuse_what_stops(devices_write=topic.name in received)
@@ -191,7 +191,7 @@ def check_outcome_sizes(kafka: KafkaSettings, card: ModelCard, n_features: int) 
         kafka.features_topic: CARRIED_BYTES + _OWN_BYTES + _BYTES_PER_FEATURE * n_features,
     }
     most = kafka.max_message_bytes + HEADROOM_BYTES
-    for topic in _read_topics(kafka, describe_cluster(kafka), wanted, optional=wanted):
+    for topic in _read_topics(*open_admin(kafka), wanted, optional=wanted):
         found = min(topic.number("max.message.bytes") or most, most)
         if found < wanted[topic.name]:
             msg = (
@@ -202,14 +202,13 @@ def check_outcome_sizes(kafka: KafkaSettings, card: ModelCard, n_features: int) 
 
 
 def _read_topics(
-    kafka: KafkaSettings, cluster: Any, names: Iterable[str], *, optional: Container[str] = ()
+    admin: AdminClient, cluster: Any, names: Iterable[str], *, optional: Container[str] = ()
 ) -> list[_Topic]:
     """Read topics; of an optional one whose configuration the user may not read there is a warning, and no more.
 
     Former releases of the stream wanted that right for the two topics that hold images alone.
     """
     resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
-    admin = connect_admin(kafka)  # must outlive the futures it gives
     topics = []
     for resource, future in admin.describe_configs(resources, request_timeout=TIMEOUT_S).items():
         try:
@@ -244,8 +243,8 @@ def check_label_topics(kafka: KafkaSettings) -> int:
         A topic is missing, its configuration may not be read, or the dead letters' topic takes too little.
     """
     events, letters = kafka.labels_topic, kafka.labels_deadletters_topic
-    cluster = describe_cluster(kafka)
-    topics = _read_topics(kafka, cluster, (events, letters))
+    admin, cluster = open_admin(kafka)
+    topics = _read_topics(admin, cluster, (events, letters))
     for topic in topics:
         topic.refuse_what_stops(devices_write=False)
         topic.refuse_what_loses()

@@ -8,7 +8,7 @@ and offsets cannot tell, however long the new topic is; its id can.
 import base64
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
 from schemas.errors import BrokerError, DataLossError, JobError
-from streaming.kafka.cluster import connect_admin, describe_cluster
+from streaming.kafka.cluster import open_admin
 from streaming.kafka.places import Origin
 from streaming.periodic import PeriodicTask
 from streaming.settings import KafkaSettings, StreamSettings
@@ -49,6 +49,10 @@ class TopicIds:
     cluster: str
     topics: Mapping[str, str]
     renewed: bool = False
+
+    def of_topics(self, names: Iterable[str]) -> "TopicIds":
+        """Give those of some of the topics."""
+        return replace(self, topics={name: self.topics[name] for name in names})
 
     def differ_from(self, noted: "TopicIds") -> list[str]:
         """Name the topics that are not those that were noted: made anew, of another cluster, or never read so far."""
@@ -85,8 +89,7 @@ def read_topic_ids(kafka: KafkaSettings, names: Sequence[str]) -> TopicIds:
     BrokerError
         Nobody answers, or a topic is not there.
     """
-    describe_cluster(kafka)  # an absent broker is told at once and by its reason
-    admin = connect_admin(kafka)  # must outlive the futures it gives
+    admin, _ = open_admin(kafka)  # an absent broker is told at once and by its reason
     try:
         cluster = admin.describe_cluster(request_timeout=_TIMEOUT_S).result().cluster_id
         answers = admin.describe_topics(TopicCollection(list(names)), request_timeout=_TIMEOUT_S)
@@ -156,7 +159,17 @@ def check_topic_ids(settings: StreamSettings, query: str) -> TopicIds:
     BrokerError
         See `read_topic_ids`.
     """
-    present = read_topic_ids(settings.kafka, topics_of(query, settings.kafka))
+    return check_all_topic_ids(settings, (query,))[query]
+
+
+def check_all_topic_ids(settings: StreamSettings, queries: Sequence[str]) -> dict[str, TopicIds]:
+    """Do for several queries what `check_topic_ids` does for one; the broker is asked once."""
+    names = {query: topics_of(query, settings.kafka) for query in queries}
+    found = read_topic_ids(settings.kafka, [name for topics in names.values() for name in topics])
+    return {query: _check_ids(settings, query, found.of_topics(names[query])) for query in queries}
+
+
+def _check_ids(settings: StreamSettings, query: str, present: TopicIds) -> TopicIds:
     noted = recorded_ids(settings.checkpoints_folder / query)
     if noted is None:
         return present
@@ -245,8 +258,7 @@ class TopicWatch:
 
     def _compare(self) -> None:
         try:
-            for query in self._queries:
-                check_topic_ids(self._settings, query)
+            check_all_topic_ids(self._settings, self._queries)
         except DataLossError as exc:
             self._error = exc
             self._task.stop()

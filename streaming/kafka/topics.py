@@ -8,7 +8,7 @@ from confluent_kafka.admin import NewTopic
 
 from schemas import envelope
 from schemas.errors import BrokerError
-from streaming.kafka.cluster import TIMEOUT_S, connect_admin, describe_cluster
+from streaming.kafka.cluster import TIMEOUT_S, open_admin
 from streaming.settings import KafkaSettings
 
 HEADROOM_BYTES = 1024 * 1024
@@ -114,10 +114,9 @@ def create_topics(kafka: KafkaSettings, topics: Mapping[str, Mapping[str, str]] 
     BrokerError
         The broker cannot be reached, or refuses.
     """
-    admin = connect_admin(kafka)
-    present = set(describe_cluster(kafka).topics)
+    admin, cluster = open_admin(kafka)
     wanted = wanted_topics(kafka) if topics is None else topics
-    missing = {name: dict(config) for name, config in wanted.items() if name not in present}
+    missing = {name: dict(config) for name, config in wanted.items() if name not in cluster.topics}
     new = [
         NewTopic(name, num_partitions=kafka.partitions, replication_factor=kafka.replication_factor, config=config)
         for name, config in missing.items()

@@ -23,7 +23,14 @@ from streaming.account.losses import QUERIES, Loss, check_losses, find_losses
 from streaming.account.repetition import check_not_scored
 from streaming.archive.query import DELTA_CONF, create_tables, start_archive
 from streaming.kafka.topicchecks import check_outcome_sizes, check_topics
-from streaming.kafka.topicids import TopicWatch, check_topic_ids, record_ids, recorded_ids, set_checkpoint_aside
+from streaming.kafka.topicids import (
+    TopicWatch,
+    check_all_topic_ids,
+    check_topic_ids,
+    record_ids,
+    recorded_ids,
+    set_checkpoint_aside,
+)
 from streaming.kafka.topics import create_topics
 from streaming.metrics import StreamMetrics, serve_metrics
 from streaming.run.folders import check_folders
@@ -154,7 +161,7 @@ def _check_kafka(settings: StreamSettings, *, accept_loss: bool, from_beginning:
     create_topics(settings.kafka)
     check_topics(settings.kafka)
     renewed = _set_aside_replaced(settings) if accept_loss else frozenset[str]()
-    ids = {query: check_topic_ids(settings, query) for query in QUERIES}
+    ids = check_all_topic_ids(settings, QUERIES)
     ids |= {query: replace(ids[query], renewed=True) for query in renewed}
     losses = find_losses(settings)
     check_losses(losses, settings.kafka, accepted=accept_loss)
