@@ -22,7 +22,8 @@ from streaming.settings import StreamSettings, load_settings
 from xray.console import err, new_table, out, print_json, step
 
 if TYPE_CHECKING:
-    from streaming.results.confirmations import Confirmations, Event, Rejection
+    from streaming.results.confirmations import Confirmations
+    from streaming.results.labelevents import Event, Rejection
     from training.data.labelstable import Matched
 
 log = logging.getLogger(__name__)
@@ -333,7 +334,7 @@ def _record_batch(
     settings: StreamSettings, reader: "Confirmations", events: "Sequence[Event]", wait: timedelta
 ) -> "tuple[BatchReport, list[Event]]":
     """Record a batch in one commit, put aside what cannot be recorded, and commit the offsets, in this order."""
-    from streaming.results.confirmations import Rejection  # noqa: PLC0415  heavy
+    from streaming.results.labelevents import Rejection  # noqa: PLC0415  heavy
     from training.data.labelevents import read_events  # noqa: PLC0415  heavy
     from training.data.labelstable import join_label_files, match_images, record_labels  # noqa: PLC0415  heavy
 
@@ -363,7 +364,7 @@ def _separate_by_wait(
     events: "Sequence[Event]", matched: "Matched", wait: timedelta
 ) -> "tuple[list[Rejection], list[Event]]":
     """Part events about images that were not found into those that are given up and those that wait on."""
-    from streaming.results.confirmations import Rejection  # noqa: PLC0415  heavy
+    from streaming.results.labelevents import Rejection  # noqa: PLC0415  heavy
 
     several = "several images have this source and id, wanted the image's sha256"
     rejected = [Rejection(events[one.row], LabelReason.AMBIGUOUS_IMAGE, several) for one in matched.ambiguous]

@@ -19,26 +19,20 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from schemas import envelope
-from schemas.errors import BrokerError, ContractError
-from schemas.labels import LabelReason
+from schemas.errors import BrokerError
 from streaming.kafka.cluster import describe_cluster
-from streaming.kafka.places import Headers, Place
 from streaming.kafka.producer import RecordProducer
 from streaming.kafka.reader import list_partitions
 from streaming.kafka.topicchecks import check_label_topics
 from streaming.kafka.topics import HEADROOM_BYTES, LABEL_BYTES, create_topics, label_topics
+from streaming.results.labelevents import GROUP, Event, Rejection, add_error_headers, read_event, without_content
 from streaming.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
 
-GROUP = "xray-label"
-"""The consumer group; several readers share the partitions."""
 MAX_OPEN = 20_000
 MAX_OPEN_BYTES = 128 * 1024 * 1024
 
@@ -82,60 +76,6 @@ _COORDINATOR_COMES = frozenset(
 """A broker that has just started, or sees its first group ever, says this for a moment."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One record of the labels topic.
-
-    Parameters
-    ----------
-    partition, offset : int
-        Where it is.
-    received_at : datetime
-        Its Kafka timestamp, UTC; never after the moment of reading.
-    key, value : bytes or None
-        As they came.
-    headers : list of (str, bytes or None)
-        As they came.
-    """
-
-    partition: int
-    offset: int
-    received_at: datetime
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-
-    @property
-    def place(self) -> str:
-        """``partition@offset``."""
-        return str(Place(self.partition, self.offset))
-
-    @property
-    def size_bytes(self) -> int:
-        """Key, value and headers together; more than the broker measured where the sender's client compressed them."""
-        headers = sum(len(name.encode()) + len(value or b"") for name, value in self.headers)
-        return len(self.key or b"") + len(self.value or b"") + headers
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """An event that cannot be recorded.
-
-    Parameters
-    ----------
-    event : Event
-        It.
-    reason : LabelReason
-        Why, as a code.
-    detail : str
-        What was found and what was wanted. Never a word of the event's own.
-    """
-
-    event: Event
-    reason: LabelReason
-    detail: str
-
-
 class Confirmations:
     """A reader of the labels topic, of the group `GROUP`; `open_confirmations` makes one.
 
@@ -160,7 +100,7 @@ class Confirmations:
         self._at_end: set[int] = set()
         self._next: dict[int, int] = {}
         self._committed: dict[int, int] = {}
-        self._resting = False
+        self._paused = False
         options = {"error_cb": self._reports.append}
         self._consumer = Consumer(kafka.to_librdkafka() | _OPTIONS | options)
         self._producer = RecordProducer(kafka, kafka.labels_deadletters_topic, headroom_bytes=HEADROOM_BYTES)
@@ -188,7 +128,7 @@ class Confirmations:
                     log.warning("the topic's retention removed %s before they were read", span)
         except KafkaException as exc:
             raise _broker_error(topic, exc.args[0]) from exc
-        self._consumer.subscribe([topic], on_assign=self._take, on_revoke=self._give, on_lost=self._give)
+        self._consumer.subscribe([topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
         while self._assigned is None and not ended.is_set():
             self._poll()
 
@@ -226,7 +166,7 @@ class Confirmations:
         """
         deadline = time.monotonic() + _GATHER_S
         count = size = 0
-        self._rest()
+        self._pause_while_full()
         while count < _BATCH and size < _BATCH_BYTES and time.monotonic() < deadline:
             if ended.is_set() or self.drained:
                 break
@@ -236,7 +176,7 @@ class Confirmations:
 
     def _poll(self) -> list[Event]:
         messages = self._consumer.consume(num_messages=_FETCH, timeout=_POLL_S)
-        came = [_event_of(message) for message in messages if self._is_event(message)]
+        came = [read_event(message) for message in messages if self._is_event(message)]
         if self._assigned is None:
             came = []  # they came just before the partitions went
         self._open += came
@@ -270,7 +210,7 @@ class Confirmations:
                 failed.append(error)
 
         for one in rejections:
-            kept = one if one.event.size_bytes <= self._max_event_bytes else _without_content(one)
+            kept = one if one.event.size_bytes <= self._max_event_bytes else without_content(one)
             headers = add_error_headers(kept, self._kafka.labels_topic)
             self._producer.send(kept.event.value, key=kept.event.key, headers=headers, on_delivery=note_delivery)
         self._producer.flush()
@@ -321,19 +261,19 @@ class Confirmations:
     def _is_full(self) -> bool:
         return len(self._open) >= MAX_OPEN or _size(self._open) >= MAX_OPEN_BYTES
 
-    def _rest(self) -> None:
+    def _pause_while_full(self) -> None:
         """Let no more events come while too many are held back; the group is still heard of."""
         full = self._is_full()
-        if full != self._resting:
+        if full != self._paused:
             (self._consumer.pause if full else self._consumer.resume)(self._consumer.assignment())
-            self._resting = full
+            self._paused = full
 
-    def _take(self, _consumer: Consumer, places: Sequence[TopicPartition]) -> None:
+    def _on_assign(self, _consumer: Consumer, places: Sequence[TopicPartition]) -> None:
         self._assigned = {place.partition for place in places}
         self._at_end -= self._assigned
-        self._resting = False
+        self._paused = False
 
-    def _give(self, _consumer: Consumer, _places: Sequence[TopicPartition]) -> None:
+    def _on_revoke(self, _consumer: Consumer, _places: Sequence[TopicPartition]) -> None:
         """Forget what is not committed: whoever gets the partitions now, this reader or another, reads it again."""
         self._assigned = None
         self._open, self._next, self._committed = [], {}, {}
@@ -370,50 +310,8 @@ def open_confirmations(
         reader.close()
 
 
-def add_error_headers(rejection: Rejection, topic: str) -> Headers:
-    """Give an event's headers, and behind them Kafka Connect's, as the stream's own dead letters have them.
-
-    A ``__connect.errors`` header that the event had already is kept and not added again.
-    """
-    event = rejection.event
-    place = (topic, str(event.partition), str(event.offset))
-    added = {
-        envelope.INPUT_TOPIC: topic,
-        envelope.INPUT_PARTITION: place[1],
-        envelope.INPUT_OFFSET: place[2],
-        envelope.INPUT_TIMESTAMP: event.received_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        envelope.EVENT_ID: envelope.derive_event_id(*place, "dead-letter"),
-        envelope.REASON: rejection.reason.value,
-        envelope.ERROR_TOPIC: topic,
-        envelope.ERROR_PARTITION: place[1],
-        envelope.ERROR_OFFSET: place[2],
-        envelope.ERROR_CONNECTOR: GROUP,
-        envelope.ERROR_TASK: place[1],
-        envelope.ERROR_STAGE: "VALUE_CONVERTER",
-        envelope.ERROR_CLASS: "training.data.labelevents.read_events",
-        envelope.ERROR_EXCEPTION_CLASS: f"{ContractError.__module__}.{ContractError.__name__}",
-        envelope.ERROR_EXCEPTION_MESSAGE: rejection.detail,
-        # A stack would be this program's, and the same for all.
-        envelope.ERROR_EXCEPTION_STACKTRACE: "",
-    }
-    taken = {name for name, _ in event.headers if name.startswith(envelope.ERROR_PREFIX)}
-    return event.headers + [(name, text.encode()) for name, text in added.items() if name not in taken]
-
-
-def _without_content(rejection: Rejection) -> Rejection:
-    return replace(rejection, event=replace(rejection.event, key=None, value=None, headers=[]))
-
-
 def _size(events: Iterable[Event]) -> int:
     return sum(event.size_bytes for event in events)
-
-
-def _event_of(message: Message) -> Event:
-    now = time.time()
-    seconds = min(max(message.timestamp()[1] / 1000, 0), now)  # a topic made by hand may have the senders' clocks
-    received_at = datetime.fromtimestamp(seconds, UTC)
-    headers = list(message.headers() or [])
-    return Event(message.partition(), message.offset(), received_at, message.key(), message.value(), headers)
 
 
 def _broker_error(topic: str, error: KafkaError) -> BrokerError:

@@ -29,7 +29,7 @@ from streaming.deadletters.redrive import plan_redrive, redrive
 from streaming.kafka.cluster import connect_admin
 from streaming.kafka.topicchecks import check_label_topics
 from streaming.kafka.topics import LABEL_BYTES, create_topics, label_topics
-from streaming.results.confirmations import GROUP
+from streaming.results.labelevents import GROUP
 from streaming.settings import KafkaSettings, StreamSettings
 from tests.conftest import free_ports
 from tests.integration.consumers import Record, read_topic
