@@ -37,7 +37,7 @@ from schemas.errors import ContractError, DatasetError, JobError, Reason, Record
 from sparkdl.image.decode import decode_image, sniff_media_type
 from sparkdl.image.limits import MAX_PAYLOAD_BYTES, RENDERING_VERSION
 from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL
-from sparkdl.spark.worker import settle_worker
+from sparkdl.spark.worker import prepare_worker
 
 if TYPE_CHECKING:  # it brings pyspark.ml, and a worker imports this module
     from pyspark.accumulators import Accumulator
@@ -415,7 +415,7 @@ def _decoder(
     paths: Sequence[str], size: tuple[int, int], seen: "Accumulator[int]"
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def decode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        settle_worker("decode")
+        prepare_worker("decode")
         for batch in batches:
             rows = [_decode_file(paths[index], size) for index in batch.column("id").to_pylist()]
             yield pa.RecordBatch.from_pylist(rows, schema=_DECODED)

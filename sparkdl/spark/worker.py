@@ -5,7 +5,7 @@ from functools import cache
 
 
 @cache
-def settle_worker(loaded: str) -> None:
+def prepare_worker(loaded: str) -> None:
     """Take what is loaded by now out of the garbage collector's sight, once for each name.
 
     Spark's worker daemon collects all garbage after every task. With numpy, pyarrow and OpenVINO loaded one such walk

@@ -17,7 +17,7 @@ from sparkdl.engine.cache import find_engine
 from sparkdl.engine.novelty import StoredGate, find_gate
 from sparkdl.network.base import Network
 from sparkdl.spark.hadoop import read_files, write_files
-from sparkdl.spark.worker import settle_worker
+from sparkdl.spark.worker import prepare_worker
 from sparkdl.transformers.batches import RESULT_DDL, ReadInput, run_batches
 from sparkdl.transformers.params import HasDevice, HasReasonCol
 
@@ -240,7 +240,7 @@ def network_udf(
     def run_network(values: Iterator[pa.Array]) -> Iterator[pa.Array]:
         engine = find_engine(sha256, precision, lambda: sent.value, n_threads=n_threads, device=device)
         tell_novel = None if find_sent is None else find_sent().flags
-        settle_worker(sha256)
+        prepare_worker(sha256)
         for result in run_batches(values, engine, read, tell_novel):
             yield result.field("output") if output_only else result
 

@@ -179,7 +179,7 @@ def compact_table(folder: str, name: str, *, keep: timedelta, dry_run: bool = Fa
         The table cannot be read or written, was changed by others at every attempt, or another compaction runs.
     """
     check_keep(keep)
-    with _only_compaction(folder):
+    with _lock_compaction(folder):
         return _compact(folder, name, keep, dry_run=dry_run)
 
 
@@ -216,7 +216,7 @@ def check_keep(keep: timedelta) -> None:
 
 
 @contextmanager
-def _only_compaction(folder: str) -> Iterator[None]:
+def _lock_compaction(folder: str) -> Iterator[None]:
     """Refuse a second compaction of tables on a disk; the lock ends with the process, however it ends."""
     place = urlsplit(folder)
     path = unquote(place.path) if place.scheme == "file" else folder
@@ -238,14 +238,14 @@ def _only_compaction(folder: str) -> Iterator[None]:
 
 def _open(folder: str, name: str) -> DeltaTable | None:
     try:
-        with _failing_as(f"table {name} cannot be read"):
+        with _raise_as_job_error(f"table {name} cannot be read"):
             return DeltaTable(f"{folder}/{name}")
     except TableNotFoundError:
         return None
 
 
 @contextmanager
-def _failing_as(what: str) -> Iterator[None]:
+def _raise_as_job_error(what: str) -> Iterator[None]:
     try:
         yield
     except (TableNotFoundError, CommitFailedError):
@@ -306,7 +306,7 @@ def _join_files(table: DeltaTable, folder: str, name: str) -> tuple[int, DeltaTa
     for _ in range(_ATTEMPTS):
         read = table.version()
         try:
-            with _failing_as(f"table {name} cannot be compacted"):
+            with _raise_as_job_error(f"table {name} cannot be compacted"):
                 metrics = table.optimize.compact(target_size=JOINED_BYTES, post_commithook_properties=_NO_HOOKS)
         except CommitFailedError:
             table = _reopen(folder, name)
@@ -337,7 +337,7 @@ def _is_join(table: DeltaTable, name: str, *, read: int, version: int) -> bool:
 
 def _vacuum(table: DeltaTable, name: str, keep: timedelta, *, dry_run: bool) -> list[str]:
     hours = ceil(keep / timedelta(hours=1))
-    with _failing_as(f"table {name}: its dead files cannot be removed"):
+    with _raise_as_job_error(f"table {name}: its dead files cannot be removed"):
         return list(
             table.vacuum(
                 hours,
@@ -352,6 +352,6 @@ def _vacuum(table: DeltaTable, name: str, keep: timedelta, *, dry_run: bool) -> 
 
 def _clean_log(table: DeltaTable, name: str) -> None:
     """Write a checkpoint, and remove commits that are older than the log's retention and covered by it."""
-    with _failing_as(f"table {name}: its log cannot be cleaned up"):
+    with _raise_as_job_error(f"table {name}: its log cannot be cleaned up"):
         table.create_checkpoint()
         table.cleanup_metadata()

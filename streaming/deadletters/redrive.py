@@ -150,7 +150,7 @@ def plan_redrive(
             continue
         named.discard(letter.place)
         if selection.takes(letter):
-            _sort_in(letter, _find_obstacle(letter, kafka, max_payload_bytes), attempts, plan)
+            _add_attempt(letter, _find_reason_to_skip(letter, kafka, max_payload_bytes), attempts, plan)
     if named:
         msg = f"no dead letter at {', '.join(map(str, sorted(named)))} in {kafka.deadletters_topic}"
         raise JobError(msg)
@@ -181,7 +181,7 @@ _OVER_BOUND = frozenset(
 """Bounds of the contract that no setting moves: such a record would come back, if it is there as a whole at all."""
 
 
-def _find_obstacle(letter: DeadLetter, kafka: KafkaSettings, max_payload_bytes: int) -> Skip | None:
+def _find_reason_to_skip(letter: DeadLetter, kafka: KafkaSettings, max_payload_bytes: int) -> Skip | None:
     if letter.reason in _OVER_BOUND:
         return Skip.OVER_BOUND
     if letter.payload_bytes is None:
@@ -193,9 +193,9 @@ def _find_obstacle(letter: DeadLetter, kafka: KafkaSettings, max_payload_bytes: 
     return Skip.OTHER_TOPIC if letter.input.topic != kafka.images_topic else None
 
 
-def _sort_in(letter: DeadLetter, obstacle: Skip | None, attempts: dict[_Key, _Attempt], plan: RedrivePlan) -> None:
-    if obstacle is not None:
-        plan.skipped[obstacle] += 1
+def _add_attempt(letter: DeadLetter, skip: Skip | None, attempts: dict[_Key, _Attempt], plan: RedrivePlan) -> None:
+    if skip is not None:
+        plan.skipped[skip] += 1
         return
     topic, place, topic_id = letter.input
     key = letter.event_id, Origin(sys.intern(topic), place, sys.intern(topic_id))

@@ -130,7 +130,7 @@ class ScoreSupervisor:
             self._lost_workers[batch.number] += 1
             if self._lost_workers[batch.number] >= self._settings.score.decode_tries:
                 log.warning("batch %s keeps losing its worker: each image is decoded by itself", batch.number)
-                self._plan = replace(self._plan, apart=True)
+                self._plan = replace(self._plan, isolated=True)
 
     def _needs_new_start(self) -> bool:
         """Change the plan where that is called for; return whether it was."""
@@ -148,7 +148,7 @@ class ScoreSupervisor:
 
     def _usual_plan(self) -> ScorePlan:
         keep = self._plan.keep_payloads and time.monotonic() < self._keep_payloads_until
-        return replace(self._plan, apart=False, skip_lost=False, keep_payloads=keep)
+        return replace(self._plan, isolated=False, skip_lost=False, keep_payloads=keep)
 
     def _fitting_max_images(self) -> int:
         score = self._settings.score

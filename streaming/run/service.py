@@ -120,7 +120,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
     card = check_card(folder)
     check_folders(settings)
     with ExitStack() as stack:
-        stack.enter_context(_only_stream(settings.checkpoints_folder))
+        stack.enter_context(_lock_checkpoints(settings.checkpoints_folder))
         losses = _check_kafka(settings, accept_loss=accept_loss, from_beginning=from_beginning)
         registry = CollectorRegistry() if registry is None else registry
         metrics = StreamMetrics(registry, card)
@@ -239,8 +239,8 @@ def _run_until_ended(
 ) -> None:
     with ExitStack() as stack:  # ended in the order against this one: no new canary, then SCORE, then ARCHIVE
         if archive_query:
-            stack.push(_stopping(archive_query.stop))
-        stack.push(_stopping(score_query.stop))
+            stack.push(_stop_at_exit(archive_query.stop))
+        stack.push(_stop_at_exit(score_query.stop))
         score_query.start()
         watch = TopicWatch(settings, QUERIES)
         stack.callback(watch.stop)
@@ -269,7 +269,7 @@ def _run_until_ended(
             readiness.check()
 
 
-def _stopping(stop: Callable[[], None]) -> Callable[..., None]:
+def _stop_at_exit(stop: Callable[[], None]) -> Callable[..., None]:
     """Make the end of a query a part of an exit stack: why the stream ends counts more than what its end meets."""
 
     def end(kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
@@ -363,7 +363,7 @@ def _java_options(driver_memory: str) -> list[str]:
 
 
 @contextmanager
-def _only_stream(checkpoints: Path) -> Iterator[None]:
+def _lock_checkpoints(checkpoints: Path) -> Iterator[None]:
     """Refuse a second stream on the same checkpoints; the lock ends with the process, however it ends."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     with (checkpoints / "lock").open("w") as lock:

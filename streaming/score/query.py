@@ -34,7 +34,7 @@ from pyspark.sql.streaming import StreamingQuery
 from schemas.errors import ModelLoadError, Reason
 from schemas.modelcard import Flag, ModelCard
 from sparkdl.image.limits import DecodeLimits
-from sparkdl.spark.worker import settle_worker
+from sparkdl.spark.worker import prepare_worker
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from streaming.kafka.topics import HEADROOM_BYTES
 from streaming.metrics import (
@@ -45,8 +45,8 @@ from streaming.metrics import (
     BatchTotals,
 )
 from streaming.score.decoding import DECODED_DDL, DecodePlan, decode_batches
+from streaming.score.isolation import IsolatedDecoder
 from streaming.score.published import NOTHING, Published
-from streaming.score.quarantine import ApartDecoder
 from streaming.score.routing import Route, add_decision, dead_letter_id, route_outcomes
 from streaming.settings import KafkaSettings, StreamSettings
 
@@ -66,8 +66,8 @@ class ScorePlan:
     ----------
     max_images : int
         Upper bound of a micro-batch.
-    apart : bool
-        Decode each image in a process of its own, see `streaming.score.quarantine`.
+    isolated : bool
+        Decode each image in a process of its own, see `streaming.score.isolation`.
     skip_lost : bool
         Go on behind records that are gone, rather than fail.
     keep_payloads : bool
@@ -79,7 +79,7 @@ class ScorePlan:
     """
 
     max_images: int
-    apart: bool = False
+    isolated: bool = False
     skip_lost: bool = False
     keep_payloads: bool = False
     published: Published = NOTHING
@@ -187,7 +187,7 @@ def build_outcomes(
         max_record_bytes=settings.kafka.max_message_bytes,
         keep_payloads=plan.keep_payloads,
     )
-    decoded = decode_frame(images, decoding, tries_apart=settings.score.decode_tries if plan.apart else 0)
+    decoded = decode_frame(images, decoding, tries_isolated=settings.score.decode_tries if plan.isolated else 0)
     answered = refuse_unsound(apply_model(model, decoded), settings.kafka, payloads_kept=plan.keep_payloads)
     scored = add_decision(answered, card)
     observed = scored.observe(OBSERVATION, *_observations(card, settings.kafka))
@@ -195,13 +195,13 @@ def build_outcomes(
     return route_outcomes(observed, route)
 
 
-def decode_frame(images: DataFrame, plan: DecodePlan, *, tries_apart: int = 0) -> DataFrame:
+def decode_frame(images: DataFrame, plan: DecodePlan, *, tries_isolated: int = 0) -> DataFrame:
     """Decode Kafka rows into `DECODED_DDL`; with tries, each in a process of its own."""
 
     def decode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        settle_worker("decode")
-        if tries_apart:
-            with ApartDecoder(tries_apart) as decoder:
+        prepare_worker("decode")
+        if tries_isolated:
+            with IsolatedDecoder(tries_isolated) as decoder:
                 yield from decode_batches(batches, plan, decoder.decode)
         else:
             yield from decode_batches(batches, plan)

@@ -96,20 +96,20 @@ def add_decision(frame: DataFrame, card: ModelCard) -> DataFrame:
     framed = frame.withColumn("probabilities", when(col("reason").isNull(), probabilities)).withColumn(
         "scored_ms", clock
     )
-    decided = {"label_name": _say(names, card), "flags": _flag(card)}
+    decided = {"label_name": _name_label(names, card), "flags": _raise_flag(card)}
     return framed.withColumn("score", score).withColumns(
         {name: when(col("reason").isNull(), value) for name, value in decided.items()}
     )
 
 
-def _say(names: Column, card: ModelCard) -> Column:
+def _name_label(names: Column, card: ModelCard) -> Column:
     """Decide, but not on an image unlike those that the model knows: whatever it says of that one means nothing."""
     if card.novelty is None:
-        return _decide(names, card)
-    return when(col(NOVEL_COLUMN), lit(Flag.UNLIKE_TRAINING.value)).otherwise(_decide(names, card))
+        return _decide_label(names, card)
+    return when(col(NOVEL_COLUMN), lit(Flag.UNLIKE_TRAINING.value)).otherwise(_decide_label(names, card))
 
 
-def _flag(card: ModelCard) -> Column:
+def _raise_flag(card: ModelCard) -> Column:
     """Give the one flag that counts, if any: an image that is not judged cannot be uncertain as well."""
     if not card.flags:
         return lit(None).cast("array<string>")
@@ -120,7 +120,7 @@ def _flag(card: ModelCard) -> Column:
     return raised.otherwise(array().cast("array<string>"))
 
 
-def _decide(names: Column, card: ModelCard) -> Column:
+def _decide_label(names: Column, card: ModelCard) -> Column:
     most_probable = names[expr("array_position(probabilities, array_max(probabilities)) - 1").cast("int")]
     if card.threshold is None:
         return most_probable

@@ -16,7 +16,7 @@ from schemas.errors import JobError, SettingsError
 from streaming.archive.tables import (
     MIN_KEEP,
     _join_files,
-    _only_compaction,
+    _lock_compaction,
     compact_table,
     describe_table,
     describe_tables,
@@ -204,7 +204,7 @@ def test_races_that_are_lost_again_and_again_are_an_error(folder: Path, monkeypa
 @pytest.mark.parametrize("as_uri", [False, True])
 def test_a_second_compaction_at_the_same_moment_is_refused(folder: Path, as_uri: bool) -> None:
     place = folder.as_uri() if as_uri else str(folder)
-    with _only_compaction(str(folder)), pytest.raises(JobError, match="another compaction runs"):
+    with _lock_compaction(str(folder)), pytest.raises(JobError, match="another compaction runs"):
         compact_table(place, "predictions", keep=_WEEK)
     assert compact_table(place, "predictions", keep=_WEEK) is not None
 

@@ -20,7 +20,7 @@ _TIMEOUT_S = 60.0
 """The slowest image within the limits takes seconds."""
 
 
-class ApartDecoder:
+class IsolatedDecoder:
     """Decodes as `streaming.score.decoding.decode_record` does, in a child process; a context manager that ends it.
 
     Parameters
@@ -33,7 +33,7 @@ class ApartDecoder:
         self._tries = tries
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "ApartDecoder":
+    def __enter__(self) -> "IsolatedDecoder":
         return self
 
     def __exit__(
