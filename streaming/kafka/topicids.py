@@ -50,7 +50,7 @@ class TopicIds:
     topics: Mapping[str, str]
     renewed: bool = False
 
-    def of_topics(self, names: Iterable[str]) -> "TopicIds":
+    def select(self, names: Iterable[str]) -> "TopicIds":
         """Give those of some of the topics."""
         return replace(self, topics={name: self.topics[name] for name in names})
 
@@ -166,7 +166,7 @@ def check_all_topic_ids(settings: StreamSettings, queries: Sequence[str]) -> dic
     """Do for several queries what `check_topic_ids` does for one; the broker is asked once."""
     names = {query: topics_of(query, settings.kafka) for query in queries}
     found = read_topic_ids(settings.kafka, [name for topics in names.values() for name in topics])
-    return {query: _check_ids(settings, query, found.of_topics(names[query])) for query in queries}
+    return {query: _check_ids(settings, query, found.select(names[query])) for query in queries}
 
 
 def _check_ids(settings: StreamSettings, query: str, present: TopicIds) -> TopicIds:

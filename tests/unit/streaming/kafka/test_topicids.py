@@ -1,13 +1,25 @@
 """Which topics a checkpoint is of, and which outcomes are about them."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
-from schemas.errors import JobError
+from schemas.errors import BrokerError, DataLossError, JobError
+from streaming.kafka import topicids
 from streaming.kafka.places import Origin, Place
-from streaming.kafka.topicids import IDS_FILE, TopicIds, record_ids, recorded_ids
+from streaming.kafka.topicids import (
+    IDS_FILE,
+    TopicIds,
+    TopicWatch,
+    check_all_topic_ids,
+    check_topic_ids,
+    record_ids,
+    recorded_ids,
+    topics_of,
+)
+from streaming.settings import KafkaSettings, load_settings
 
 _NOTED = TopicIds("c1", {"images": "one", "labels": "two"})
 
@@ -59,3 +71,49 @@ def test_a_damaged_note_stops_the_start_and_is_named(tmp_path: Path, text: str) 
     (tmp_path / IDS_FILE).write_text(text)
     with pytest.raises(JobError, match=IDS_FILE):
         recorded_ids(tmp_path)
+
+
+def test_the_ids_of_all_queries_are_read_at_once_and_compared_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(environ={}, home=tmp_path)
+    asked: list[list[str]] = []
+
+    def read(_kafka: KafkaSettings, names: list[str]) -> TopicIds:
+        asked.append(names)
+        return TopicIds("c", {name: f"id of {name}" for name in names})
+
+    monkeypatch.setattr(topicids, "read_topic_ids", read)
+    images, archived = [settings.kafka.images_topic], topics_of("archive", settings.kafka)
+    found = check_all_topic_ids(settings, ("score", "archive"))
+    assert asked == [[*images, *archived]]
+    assert {query: list(ids.topics) for query, ids in found.items()} == {"score": images, "archive": archived}
+    record_ids(settings.checkpoints_folder / "score", TopicIds("c", found["score"].topics, renewed=True))
+    assert check_topic_ids(settings, "score").renewed
+    assert not check_all_topic_ids(settings, ("score", "archive"))["archive"].renewed
+    record_ids(settings.checkpoints_folder / "archive", TopicIds("c", dict.fromkeys(archived, "another")))
+    assert check_topic_ids(settings, "score")
+    with pytest.raises(DataLossError, match=r"the checkpoint of archive is of another topic"):
+        check_all_topic_ids(settings, ("score", "archive"))
+
+
+def test_the_watch_tells_of_a_topic_made_anew_and_then_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = threading.Event()
+    answers: list[Exception] = [BrokerError("away"), DataLossError("made anew")]
+
+    def check(*_: object) -> None:
+        answer = answers.pop(0)
+        if not answers:
+            found.set()
+        raise answer
+
+    monkeypatch.setattr(topicids, "check_all_topic_ids", check)
+    watch = TopicWatch(load_settings(environ={}, home=tmp_path), ("score",), interval_s=0.01)
+    watch.check()
+    watch.start()
+    assert found.wait(10)
+    for thread in [thread for thread in threading.enumerate() if thread.name == "topic-watch"]:
+        thread.join(10)
+        assert not thread.is_alive(), "there is nothing more to find"
+    with pytest.raises(DataLossError, match="made anew"):
+        watch.check()
