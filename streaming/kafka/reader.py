@@ -13,6 +13,9 @@ from streaming.kafka.cluster import describe_cluster
 from streaming.settings import KafkaSettings
 
 _TIMEOUT_S = 20.0
+_LEADER_COMES = frozenset((KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION))
+"""What a broker says for a moment of a topic that was just made, or whose leader has gone."""
+_LEADER_WAIT_S = 0.2
 _SCAN_BATCH = 200
 _SCAN_WAIT_S = 0.02
 _SCAN_OPTIONS = {
@@ -77,8 +80,22 @@ def assign_all(consumer: Consumer, topic: str, *, at: Literal["beginning", "end"
 
 
 def _end(consumer: Consumer, partition: TopicPartition) -> int:
-    answer = consumer.get_watermark_offsets(partition, timeout=_TIMEOUT_S)
+    answer = _ask_watermarks(consumer, partition)
     return OFFSET_END if answer is None else int(answer[1])
+
+
+def _ask_watermarks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int] | None:
+    """Ask for a partition's first and next offset, None where nobody answers; wait for a leader that is yet to come."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            answer: tuple[int, int] | None = consumer.get_watermark_offsets(partition, timeout=_TIMEOUT_S)
+        except KafkaException as exc:
+            if exc.args[0].code() not in _LEADER_COMES or time.monotonic() > deadline:
+                raise
+            time.sleep(_LEADER_WAIT_S)
+        else:
+            return answer
 
 
 @contextmanager
@@ -112,7 +129,7 @@ def read_spans(reader: Consumer, topic: str) -> dict[int, range]:
 
 def _watermarks(reader: Consumer, topic: str, partition: int) -> range:
     try:
-        answer = reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT_S)
+        answer = _ask_watermarks(reader, TopicPartition(topic, partition))
     except KafkaException as exc:
         msg = f"topic {topic}: cannot read the offsets of partition {partition}: {exc.args[0].str()}"
         raise BrokerError(msg) from exc
