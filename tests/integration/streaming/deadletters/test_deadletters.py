@@ -380,7 +380,7 @@ def test_a_redriven_image_is_one_prediction_and_the_account_balances(
     for message in read_all(kafka, kafka.images_topic):
         headers = {k: v.decode(errors="replace") for k, v in message.headers() or ()}
         jsonschema.validate(headers, load_schema("image_headers"))
-    score(spark, settings, trained)
+    drain(spark, settings, trained)
 
     predictions = read_all(kafka, kafka.predictions_topic)
     assert sorted(message.key() for message in predictions) == [b"good", b"named", b"plain"]
