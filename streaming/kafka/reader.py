@@ -171,6 +171,9 @@ def offsets_at(reader: Consumer, topic: str, spans: Mapping[int, range], ms: int
     asked = [TopicPartition(topic, partition, ms) for partition in spans]
     try:
         answers = reader.offsets_for_times(asked, timeout=_TIMEOUT_S)
+        # A partition that cannot answer must not pass for one without such a record.
+        if failed := next((answer.error for answer in answers if answer.error is not None), None):
+            raise KafkaException(failed)
     except KafkaException as exc:
         msg = f"topic {topic}: cannot find the offsets of a time: {exc.args[0].str()}"
         raise BrokerError(msg) from exc

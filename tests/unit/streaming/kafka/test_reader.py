@@ -8,7 +8,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from schemas.errors import BrokerError
 from streaming.kafka import reader
-from streaming.kafka.reader import assign_all, read_spans
+from streaming.kafka.reader import assign_all, offsets_at, read_spans
 
 Answer = tuple[int, int] | int | None
 
@@ -59,3 +59,24 @@ def test_a_leader_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(reader, "_TIMEOUT_S", -1)
     with pytest.raises(BrokerError, match="cannot read the offsets of partition 3"):
         read_spans(Client(KafkaError.NOT_LEADER_FOR_PARTITION), "t")
+
+
+def test_a_partition_that_cannot_answer_is_not_taken_for_one_without_a_record() -> None:
+    def ask(places: list[TopicPartition], timeout: float) -> list[Any]:
+        error = KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION)
+        return [
+            SimpleNamespace(partition=0, offset=7, error=None),
+            SimpleNamespace(partition=1, offset=-1, error=error),
+        ]
+
+    client: Any = SimpleNamespace(offsets_for_times=ask)
+    with pytest.raises(BrokerError, match="topic t: cannot find the offsets of a time"):
+        offsets_at(client, "t", {0: range(9), 1: range(9)}, 1000)
+
+
+def test_a_partition_without_a_record_of_that_time_gives_its_end() -> None:
+    def ask(places: list[TopicPartition], timeout: float) -> list[Any]:
+        return [SimpleNamespace(partition=p.partition, offset=(7, -1)[p.partition], error=None) for p in places]
+
+    client: Any = SimpleNamespace(offsets_for_times=ask)
+    assert offsets_at(client, "t", {0: range(9), 1: range(9)}, 1000) == {0: 7, 1: 9}
