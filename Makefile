@@ -1,25 +1,37 @@
 # Everything runs in .venv; each target makes what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
+# What is installed: for the commands and the demo; for tests and development; TensorFlow as well, for its tests.
+DEMO := .venv/.demo
+DEV := .venv/.dev
+TENSORFLOW := .venv/.tensorflow
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format bench clean
+.PHONY: help install install-dev install-tensorflow demo test check lint format bench lock clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## Make .venv with everything for demo, tests and development
+install: $(DEMO) ## Make .venv with what the commands need: the train extra
 
-$(STAMP): pyproject.toml requirements.lock
+install-dev: $(DEV) ## Add what tests and development need
+
+install-tensorflow: $(TENSORFLOW) ## Add TensorFlow, the reference engine (1.2 GB)
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Set PYTHON=python3.12, for example."; exit 1; }
-	@$(PYTHON) -m venv .venv
-	@echo "installing into .venv ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+$(DEMO): locks/train.lock
+$(DEV): locks/dev.lock | $(DEMO)
+$(TENSORFLOW): locks/tensorflow.lock | $(DEV)
+$(DEMO) $(DEV) $(TENSORFLOW): pyproject.toml locks/build.lock | $(BIN)/python
+	@echo "installing $(filter-out locks/build.lock,$(filter locks/%,$^)) into .venv ..."
+	@$(BIN)/python -m tools.install $(filter-out locks/build.lock,$(filter locks/%,$^))
 	@touch $@
 
-demo: $(STAMP) ## Broker, generated radiographs, training, streaming, the account: one command
+demo: $(DEMO) ## Broker, generated radiographs, training, streaming, the account: one command
 	@$(BIN)/xray demo
 
 test: lint ## Every test: static checks, unit tests, then real Kafka, Spark and Delta
@@ -28,19 +40,27 @@ test: lint ## Every test: static checks, unit tests, then real Kafka, Spark and 
 check: lint ## Lint, types, import contracts and unit tests, in under two minutes
 	@$(BIN)/pytest -q -n 2 tests/unit
 
-lint: $(STAMP)
+lint: $(DEV)
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
-format: $(STAMP) ## Rewrite the code in the house's format
+format: $(DEV) ## Rewrite the code in the house's format
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-bench: $(STAMP) ## Throughput and latency, each beside its baseline
+bench: $(DEV) ## Throughput and latency, each beside its baseline
 	@$(BIN)/python -m benchmarks.throughput
 	@$(BIN)/python -m benchmarks.latency
+
+COMPILE = $(BIN)/python -m tools.uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" $(UPGRADE)
+lock: $(DEMO) ## Resolve pyproject.toml's requirements into locks/; UPGRADE=--upgrade takes the newest versions
+	@$(COMPILE) pyproject.toml --all-extras -o locks/tensorflow.lock
+	@$(COMPILE) pyproject.toml --extra dev --constraint locks/tensorflow.lock -o locks/dev.lock
+	@$(COMPILE) pyproject.toml --extra train --constraint locks/tensorflow.lock -o locks/train.lock
+	@$(COMPILE) locks/build.in --constraint locks/tensorflow.lock -o locks/build.lock
 
 clean: ## Remove .venv and caches; the state folder (XRAY_HOME) stays
 	@rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
