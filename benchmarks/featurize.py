@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, median
@@ -31,6 +32,7 @@ import pyarrow as pa
 import typer
 from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import ArrayType, FloatType
 
 from sparkdl.engine.openvino import OpenVinoEngine
 from sparkdl.image.row import IMAGE_ARROW_TYPE, ImageRow, array_from_row, row_from_array
@@ -124,20 +126,22 @@ def measure(network: str, precisions: list[str], images: int, rounds: int, home:
         }
         others = [Result("predict_batch_udf, TensorFlow", "fp32"), Result("ONNX Runtime bare", "fp32")]
         tensorflow, onnx = others
-        run_tensorflow, run_onnx = _open_others(stack, others, network, home, rows, spark)
-        bare_fp32 = (lambda: bare["fp32"](images)) if "fp32" in bare else None
+        run_tensorflow, run_onnx = _open_others(
+            stack, others, network, home, rows, partial(_open_tensorflow, spark, images=min(images, _TENSORFLOW_IMAGES))
+        )
+        bare_fp32 = partial(bare["fp32"], images) if "fp32" in bare else None
         runs: dict[str, tuple[Result, Callable[[], float]]] = {}
         for precision, stage in stages.items():
             result = Result("DeepImageFeaturizer", precision)
-            runs[precision] = (result, lambda stage=stage: measure_frame(stage.transform(frame), images))
+            runs[precision] = (result, partial(measure_frame, stage.transform(frame), images))
         for turn in range(-1, rounds):  # the first warms up
             with step(f"round {turn + 1} of {rounds}" if turn >= 0 else "warming up"):
                 for precision, (result, run) in runs.items():
-                    _take_turn(result, run, lambda precision=precision: bare[precision](images), keep=turn >= 0)
+                    _take_turn(result, run, partial(bare[precision], images), keep=turn >= 0)
                 if run_tensorflow:
                     _take_turn(tensorflow, run_tensorflow, None, keep=turn >= 0)
                 if run_onnx:
-                    _take_turn(onnx, lambda: run_onnx(images), bare_fp32, keep=turn >= 0)
+                    _take_turn(onnx, partial(run_onnx, images), bare_fp32, keep=turn >= 0)
     results = [result for result, _ in runs.values()]
     bares = [Result("engine bare", result.precision, rates=result.bare_rates) for result in results]
     return summarize([*results, *bares, *others], tensorflow)
@@ -216,10 +220,11 @@ def build(network: str, precision: str, frame: DataFrame) -> DeepImageFeaturizer
             inputCol="image", outputCol="features", modelName=network, weights=WEIGHTS.get(network, "random")
         )
         if precision == "int8":
-            return stage.calibrate(frame, n_images=_CALIBRATION_IMAGES)
-        stage = stage.copy({stage.precision: precision})
-        stage.network.sha256  # noqa: B018 - hashed once, before it is measured
-        return stage
+            calibrated: DeepImageFeaturizer = stage.calibrate(frame, n_images=_CALIBRATION_IMAGES)
+            return calibrated
+        chosen: DeepImageFeaturizer = stage.copy({stage.precision: precision})
+        chosen.network.sha256  # noqa: B018 - hashed once, before it is measured
+        return chosen
 
 
 def measure_frame(frame: DataFrame, count: int) -> float:
@@ -291,7 +296,7 @@ def start_openvino(network: Network) -> _Infer:
 
 def start_onnx(path: str) -> _Infer:
     """Start ONNX Runtime with one thread."""
-    import onnxruntime
+    import onnxruntime  # noqa: PLC0415 - not always there
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -304,7 +309,12 @@ def start_onnx(path: str) -> _Infer:
 
 
 def _open_others(
-    stack: ExitStack, results: list[Result], network: str, home: Path, rows: _Rows, spark: SparkSession
+    stack: ExitStack,
+    results: list[Result],
+    network: str,
+    home: Path,
+    rows: _Rows,
+    open_tensorflow: Callable[[Path, _Rows], Callable[[], float]],
 ) -> tuple[Callable[[], float] | None, Callable[[int], float] | None]:
     """Prepare what is installed; the others' rows say what is not."""
     tensorflow, onnx = results
@@ -314,7 +324,7 @@ def _open_others(
         model.write_bytes(build_network(network, weights=weights, engine="tensorflow").graph[KERAS_FILE])
     tensorflow.note = _missing("tensorflow")
     onnx.note = _missing("onnxruntime", "onnx", "tf2onnx", "tensorflow")
-    run_tensorflow = None if tensorflow.note else _open_tensorflow(spark, model, rows)
+    run_tensorflow = None if tensorflow.note else open_tensorflow(model, rows)
     if onnx.note:
         return run_tensorflow, None
     with step("exporting to ONNX"):
@@ -330,23 +340,21 @@ def _missing(*packages: str) -> str:
     return f"not installed: pip install {' '.join(names.get(name, name) for name in absent)}" if absent else ""
 
 
-def _open_tensorflow(spark: SparkSession, model: Path, rows: _Rows) -> Callable[[], float]:
+def _open_tensorflow(spark: SparkSession, model: Path, rows: _Rows, *, images: int) -> Callable[[], float]:
     """Cache the pixels as the arrays that ``predict_batch_udf`` takes, and give what runs it."""
     pixels = [array_from_row(row) for row in rows]
     shape, text = pixels[0].shape, str(model)
     values = pa.array([array.ravel().astype(np.float32) for array in pixels], pa.list_(pa.float32()))
-    repeats = spark.range(-(-_TENSORFLOW_IMAGES // len(rows)))
-    arrays = spark.createDataFrame(pa.table({"pixels": values})).crossJoin(repeats).limit(_TENSORFLOW_IMAGES)
+    repeats = spark.range(-(-images // len(rows)))
+    arrays = spark.createDataFrame(pa.table({"pixels": values})).crossJoin(repeats).limit(images)
     arrays = cache(arrays.select("pixels").repartition(_PROCESSES))
 
     def make_predict_fn() -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
         os.environ.update(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3")
-        import keras
+        import keras  # noqa: PLC0415 - in the worker, after its backend is chosen
 
         loaded = keras.saving.load_model(text, compile=False)  # Keras's own preprocessing is its first layers
         return lambda inputs: loaded.predict(inputs, verbose=0)
-
-    from pyspark.sql.types import ArrayType, FloatType
 
     featurize = predict_batch_udf(
         make_predict_fn,
@@ -361,7 +369,7 @@ def _open_tensorflow(spark: SparkSession, model: Path, rows: _Rows) -> Callable[
         before = spark.conf.get(name)
         spark.conf.set(name, str(_TENSORFLOW_BATCH))
         try:
-            return measure_frame(arrays.select(featurize("pixels")), _TENSORFLOW_IMAGES)
+            return measure_frame(arrays.select(featurize("pixels")), images)
         finally:
             spark.conf.set(name, before or "")
 
@@ -380,7 +388,7 @@ def _export_onnx(model: Path, target: Path) -> str:
     """Export in a process of its own, which has Keras on TensorFlow; give the reason where it fails."""
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", _EXPORT, str(model), str(target)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ours
     if done.returncode == 0:
         return ""
     return f"cannot be exported: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
@@ -424,7 +432,8 @@ def measure_start(network: str, home: Path, rounds: int) -> Start:
 
 def _start_once(folder: Path) -> tuple[float, float, float]:
     started = time.time()
-    done = subprocess.run([sys.executable, "-c", _START, str(folder)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", _START, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - the program above
     ended, rss, peak = json.loads(done.stdout)
     return ended - started, rss, peak
 

@@ -36,7 +36,6 @@ from streaming.score.query import featurizer_of
 from streaming.settings import StreamSettings
 from xray.console import err, new_table, step
 
-_BURST = 400
 _READY_TIMEOUT_S = 180
 
 
@@ -53,7 +52,8 @@ class Result:
 
 def main(
     network: Annotated[str, typer.Option(help="Network of the model.")] = "EfficientNetLite0",
-    seconds: Annotated[float, typer.Option(min=5, help="Length of each load.")] = 40,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each load.")] = 40,
+    burst: Annotated[int, typer.Option(min=10, help="Images of the burst that measures the throughput.")] = 400,
     quiet_s: Annotated[float, typer.Option(min=0, help="Length of the quiet time.")] = 185,
     quiet_rounds: Annotated[int, typer.Option(min=0, help="How often to wait for it.")] = 2,
     json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
@@ -65,8 +65,8 @@ def main(
         settings = stage.fresh_settings()
         with _streaming(stage, settings, folder):
             probe = Probe(settings, stage.images)
-            throughput = probe.burst(_BURST)
-            err.print(f"throughput of a burst of {_BURST}: {throughput:.1f} images a second")
+            throughput = probe.burst(burst)
+            err.print(f"throughput of a burst of {burst}: {throughput:.1f} images a second")
             results = [bare, summarise("idle, one a second", probe.load(1.0, seconds))]
             for share in (0.25, 0.75):
                 rate = share * throughput

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.stage import Stage, open_stage, publish_images
+from benchmarks.tutorial import start_tutorial
 from schemas.modelcard import ModelCard
 from sparkdl.engine.openvino import OpenVinoEngine
 from sparkdl.image.decode import decode_image
@@ -51,21 +52,46 @@ class Result:
     ratio: float
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Parameters
+    ----------
+    images : int
+        Of a micro-batch.
+    rounds : int
+        Turns for each network.
+    bare_s : float
+        Length of one run of the bare limit.
+    tutorial_images : int
+        Of the tutorial way's micro-batch; 0 leaves it out.
+    """
+
+    images: int
+    rounds: int
+    bare_s: float
+    tutorial_images: int
+
+
 def main(
     networks: Annotated[str, typer.Option(help="Name:precision, comma-separated.")] = (
         "InceptionV3:fp32,InceptionV3:bf16,EfficientNetLite0:fp32"
     ),
     images: Annotated[int, typer.Option(min=20, help="Images of the measured micro-batch.")] = 600,
     rounds: Annotated[int, typer.Option(min=1, help="Turns for each network.")] = 3,
+    bare_s: Annotated[float, typer.Option(min=0.1, help="Length of one run of the bare limit.")] = 10,
     tutorial: Annotated[bool, typer.Option(help="Measure the tutorial way too (needs TensorFlow).")] = True,
+    tutorial_images: Annotated[int, typer.Option(min=4, help="Images of the tutorial way's micro-batch.")] = 60,
     json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Measure SCORE against the bare limit and the tutorial way."""
     results = []
+    plan = Plan(images, rounds, bare_s, tutorial_images if tutorial else 0)
     with open_stage() as stage:
         for spec in networks.split(","):
             network, _, precision = spec.partition(":")
-            result = measure(stage, network, precision or "fp32", images, rounds, tutorial=tutorial)
+            result = measure(stage, network, precision or "fp32", plan)
             results.append(result)
             show([result])
     if json_:
@@ -74,22 +100,22 @@ def main(
         show(results)
 
 
-def measure(stage: Stage, network: str, precision: str, images: int, rounds: int, *, tutorial: bool) -> Result:
+def measure(stage: Stage, network: str, precision: str, plan: Plan) -> Result:
     """Measure one network, the parties taking turns."""
     with step(f"{network} {precision}: building"):
         model, card, _ = stage.train(network, WEIGHTS.get(network, "random"), precision)
     converted = featurizer_of(model).network
     scores, bares = [], []
-    for turn in range(rounds):
-        with step(f"{network} {precision}: turn {turn + 1} of {rounds}"):
-            before = measure_bare(converted, stage.images)
-            scores.append(measure_score(stage, model, card, images))
-            after = measure_bare(converted, stage.images)
+    for turn in range(plan.rounds):
+        with step(f"{network} {precision}: turn {turn + 1} of {plan.rounds}"):
+            before = measure_bare(converted, stage.images, plan.bare_s)
+            scores.append(measure_score(stage, model, card, plan.images))
+            after = measure_bare(converted, stage.images, plan.bare_s)
         bares.append((before + after) / 2)
         err.print(f"  score {scores[-1]:.1f}, bare {before:.1f} and {after:.1f}")
     # Lite0 is not among Keras's applications: no tutorial has it.
-    possible = tutorial and find_spec("tensorflow") is not None and network != "EfficientNetLite0"
-    slow = measure_tutorial(stage, network) if possible else None
+    possible = find_spec("tensorflow") is not None and network != "EfficientNetLite0"
+    slow = measure_tutorial(stage, network, plan.tutorial_images) if possible and plan.tutorial_images else None
     ratio = statistics.median(score / bare for score, bare in zip(scores, bares, strict=True))
     return Result(network, precision, statistics.median(scores), statistics.median(bares), slow, ratio)
 
@@ -97,7 +123,7 @@ def measure(stage: Stage, network: str, precision: str, images: int, rounds: int
 # -- the bare limit ----------------------------------------------------------------------------------------------------
 
 
-def measure_bare(network: Network, images: tuple[bytes, ...], seconds: float = 10.0) -> float:
+def measure_bare(network: Network, images: tuple[bytes, ...], seconds: float) -> float:
     """Decode and infer in one process per core, nothing else; images per second in all."""
     context = mp.get_context("spawn")
     cores = os.cpu_count() or 1
@@ -107,7 +133,7 @@ def measure_bare(network: Network, images: tuple[bytes, ...], seconds: float = 1
         process.start()
     for process in processes:
         process.join()
-    return sum(go.get() for _ in processes)
+    return float(sum(go.get() for _ in processes))
 
 
 def _bare(network: Network, images: tuple[bytes, ...], seconds: float, ready: Any, rates: Any) -> None:
@@ -162,10 +188,8 @@ def _commits(query: Any) -> Iterator[float]:
 # -- the tutorial way --------------------------------------------------------------------------------------------------
 
 
-def measure_tutorial(stage: Stage, network: str, images: int = 60) -> float:
+def measure_tutorial(stage: Stage, network: str, images: int) -> float:
     """Score as tutorials do: foreachBatch, TensorFlow in a pandas UDF, cache, Delta, then Kafka."""
-    from benchmarks.tutorial import start_tutorial  # TensorFlow is not always there
-
     settings: StreamSettings = stage.fresh_settings()
     publish_images(settings, stage.images, 2 * images)
     with step(f"{network}: the tutorial way"):

@@ -5,33 +5,31 @@ first, Kafka second. Only the classifier's cost is left out, which flatters it a
 """
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import col, pandas_udf, to_json
 
 from sparkdl.network.catalog import NetworkSpec
-from streaming.score.query import read_images
+from streaming.score.query import ScorePlan, read_images
 from streaming.settings import StreamSettings
 
 
 def start_tutorial(spark: SparkSession, settings: StreamSettings, spec: NetworkSpec, images_per_batch: int) -> Any:
     """Start the query; it ends when its caller stops it."""
-    score = settings.score.model_copy(update={"max_images_per_batch": images_per_batch})
     height, width = spec.input_size
     name, folder = spec.name, Path(settings.home)
 
-    @pandas_udf("array<float>")
+    @pandas_udf("array<float>")  # type: ignore[untyped-decorator]
     def featurize(payloads: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        import os
-
         os.environ.update(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3")
-        import keras
-        import numpy as np
-        from PIL import Image
+        import keras  # noqa: PLC0415 - in the worker, after its backend is chosen
 
         network = getattr(keras.applications, name)(weights=None, include_top=False, pooling="avg")
         for batch in payloads:
@@ -46,5 +44,5 @@ def start_tutorial(spark: SparkSession, settings: StreamSettings, spec: NetworkS
         message.write.format("kafka").options(**kafka.to_spark()).option("topic", kafka.predictions_topic).save()
         scored.unpersist()
 
-    writer = read_images(spark, settings.kafka, score).writeStream.foreachBatch(write)
+    writer = read_images(spark, settings, ScorePlan(images_per_batch)).writeStream.foreachBatch(write)
     return writer.option("checkpointLocation", str(folder / "tutorial-checkpoint")).start()

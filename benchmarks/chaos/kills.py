@@ -27,6 +27,9 @@ _SWAP_S = 3.0
 _ORPHAN_S = 2.0
 """Rest before the next stream is started; what an orphan publishes in it can be told from what that one publishes."""
 
+_EVEN = 0.5
+"""As often the one as the other."""
+
 
 class BeforeInference:
     """SIGKILL to everything when a micro-batch has begun."""
@@ -63,7 +66,7 @@ class AfterPublishing:
         before, after = split(records)
         scene.ensure_running().aim()
         newest = scene.score.planned()
-        wants_all = rng.random() < 0.5
+        wants_all = rng.random() < _EVEN
         with scene.publishing(before):
             batch = self._strike(scene, newest, wants_all=wants_all)
         if batch is None:

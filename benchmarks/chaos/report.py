@@ -17,6 +17,8 @@ from xray.console import new_table
 FLAT = 0.05
 """Memory counts as flat where it changes by less over the second half of a run."""
 
+_FEWEST_SAMPLES = 3
+"""Two points always lie on a line."""
 _COLUMNS = ("fault", "#hits of rounds", "#records", "#missing", "#topic duplicates", "#table duplicates",
             "#s to new prediction, median and max", "#audit exit", "verdict")  # fmt: skip
 """Topic duplicates are judged by the fault's kind, which stands behind its name."""
@@ -171,7 +173,7 @@ def measure_growth(samples: Sequence[Memory]) -> Growth | None:
         lives.setdefault(sample.jvm_pid, []).append(sample)
     longest = max(lives.values(), key=len, default=[])
     half = longest[len(longest) // 2 :]
-    if len(half) < 3:
+    if len(half) < _FEWEST_SAMPLES:
         return None
     times = [sample.time_s - half[0].time_s for sample in half]
     sizes = [(sample.jvm_bytes + sample.workers_bytes) / 1e6 for sample in half]

@@ -102,7 +102,7 @@ class StreamProcess:
         stderr.parent.mkdir(parents=True, exist_ok=True)
         with stderr.open("ab") as log:
             self.started_s = time.monotonic()
-            self._popen = subprocess.Popen(
+            self._popen = subprocess.Popen(  # noqa: S603 - the benchmark's own arguments
                 command_line("stream", "--json", *options),
                 env=dict(environ),
                 stdin=subprocess.DEVNULL,

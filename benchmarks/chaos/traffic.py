@@ -21,6 +21,8 @@ _HEIGHT_PX, _WIDTH_PX = 256, 224
 _POISON_SHARE = 0.1
 _SPECIMEN_SHARE = 0.1
 _BARE_SHARE = 0.1
+_LARGE_BYTES = 1_000_000
+"""Poison of this size or more is left out of the traffic: it would fill the topic."""
 """Messages without any header: their place in the topic is their identity."""
 _PNG_HEADER_BYTES = 33
 
@@ -114,7 +116,7 @@ class Traffic:
     def _next_poison(self) -> Example:
         """Go through all kinds before one comes again, in a new order each time."""
         if not self._poison:
-            self._poison = [example for example in poison() if len(example.payload or b"") < 1_000_000]
+            self._poison = [example for example in poison() if len(example.payload or b"") < _LARGE_BYTES]
             self._random.shuffle(self._poison)
         return self._poison.pop()
 
