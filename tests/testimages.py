@@ -65,7 +65,7 @@ def gray_pixels(height: int = HEIGHT, width: int = WIDTH) -> npt.NDArray[np.uint
     rows, columns = np.mgrid[0:height, 0:width]
     pixels = 20 + 60 * rows / height + 120 * columns / width
     pixels[: height // 4, : width // 4] = 240
-    return pixels.astype(np.uint8)
+    return np.asarray(pixels, np.uint8)
 
 
 def rgb_pixels(height: int = HEIGHT, width: int = WIDTH) -> npt.NDArray[np.uint8]:
@@ -78,7 +78,7 @@ def rgb_pixels(height: int = HEIGHT, width: int = WIDTH) -> npt.NDArray[np.uint8
 def twelve_bit_pixels(height: int = HEIGHT, width: int = WIDTH) -> npt.NDArray[np.uint16]:
     """Like `gray_pixels`, from 320 to 3,840 of 4,095, with every low bit in use."""
     rows, columns = np.mgrid[0:height, 0:width]
-    return (gray_pixels(height, width).astype(np.uint16) * 16 + (rows + columns) % 16).astype(np.uint16)
+    return np.asarray(gray_pixels(height, width).astype(np.uint16) * 16 + (rows + columns) % 16, np.uint16)
 
 
 # --- PNG and JPEG -----------------------------------------------------------------------------------------------------
@@ -363,7 +363,8 @@ def shallow_lookup_table() -> Sequence:
 def structured_report() -> bytes:
     """Hold no pixels at all."""
     keywords = ("PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-    return dicom(**dict.fromkeys(keywords))
+    nothing: dict[str, Any] = dict.fromkeys(keywords)
+    return dicom(**nothing)
 
 
 def colour_dicom() -> bytes:
