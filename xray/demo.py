@@ -37,7 +37,7 @@ from xray.views import list_flags, prediction_table
 
 _TRAINING_IMAGES = 120
 _PORT = 19292
-_LATENCY_SHARE = 0.25
+_LATENCY_SHARE = 0.15
 """Part of the images that come one by one, for the latency; the others come at once, for the throughput."""
 _LATENCY_RATE = 10.0
 """Images a second of those: far below what the stream can do, so that none waits for another."""
@@ -145,12 +145,11 @@ def run_demo(settings: StreamSettings, *, count: int, seed: int, keep: bool, ver
     _forget_last_run(own.home)
     broker = LocalBroker.of(own)
     with ThreadPoolExecutor() as pool:
-        # The broker and the JVM come up while the images are drawn.
+        # The broker comes up while the images are drawn and the model is trained: nothing needs it before the stream.
         up = pool.submit(_start_broker, broker, own)
         training, streamed = _generate(own.home / "images", count=count, seed=seed)
         try:
-            up.result()
-            summary = _run(own, training, streamed, keep=keep, verbose=verbose)
+            summary = _run(own, training, streamed, up, keep=keep, verbose=verbose)
         finally:
             _settle(up)
             broker.stop()
@@ -244,17 +243,19 @@ def _broken_payloads(files: Sequence[Path]) -> list[bytes | None]:
 # -- the run -----------------------------------------------------------------------------------------------------------
 
 
-def _run(settings: StreamSettings, training: Path, streamed: Path, *, keep: bool, verbose: bool) -> DemoSummary:
+def _run(
+    settings: StreamSettings, training: Path, streamed: Path, broker: Future[None], *, keep: bool, verbose: bool
+) -> DemoSummary:
     with step("starting Spark"):
         spark = open_session(settings, verbose=verbose)
     try:
-        return _train_and_stream(spark, settings, training, streamed, keep=keep)
+        return _train_and_stream(spark, settings, training, streamed, broker, keep=keep)
     finally:
         spark.stop()
 
 
 def _train_and_stream(
-    spark: SparkSession, settings: StreamSettings, training: Path, streamed: Path, *, keep: bool
+    spark: SparkSession, settings: StreamSettings, training: Path, streamed: Path, broker: Future[None], *, keep: bool
 ) -> DemoSummary:
     dataset = read_dataset(training, classes=FINDINGS)
     say_positive(dataset.positive, dataset.positive_known_by)
@@ -268,6 +269,7 @@ def _train_and_stream(
         )
     promote(settings.models_folder, trained.card.version)
     err.print(f"  held-out accuracy {trained.metrics['accuracy']:.3f} on {sum(trained.n_test.values())} phantoms")
+    broker.result()
     with _streaming(spark, settings, trained.folder) as (state, ended):
         files = sorted(path for path in streamed.rglob("*.*") if path.parent.name in FINDINGS)
         seen, published, burst_s = _publish_and_watch(settings, files)
