@@ -1,0 +1,98 @@
+"""Every benchmark runs to its end at its smallest size and prints its figures."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.paths import ROOT
+from xray.phantom import write_folder
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.spark,
+    pytest.mark.train,
+    pytest.mark.skipif(find_spec("keras") is None, reason="building networks needs the train extra"),
+    pytest.mark.timeout(1200),  # a busy machine takes its time
+]
+
+
+def run(jars: Path, name: str, *arguments: str) -> Any:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("XRAY_")}
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**environ, "XRAY_JARS": str(jars)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def is_figure(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and value > 0
+
+
+@pytest.mark.kafka
+@pytest.mark.delta
+def test_throughput_and_the_tutorial_way(jars: Path) -> None:
+    small = ("--images", "20", "--rounds", "1", "--bare-s", "0.5", "--tutorial-images", "4")
+    (found,) = run(jars, "throughput", "--networks", "InceptionV3:fp32", *small, "--json")
+    wanted = {"score_img_s", "bare_img_s", "ratio"}
+    if find_spec("tensorflow") is not None:
+        wanted.add("tutorial_img_s")
+    assert found["network"] == "InceptionV3"
+    assert all(is_figure(found[name]) for name in wanted), found
+
+
+@pytest.mark.kafka
+@pytest.mark.delta
+def test_latency(jars: Path) -> None:
+    small = ("--seconds", "2", "--burst", "10", "--quiet-s", "0", "--quiet-rounds", "1")
+    found = run(jars, "latency", *small, "--json")
+    assert is_figure(found["throughput_img_s"])
+    assert len(found["latency_seconds"]) == 5
+    assert all(0 < each["p50"] <= each["p95"] <= each["p99"] for each in found["latency_seconds"]), found
+
+
+def test_featurize(jars: Path) -> None:
+    small = ("--network", "EfficientNetLite0", "--images", "40", "--rounds", "1", "--precisions", "fp32")
+    found = run(jars, "featurize", *small, "--json")
+    ours, bare, tensorflow, _ = found["featurize"]
+    assert is_figure(ours["img_s"])
+    assert is_figure(bare["img_s"])
+    assert is_figure(ours["of_bare"])
+    assert is_figure(tensorflow["img_s"]) or tensorflow["note"], tensorflow
+    assert all(is_figure(start["seconds"]) and is_figure(start["rss_mb"]) for start in found["start"])
+
+
+def test_folder(jars: Path) -> None:
+    found = run(jars, "folder", "--images", "100", "--images-per-batch", "50")
+    assert (found["images"], found["failed"]) == (100, 0)
+    assert is_figure(found["images_per_second"])
+    assert found["jvm_live_heap_mb_by_images_done"].keys() == {"50", "100"}
+    assert found["rss_mb_at_end"].keys() == {"driver", "jvm", "workers"}
+
+
+@pytest.mark.skipif(find_spec("nncf") is None, reason="int8 needs the int8 extra (NNCF)")
+def test_precision(jars: Path, tmp_path: Path) -> None:
+    manifest = write_folder(tmp_path / "images", 24, seed=3)
+    found = run(jars, "precision", str(manifest), "--folds", "2", "--json")
+    assert [each["precision"] for each in found] == ["fp32", "bf16", "int8"]
+    assert all(0 <= each["auroc"] <= 1 and 0.9 < each["cosine_mean"] <= 1.001 for each in found), found
+
+
+@pytest.mark.kafka
+@pytest.mark.delta
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="processes are found through /proc")
+def test_chaos(jars: Path) -> None:
+    small = ("--faults", "sigterm", "--rounds", "1", "--records", "60", "--seed", "7")
+    found = run(jars, "chaos", *small, "--json")
+    assert found["balanced"] is True
+    assert found["records"] >= 60
+    assert found["missing"] == 0
+    assert [each["passed"] for each in found["rounds"]] == [True]
