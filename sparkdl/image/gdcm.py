@@ -6,6 +6,8 @@ would stand still for good. Here it kills a child; the record becomes a dead let
 
 The child is this very file, run as a program. It is started once per process on first use (half a second), answers one
 request after another over its standard input and output, and ends when its parent does: its input then ends.
+
+``ProcessPoolExecutor`` would not do: once one of its processes has died, it is broken for good.
 """
 
 import atexit

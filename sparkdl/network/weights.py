@@ -1,7 +1,8 @@
 """Where a network's weights come from: a Keras file, a seed, or a torch file read without torch.
 
 Nothing read here can run code. A Keras file is only asked for its numbers (``load_weights``), never for a model
-description; a torch file goes through an unpickler that knows four names.
+description; a torch file goes through an unpickler that knows four names. That reader is own code because torch itself
+is a gigabyte, which nothing else here needs.
 """
 
 import hashlib

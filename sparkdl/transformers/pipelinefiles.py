@@ -2,7 +2,7 @@
 
 The files are those of Spark's own ``PipelineModel``: either may read what the other wrote, and tests hold the two
 against each other. A JVM's start and its first small jobs take about ten seconds, which a fit of milliseconds, or a
-look at a model's numbers, would wait for.
+look at a model's numbers, would wait for. No library writes Spark's files without a JVM, so this is own code.
 """
 
 import json

@@ -9,7 +9,8 @@ A folder::
 Rows are known by the SHA-256 of the image file's bytes: a file may be moved or renamed, and a changed one is another.
 Parts and networks are written aside and renamed, so that they are there whole or not at all, also after a kill; several
 runs may use one folder, at worst they compute the same twice. Pages of parts and files of networks carry checksums:
-what is damaged is removed, and computed anew. Everything may be deleted at any time.
+what is damaged is removed, and computed anew. Everything may be deleted at any time. It is own code because ``joblib``
+and ``diskcache`` keep results by their arguments: they know neither a file's digest nor a result that is half there.
 """
 
 import contextlib

@@ -1,4 +1,8 @@
-"""Probabilities that mean what they say: Platt scaling and temperature, folded into a classifier."""
+"""Probabilities that mean what they say: Platt scaling and temperature, folded into a classifier.
+
+scikit-learn's calibration wraps a classifier in another one. Here the two numbers are folded into the coefficients, so
+that the saved model is still Spark's own; that is why they are found here, with scipy's minimiser.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

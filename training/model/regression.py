@@ -3,7 +3,8 @@
 What is fitted here is served as Spark's model, so it must be what Spark would have fitted. Ten iterations do not reach
 the optimum, and then the way there decides: this is Spark's objective (features centred and scaled to unit variance, an
 elastic net on the scaled coefficients, the intercept free, at first the classes' log odds) and Breeze's OWL-QN with its
-line search, in the same order. Tests hold the two against each other.
+line search, in the same order. Tests hold the two against each other. scikit-learn's solvers take other ways, so after
+ten iterations they are at other coefficients; that is why this is own code.
 
 Rows are read in blocks, so a fit needs little more memory than the float32 vectors, and each block is added to the
 sum in turn: the same rows give the same coefficients, bit for bit, on the same kind of machine.
