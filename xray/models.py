@@ -28,6 +28,7 @@ from schemas.registry import (
 from streaming.settings import StreamSettings, load_settings
 from training.lifecycle.promotion import MARGIN, decide, read_report
 from xray.console import DISCLAIMER, err, new_table, out, print_json, step
+from xray.extras import require_train_extra
 
 models_app = typer.Typer(
     help=(
@@ -232,6 +233,7 @@ def show_shadow(
     It is computed from the archive's feature vectors, so nothing runs in the stream for it. Written beside the
     challenger's report as well.
     """
+    require_train_extra("the comparison", "scipy", "sklearn")
     from training.lifecycle.shadow import compare_shadow
     from training.lifecycle.shadowpage import capitalize, list_remarks, list_tables, write_shadow
 

@@ -35,7 +35,7 @@ FIRST_MEASUREMENT_S = 60.0
 MAX_IMAGES = 5000
 """Images of the shadow comparison; of 1,280 values 26 MB."""
 
-_NEEDED = ("threadpoolctl",)
+_NEEDED = ("scipy", "sklearn", "threadpoolctl")
 _GAUGES = {
     "xray_drift_score_psi": "Population stability index of the scores.",
     "xray_drift_score_ks": "Kolmogorov-Smirnov distance of the scores.",

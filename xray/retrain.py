@@ -5,19 +5,19 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from schemas.errors import ChampionChangedError, DependencyError
+from schemas.errors import ChampionChangedError
 from schemas.modelcard import read_card
 from schemas.registry import CHAMPION_FILE, champion_folder, promote, read_aliases, set_challenger
 from streaming.settings import StreamSettings, load_settings
 from training.lifecycle.promotion import MARGIN, Decision, decide, read_report
 from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, say_positive, step
+from xray.extras import require_train_extra
 
 if TYPE_CHECKING:
     from training.figures.compare import Comparison
@@ -28,7 +28,7 @@ COMPARISON_NAME = "comparison.json"
 """Beside the report: champion and challenger on the same held-out patients, of all and of each source."""
 
 _COMMAND = "xray retrain"
-_NEEDED = ("sklearn", "jinja2", "threadpoolctl")
+_NEEDED = ("scipy", "sklearn", "jinja2", "threadpoolctl")
 _FIGURES = ("auroc", "sensitivity", "specificity", "accuracy")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for a program.")]
@@ -137,9 +137,7 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
     JobError
         Nothing to learn from, a damaged model, or (`ChampionChangedError`) the champion was changed meanwhile.
     """
-    if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        msg = f"retraining needs {', '.join(missing)}: pip install 'xray-stream[train]'"
-        raise DependencyError(msg)
+    require_train_extra("retraining", *_NEEDED)
     from training.features.stored import describe_featurizer, find_models_with, read_stored  # noqa: PLC0415
     from training.figures.shift import load_reference  # noqa: PLC0415  heavy
     from training.lifecycle.drift import measure_drift  # noqa: PLC0415  heavy

@@ -1,9 +1,12 @@
 """What a classifier's answers on held-out images are worth: figures with intervals, curves, groups, comparisons.
 
-Pure numpy in, dataclasses out. Intervals are 95 % percentiles of a bootstrap that resamples *patients* with all their
+numpy in, dataclasses out. Intervals are 95 % percentiles of a bootstrap that resamples *patients* with all their
 images: images of one patient are alike, and resampling images would give intervals that are too narrow. A resample is a
 row of weights, how often each patient was drawn, so thousands of them are a few matrix products: measured on one core,
 all nine figures of 1,000 images of 500 patients with 2,000 resamples take 0.2 s.
+
+This is own code because no library resamples by patient: `scipy.stats.bootstrap` and ``confidenceinterval`` draw images
+one by one.
 
 Where a figure cannot be computed (one class only, no image) it is NaN and its ``note`` says why. Nothing warns.
 """
@@ -15,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from training.arrays import Floats, Ints
-from training.figures.confusion import wilson_interval
 
 N_RESAMPLES = 2000  # a percentile's own error is then about 0.1 of the interval's half width
 
@@ -146,6 +148,31 @@ def _check(truth: Ints, scores: Floats, n_patients: int, threshold: float | None
     if threshold is not None and scores.shape[1] != _BINARY:
         msg = f"a threshold decides between two classes, found {scores.shape[1]}"
         raise ValueError(msg)
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Compute Wilson's 95 % score interval of a proportion.
+
+    Unlike the normal approximation it stays within 0 and 1 and has a width for 0 and for all successes.
+
+    Parameters
+    ----------
+    successes, trials : int
+        ``0 <= successes <= trials``, at least one trial.
+
+    Returns
+    -------
+    tuple of float
+        (low, high).
+
+    References
+    ----------
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    from scipy.stats import binomtest  # noqa: PLC0415  heavy, and part of the train extra only
+
+    interval = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def estimate_share(successes: int, trials: int) -> Estimate:

@@ -21,7 +21,6 @@ from training.figures.bootstrap import (
     n_counted,
     without_width,
 )
-from training.figures.confusion import confusion_matrix
 
 FIGURES = (
     "accuracy",
@@ -45,7 +44,38 @@ _NAN = float("nan")
 
 def count_confusion(outcomes: Outcomes) -> Ints:
     """Count images by actual (row) and predicted (column) class, int64, shape (n_classes, n_classes)."""
-    return confusion_matrix(outcomes.labels, outcomes.predictions, n_classes=outcomes.n_classes)
+    from sklearn.metrics import confusion_matrix  # noqa: PLC0415  heavy, and part of the train extra only
+
+    counts = confusion_matrix(outcomes.labels, outcomes.predictions, labels=range(outcomes.n_classes))
+    return np.asarray(counts, np.int64)
+
+
+def weighted_metrics(matrix: Ints) -> dict[str, float]:
+    """Compute the figures of Spark's ``MulticlassClassificationEvaluator``, under its names.
+
+    Parameters
+    ----------
+    matrix : numpy.ndarray
+        See `count_confusion`; at least one count.
+
+    Returns
+    -------
+    dict
+        ``accuracy``, ``f1``, ``weightedPrecision``, ``weightedRecall``: each class counts by its share of the actual
+        classes. A class that is never predicted has precision 0.
+    """
+    from sklearn.metrics import precision_recall_fscore_support  # noqa: PLC0415
+
+    actual, predicted = np.indices(matrix.shape).reshape(2, -1)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        actual, predicted, sample_weight=matrix.ravel(), average="weighted", zero_division=0
+    )
+    return {
+        "accuracy": float(matrix.trace() / matrix.sum()),
+        "f1": float(f1),
+        "weightedPrecision": float(precision),
+        "weightedRecall": float(recall),
+    }
 
 
 # --- figures of many weightings at once -------------------------------------------------------------------------------

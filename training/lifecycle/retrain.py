@@ -35,9 +35,8 @@ from training.features.stored import StoredSet
 from training.figures.bootstrap import Estimate, Outcomes, estimate_image_share, gather_outcomes
 from training.figures.calibration import Calibration, measure_calibration
 from training.figures.compare import Comparison, compare, measure_groups
-from training.figures.confusion import weighted_metrics
 from training.figures.curves import OperatingPoint, choose_threshold, trace_precision_recall, trace_roc
-from training.figures.measure import count_confusion, measure
+from training.figures.measure import count_confusion, measure, weighted_metrics
 from training.figures.prevalence import predict_values
 from training.figures.shift import make_reference, save_reference
 from training.lifecycle.promotion import read_report

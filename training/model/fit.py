@@ -17,17 +17,16 @@ from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import ModelCard
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
-from training.arrays import Features, Ints
+from training.arrays import Features
 from training.data.dataset import Dataset, count_by_class
 from training.data.duplicates import find_duplicates
 from training.data.split import Split, group_samples, split_dataset
 from training.features.cache import FeatureCache
 from training.features.extract import Report, Session, compute_features, examine, ignore
 from training.features.featurizer import make_featurizer
-from training.figures.bootstrap import Outcomes
-from training.figures.confusion import confusion_matrix, weighted_metrics, wilson_interval
+from training.figures.bootstrap import Outcomes, wilson_interval
 from training.figures.curves import choose_threshold
-from training.figures.measure import measure
+from training.figures.measure import count_confusion, measure, weighted_metrics
 from training.model.classifier import PAPER, TUNED, ClassifierSettings, Head
 from training.model.decision import check_decision, fit_decision
 from training.model.folds import OutOfFold, deal_folds, predict_out_of_fold
@@ -124,9 +123,10 @@ def train_model(  # noqa: PLR0913
     fitter = _Fitter(material, features, seed)
     fitted = fitter.fit(featurizer, settings, procedure, candidates, out_of_fold)
     final = fitted.final
-    held_out = _predict(material, features, final)
-    confusion = _confusion(held_out, len(dataset.labels))
-    metrics = _measure(confusion, split)
+    probabilities = final.head.predict(features[material.held_out])
+    outcomes = material.gather(probabilities, held_out=True, threshold=final.threshold)
+    confusion = count_confusion(outcomes)
+    metrics = {**weighted_metrics(confusion), "n_train": len(split.train), "n_test": len(split.test)}
     folder, card = save_model(
         fitted,
         out,
@@ -140,7 +140,7 @@ def train_model(  # noqa: PLR0913
         confusion=confusion,
         n_train=count_by_class(split.train, dataset.labels),
         n_test=count_by_class(split.test, dataset.labels),
-        held_out=held_out,
+        held_out=_list_held_out(material, outcomes),
         failed=failed,
         patient_ids_known=dataset.patient_ids_known,
         seconds=time.perf_counter() - started,
@@ -370,23 +370,12 @@ class _Fitter:
         return outcomes.take(predicted.known)
 
 
-def _predict(material: Material, features: Features, step: Step) -> tuple[HeldOut, ...]:
-    probabilities = step.head.predict(features[material.held_out])
-    outcomes = material.gather(probabilities, held_out=True, threshold=step.threshold)
+def _list_held_out(material: Material, outcomes: Outcomes) -> tuple[HeldOut, ...]:
     samples = [sample for sample, out in zip(material.dataset.samples, material.held_out, strict=True) if out]
     return tuple(
         HeldOut(sample, int(prediction), tuple(row.tolist()))
-        for sample, prediction, row in zip(samples, outcomes.predictions, probabilities, strict=True)
+        for sample, prediction, row in zip(samples, outcomes.predictions, outcomes.probabilities, strict=True)
     )
-
-
-def _confusion(held_out: Sequence[HeldOut], n_classes: int) -> Ints:
-    actual = [item.sample.label for item in held_out]
-    return confusion_matrix(actual, [item.prediction for item in held_out], n_classes=n_classes)
-
-
-def _measure(confusion: Ints, split: Split) -> dict[str, float]:
-    return {**weighted_metrics(confusion), "n_train": len(split.train), "n_test": len(split.test)}
 
 
 def _write_up(

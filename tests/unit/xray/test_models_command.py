@@ -20,7 +20,7 @@ from tests.stored import add_champion, score_images
 from training.evidence.probes import Verdict
 from training.lifecycle import promotion as gate
 from training.lifecycle import tracking
-from xray import console
+from xray import console, extras
 from xray import models as command
 from xray.__main__ import run
 
@@ -385,6 +385,16 @@ def test_shadow_of_too_few_images_says_so_and_succeeds(home: Path, models: Model
     done = models("shadow")
     assert done.code == 0
     assert done.out.startswith("40 images that both models judge, fewer than 100: nothing is said of so few.\n")
+
+
+def test_shadow_without_the_extra_says_what_to_install(
+    home: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "sklearn" else object())
+    add_challenger(home, add_champion(home))
+    done = models("shadow")
+    assert (done.code, done.out) == (1, "")
+    assert "the comparison needs sklearn: pip install 'xray-stream[train]'" in " ".join(done.err.split())
 
 
 def test_shadow_says_in_a_line_what_is_missing(home: Path, models: Models) -> None:

@@ -22,7 +22,7 @@ from training.figures.curves import OperatingPoint
 from training.model.abstain import AbstainBand
 from training.model.classifier import PAPER, Head
 from training.model.decision import Decision
-from training.model.fit import _predict
+from training.model.fit import _list_held_out
 from training.model.material import Fitted, Material, Procedure, Step, TrainingResult
 from training.model.novelty import NoveltyGate
 from training.model.probability import Calibrator
@@ -157,7 +157,9 @@ def test_a_mistake_carries_the_flags_that_the_stream_would_put_on_it() -> None:
     features[rows[:10], 0] = 100  # unlike the others
     gate = NoveltyGate(np.eye(3, dtype=np.float32)[1:], 0.9, 0.9)
     fitted = replace(fitted, features=features, decision=Decision(AbstainBand(0.4, 0.6), gate))
-    held_out = _predict(judge.material, features, fitted.final)
+    final, probabilities = fitted.final, fitted.final.head.predict(features[judge.material.held_out])
+    outcomes = judge.material.gather(probabilities, held_out=True, threshold=final.threshold)
+    held_out = _list_held_out(judge.material, outcomes)
     judge = _with(judge, fitted=fitted, held_out=held_out)
 
     found = judge.mistakes(judge.held_out(fitted.final))

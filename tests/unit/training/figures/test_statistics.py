@@ -17,9 +17,8 @@ from training.figures.bootstrap import (
     resample_patients,
 )
 from training.figures.compare import compare, measure_groups
-from training.figures.confusion import weighted_metrics
 from training.figures.curves import choose_threshold, trace_precision_recall, trace_roc
-from training.figures.measure import FIGURES, count_confusion, measure
+from training.figures.measure import FIGURES, count_confusion, measure, weighted_metrics
 from training.figures.prevalence import predict_values
 
 metrics = pytest.importorskip("sklearn.metrics", reason="needs the train extra (scikit-learn)")

@@ -1,6 +1,7 @@
 """Drift: what is found, what is not, and how often nothing is taken for something."""
 
 import json
+import math
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from training.features.stored import describe_featurizer
 from training.figures.shift import (
     REFERENCE_FILE,
     Reference,
+    chance_of_distance,
     compare_scores,
     compare_vectors,
     load_reference,
@@ -77,6 +79,20 @@ def test_scores_are_compared_as_scipy_does() -> None:
     assert found.ks == pytest.approx(other.statistic, abs=0.01)  # a thousand bins
     assert found.p_value == pytest.approx(other.pvalue, rel=0.3)
     assert (found.n_reference, found.n_recent) == (900, 400)
+
+
+@pytest.mark.parametrize("n_second", [100, 5000])
+def test_chance_of_a_distance_is_the_sum_of_the_series(n_second: int) -> None:
+    def sum_series(distance: float) -> float:
+        root = math.sqrt(900 * n_second / (900 + n_second))
+        scaled = (root + 0.12 + 0.11 / root) * distance
+        if scaled < 0.2:
+            return 1.0
+        total = 2 * math.fsum((-1) ** (k - 1) * math.exp(-2 * (k * scaled) ** 2) for k in range(1, 101))
+        return min(1.0, max(0.0, total))
+
+    for distance in np.linspace(0, 1, 401).tolist():
+        assert chance_of_distance(distance, 900, n_second) == pytest.approx(sum_series(distance), rel=1e-9, abs=1e-9)
 
 
 def test_index_of_scores_is_the_textbooks() -> None:

@@ -21,9 +21,8 @@ from training.evidence.probes import Probe, judge
 from training.figures.bootstrap import Estimate, Outcomes, estimate_share, gather_outcomes
 from training.figures.calibration import measure_calibration
 from training.figures.compare import Comparison, compare, measure_groups
-from training.figures.confusion import weighted_metrics
 from training.figures.curves import choose_threshold, trace_precision_recall, trace_roc
-from training.figures.measure import count_confusion, measure
+from training.figures.measure import count_confusion, measure, weighted_metrics
 from training.figures.prevalence import predict_values
 from training.model.abstain import choose_abstain_band, measure_abstention
 from training.model.material import Candidate
