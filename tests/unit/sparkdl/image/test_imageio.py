@@ -288,7 +288,9 @@ def test_only_the_size_itself_is_left_alone(monkeypatch):
     """The first sparkdl compared (height, width) with (width, height): spy on whether Pillow is asked."""
     asked = []
     resize = Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda image, size, *rest: asked.append(size) or resize(image, size))
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, size, *rest, **more: asked.append(size) or resize(image, size)
+    )
     struct = imageIO.imageArrayToStruct(bgr(1))
     assert imageIO.createResizeImageUDF((HEIGHT, WIDTH)).func(struct) == struct
     assert asked == []
