@@ -14,7 +14,8 @@ CARD_FILE = "xray_model.json"
 NOVELTY_FILE = "novelty.npz"
 """In a model's folder, where the card has `Novelty`; the folder's hash covers it."""
 
-_BINARY = 2
+BINARY = 2
+"""How many labels a model with a threshold has; of more, the most probable one is the answer."""
 
 
 class Flag(StrEnum):
@@ -29,7 +30,7 @@ UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True, slots=True)
-class Band:
+class AbstainBand:
     """Probabilities of the positive label that are too close to the threshold: a person decides.
 
     Parameters
@@ -40,6 +41,10 @@ class Band:
 
     low: float
     high: float
+
+    def covers(self, probabilities: Any) -> Any:
+        """Tell whether a probability of the positive label, or which of an array, is in the band."""
+        return (probabilities >= self.low) & (probabilities < self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ class ModelCard:
         ISO 8601, UTC.
     metrics : dict
         Held-out figures from training, by name.
-    abstain : Band or None
+    abstain : AbstainBand or None
         What a two-class model does not decide on; None decides on everything.
     novelty : Novelty or None
         None takes every image for one of the kind that the model was trained on.
@@ -102,14 +107,14 @@ class ModelCard:
     sha256: str
     created_at: str
     metrics: dict[str, float]
-    abstain: Band | None = None
+    abstain: AbstainBand | None = None
     novelty: Novelty | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be decided with."""
         if self.abstain is not None:
             low, high = self.abstain.low, self.abstain.high
-            if len(self.labels) != _BINARY or not 0 <= low <= high <= 1:
+            if len(self.labels) != BINARY or not 0 <= low <= high <= 1:
                 msg = f"abstain is {low} to {high} of {len(self.labels)} classes, expected a part of 0 to 1, of 2"
                 raise ValueError(msg)
         if self.novelty is not None and Flag.UNLIKE_TRAINING in self.labels:
@@ -196,7 +201,7 @@ def _parse_card(path: Path) -> ModelCard:
         band, novelty = known.pop("abstain", None), known.pop("novelty", None)
         return ModelCard(
             **{**known, "labels": tuple(values["labels"])},
-            abstain=None if band is None else Band(float(band["low"]), float(band["high"])),
+            abstain=None if band is None else AbstainBand(float(band["low"]), float(band["high"])),
             novelty=None if novelty is None else Novelty(float(novelty["threshold"]), float(novelty["quantile"])),
         )
     except (OSError, ValueError, KeyError, TypeError) as exc:

@@ -27,6 +27,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.types import BooleanType, IntegerType, StructField, StructType
 
 from schemas.errors import ModelLoadError
+from schemas.modelcard import BINARY
 from schemas.modelstages import check_stages
 from sparkdl.network.base import Network
 from sparkdl.transformers.base import NETWORK_FOLDER
@@ -34,7 +35,6 @@ from sparkdl.transformers.featurizer import DeepImageFeaturizer
 
 Floats = npt.NDArray[np.float64]
 
-_BINARY = 2
 _PIPELINE = "pyspark.ml.pipeline.PipelineModel"
 _FEATURIZER = "sparkdl.DeepImageFeaturizer"
 _REGRESSION = "org.apache.spark.ml.classification.LogisticRegressionModel"
@@ -155,7 +155,7 @@ def _write_numbers(folder: Path, regression: Regression) -> None:
     matrix = MatrixUDT().serialize(DenseMatrix(rows, columns, regression.coefficients.ravel(), isTransposed=True))
     vector = VectorUDT().serialize(DenseVector(regression.intercepts))
     row = {
-        "numClasses": max(_BINARY, rows),
+        "numClasses": max(BINARY, rows),
         "numFeatures": columns,
         "interceptVector": dict(zip(_VECTOR, vector, strict=True)),
         "coefficientMatrix": dict(zip(_MATRIX, matrix, strict=True)),
@@ -240,7 +240,7 @@ def _to_spark(spark: SparkSession, regression: Regression) -> LogisticRegression
         f"LogisticRegression_{uuid4().hex[-12:]}",
         _py2java(context, DenseMatrix(rows, columns, regression.coefficients.ravel(), isTransposed=True)),
         _py2java(context, DenseVector(regression.intercepts)),
-        max(_BINARY, rows),
+        max(BINARY, rows),
         rows > 1,
     )
     model = LogisticRegressionModel(java)

@@ -11,7 +11,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from schemas.errors import DatasetError, JobError
 
-FEATURES_TABLE = "features"
+FEATURES_TABLE, PREDICTIONS_TABLE = "features", "predictions"
 
 
 def open_features(folder: str) -> DeltaTable:
@@ -22,8 +22,23 @@ def open_features(folder: str) -> DeltaTable:
     DatasetError
         There are none yet.
     """
+    return _open(folder, FEATURES_TABLE)
+
+
+def open_predictions(folder: str) -> DeltaTable:
+    """Open the archive's predictions.
+
+    Raises
+    ------
+    DatasetError
+        There are none yet.
+    """
+    return _open(folder, PREDICTIONS_TABLE)
+
+
+def _open(folder: str, table: str) -> DeltaTable:
     try:
-        return DeltaTable(f"{folder}/{FEATURES_TABLE}")
+        return DeltaTable(f"{folder}/{table}")
     except TableNotFoundError as exc:
         msg = f"there is no archive in {folder} yet: 'xray stream' writes it, or set XRAY_ARCHIVE__FOLDER"
         raise DatasetError(msg) from exc

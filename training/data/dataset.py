@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from schemas.errors import DatasetError
+from schemas.modelcard import BINARY
 from training.data.positive import ClassFacts, Positive, choose_positive, is_negative
 
 MANIFEST_FILE = "manifest.csv"
@@ -164,7 +165,7 @@ def _choose_positive(entries: Sequence[_Entry], names: Mapping[str, str], given:
         if label in findings
     ]
     # Of all labels, not of those that are kept: 0 and 1 out of 0, 1 and 2 are numbers of classes, not no and yes.
-    yes_or_no = len(names) == _MIN_CLASSES and all(map(_is_integer, names)) and {int(name) for name in names} == {0, 1}
+    yes_or_no = len(names) == BINARY and all(map(_is_integer, names)) and {int(name) for name in names} == {0, 1}
     return choose_positive(classes, given, yes_or_no=yes_or_no, place=str(source))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from schemas.errors import DatasetError
+from schemas.modelcard import BINARY
 
 NEGATIVE_WORDS = frozenset(
     "absence absent benign clear control controls healthy neg negative negatives nofinding nofindings none normal "
@@ -44,7 +45,6 @@ _FILLERS = frozenset(
 """Say nothing beside a negative word: ``normal chest x-ray``."""
 
 _COLUMN = "the manifest's column 'positive'"
-_TWO_CLASSES = 2
 
 
 @dataclass(frozen=True)
@@ -240,8 +240,8 @@ def _check_integers(classes: Sequence[ClassFacts], place: str) -> None:
 def _word_refusal(classes: Sequence[ClassFacts], rest: Sequence[ClassFacts], place: str) -> str:
     names = [one.name for one in classes]
     if not rest:
-        why = f"{'both' if len(names) == _TWO_CLASSES else 'all'} names say that nothing was found"
-    elif len(rest) == len(names) == _TWO_CLASSES:
+        why = f"{'both' if len(names) == BINARY else 'all'} names say that nothing was found"
+    elif len(rest) == len(names) == BINARY:
         why = "neither is a name like 'normal' or 'no finding'"
     else:
         why = f"it may be {_quote((one.name for one in rest), 'or')}"

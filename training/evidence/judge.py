@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import DatasetError, ModelLoadError
-from schemas.modelcard import ModelCard, read_card
+from schemas.modelcard import BINARY, ModelCard, read_card
 from schemas.registry import CHAMPION_FILE, champion_folder
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
@@ -42,7 +42,6 @@ from training.model.regression import fit_regression
 IMAGES_FILE = "training_images.txt"
 """Beside a model's report: SHA-256 of the images it was trained on, one in each line."""
 
-_BINARY = 2
 _MAX_COPIES_SHOWN = 10
 _MAX_MISTAKES = 12
 
@@ -141,7 +140,7 @@ def judge_model(
     others = (*without_source, *(judge.measure_external(one) for one in external))
     verdict = judge_probes(figures["auroc"].value, probes)
     in_service, name, more = judge.compare_with_service(outcomes, models_folder, reports_folder)
-    two = outcomes.n_classes == _BINARY
+    two = outcomes.n_classes == BINARY
     held_out = result.fitted.features[result.material.held_out]
     abstention, novelty = measure_decision(result.fitted.decision, outcomes, held_out, seed=seed)
     evaluation = Evaluation(
@@ -282,7 +281,7 @@ class _Judge:
         found = []
         for step in self.result.fitted.steps:
             outcomes = self.held_out(step)
-            calibration = measure_calibration(outcomes, seed=self.seed) if outcomes.n_classes == _BINARY else None
+            calibration = measure_calibration(outcomes, seed=self.seed) if outcomes.n_classes == BINARY else None
             found.append(Variant(step.name, measure(outcomes, seed=self.seed), calibration, step.note))
         return tuple(found)
 
@@ -368,7 +367,7 @@ class _Judge:
     def leave_sources_out(self) -> tuple[tuple[SetFigures, ...], tuple[str, ...]]:
         """Fit without one source and measure on it, for each that leaves both classes on both sides."""
         names = np.unique(self.sources)
-        if names.size < _BINARY:
+        if names.size < BINARY:
             return (), ("leave-one-source-out: the data name one source, or none",)
         found, notes = [], []
         for name in names.tolist():

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from schemas.modelcard import BINARY
 from training.arrays import Floats, Ints
 
 N_RESAMPLES = 2000  # a percentile's own error is then about 0.1 of the interval's half width
@@ -25,7 +26,6 @@ _BLOCK_ELEMENTS = 4_000_000  # 32 MB of weights at a time
 
 _PERCENTILES = (0.025, 0.975)
 
-_BINARY = 2
 
 _FEW_PATIENTS = 20  # below it, percentile intervals are known to be too narrow
 
@@ -136,7 +136,7 @@ def gather_outcomes(
 
 
 def _check(truth: Ints, scores: Floats, n_patients: int, threshold: float | None) -> None:
-    if not (truth.ndim == 1 and scores.shape[:1] == truth.shape == (n_patients,) and scores.shape[1] >= _BINARY):
+    if not (truth.ndim == 1 and scores.shape[:1] == truth.shape == (n_patients,) and scores.shape[1] >= BINARY):
         msg = f"shapes are {truth.shape}, {scores.shape} and {n_patients} patients, expected (n,), (n, 2 or more) and n"
         raise ValueError(msg)
     if truth.size and not (truth.min() >= 0 and truth.max() < scores.shape[1]):
@@ -145,7 +145,7 @@ def _check(truth: Ints, scores: Floats, n_patients: int, threshold: float | None
     if not np.all((scores >= 0) & (scores <= 1)):
         msg = "a probability is not a number from 0 to 1"
         raise ValueError(msg)
-    if threshold is not None and scores.shape[1] != _BINARY:
+    if threshold is not None and scores.shape[1] != BINARY:
         msg = f"a threshold decides between two classes, found {scores.shape[1]}"
         raise ValueError(msg)
 
@@ -332,7 +332,7 @@ def n_counted(name: str, outcomes: Outcomes) -> tuple[int, int | None]:
     if name in OF_BOTH_CLASSES:
         return by_class[rarest], rarest
     if name in ("sensitivity", "specificity"):
-        chosen = int(name == "sensitivity") if outcomes.n_classes == _BINARY else rarest
+        chosen = int(name == "sensitivity") if outcomes.n_classes == BINARY else rarest
         return by_class[chosen], chosen
     return outcomes.n_patients, None
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from schemas.modelcard import BINARY
 from training.arrays import Floats
 from training.figures.bootstrap import (
     Estimate,
@@ -24,7 +25,6 @@ from training.figures.measure import measure
 
 _TINY = 1e-7  # keeps a probability of exactly 0 or 1, which no classifier should give, from ending the fit
 
-_BINARY = 2
 
 _NAN = float("nan")
 
@@ -138,7 +138,7 @@ def measure_calibration(
     ValueError
         There are more than two classes.
     """
-    if outcomes.n_classes != _BINARY:
+    if outcomes.n_classes != BINARY:
         msg = f"{outcomes.n_classes} classes, expected 2"
         raise ValueError(msg)
     slope, intercept = _cox(outcomes, n_resamples, seed)
@@ -176,7 +176,7 @@ def _cox(outcomes: Outcomes, n_resamples: int, seed: int) -> tuple[Estimate, Est
     from threadpoolctl import threadpool_limits  # noqa: PLC0415  comes with scikit-learn, in the train extra
 
     labels, logits = outcomes.labels.astype(np.float64), logit(outcomes.probabilities[:, 1])
-    if np.unique(outcomes.labels).size < _BINARY:
+    if np.unique(outcomes.labels).size < BINARY:
         nothing = Estimate(_NAN, _NAN, _NAN, "images of both classes are needed")
         return nothing, nothing
     all_once = np.ones((1, labels.size))

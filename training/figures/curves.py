@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from schemas.modelcard import BINARY
 from training.arrays import Floats, Ints
 from training.figures.bootstrap import N_RESAMPLES, Estimate, Outcomes
 from training.figures.measure import measure, why_undefined
-
-_BINARY = 2
-
 
 _NAN = float("nan")
 
@@ -62,7 +60,7 @@ def trace_roc(outcomes: Outcomes, *, max_points: int = 500) -> Curve:
     from sklearn.metrics import roc_curve  # noqa: PLC0415  heavy, and part of the train extra only
 
     labels, scores = labels_and_scores(outcomes)
-    if np.unique(labels).size < _BINARY:
+    if np.unique(labels).size < BINARY:
         return Curve(_EMPTY, _EMPTY, _EMPTY, why_undefined(outcomes))
     x, y, thresholds = roc_curve(labels, scores)
     return _thinned(x, y, thresholds, max_points)
@@ -76,7 +74,7 @@ def trace_precision_recall(outcomes: Outcomes, *, max_points: int = 500) -> Curv
     from sklearn.metrics import precision_recall_curve  # noqa: PLC0415
 
     labels, scores = labels_and_scores(outcomes)
-    if np.unique(labels).size < _BINARY:
+    if np.unique(labels).size < BINARY:
         return Curve(_EMPTY, _EMPTY, _EMPTY, why_undefined(outcomes))
     precision, recall, thresholds = precision_recall_curve(labels, scores)
     return _thinned(recall[::-1], precision[::-1], np.r_[np.inf, thresholds[::-1]], max_points)
@@ -84,7 +82,7 @@ def trace_precision_recall(outcomes: Outcomes, *, max_points: int = 500) -> Curv
 
 def labels_and_scores(outcomes: Outcomes) -> tuple[Ints, Floats]:
     """Return what a curve is drawn from; ValueError where there are not two classes."""
-    if outcomes.n_classes != _BINARY:
+    if outcomes.n_classes != BINARY:
         msg = f"{outcomes.n_classes} classes, expected 2"
         raise ValueError(msg)
     return outcomes.labels, outcomes.probabilities[:, 1]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from schemas.modelcard import BINARY
 from training.arrays import Floats, Ints
 from training.figures.bootstrap import (
     N_RESAMPLES,
@@ -35,7 +36,6 @@ FIGURES = (
 )
 """What `measure` computes, in this order; the first four are Spark's names (`weighted_metrics`)."""
 
-_BINARY = 2
 
 _PROPORTIONS = ("accuracy", "weightedRecall", "sensitivity", "specificity", "auroc")
 
@@ -101,7 +101,7 @@ def from_confusion(confusion: Floats) -> dict[str, Floats]:
     others = total[:, None] - actual
     per_class = divide(hits, actual), divide(others - (predicted - hits), others)
     # Two classes: class 1 is the finding. More: each class in turn, averaged.
-    shown = slice(1, None) if confusion.shape[1] == _BINARY else slice(None)
+    shown = slice(1, None) if confusion.shape[1] == BINARY else slice(None)
     return {
         "accuracy": accuracy,
         "f1": (weights * f1).sum(axis=1),
@@ -147,10 +147,10 @@ class FigureSet:
     def __init__(self, outcomes: Outcomes) -> None:
         self._outcomes = outcomes
         k = outcomes.n_classes
-        classes = (1,) if k == _BINARY else tuple(range(k))
+        classes = (1,) if k == BINARY else tuple(range(k))
         self._rankings = [_ranked(outcomes.probabilities[:, c], outcomes.labels == c) for c in classes]
         wrong = (outcomes.probabilities - np.eye(k)[outcomes.labels]) ** 2
-        self._loss = wrong[:, 1] if k == _BINARY else wrong.sum(axis=1)
+        self._loss = wrong[:, 1] if k == BINARY else wrong.sum(axis=1)
 
     def __call__(self, weights: Floats) -> Floats:
         """Compute shape (b, len(FIGURES))."""
@@ -213,7 +213,7 @@ def _estimate(name: str, value: float, resampled: Floats, outcomes: Outcomes) ->
 def estimate_with_classes(name: str, value: float, resampled: Floats, outcomes: Outcomes) -> Estimate:
     """Give a figure that needs every class its interval, or say which class is missing."""
     # Of many classes one is soon missing somewhere, though each has patients enough.
-    most = NO_INTERVAL_SHARE if outcomes.n_classes == _BINARY else 1.0
+    most = NO_INTERVAL_SHARE if outcomes.n_classes == BINARY else 1.0
     few = describe_few(name, outcomes)
     return estimate_resampled(value, resampled, "a class was missing", few, most_undefined=most)
 

@@ -22,13 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
 
 from schemas.envelope import DISCLAIMER
+from schemas.errors import DatasetError
 from schemas.modelcard import ModelCard
 from training.arrays import Features, Ints
-from training.data.archive import failing_as, open_features
+from training.data.archive import failing_as, open_features, open_predictions
 from training.features.extract import ignore
 from training.features.stored import Featurizer, made_by, read_vectors
 from training.figures.shift import (
@@ -204,7 +203,7 @@ def measure_drift(
     with failing_as(f"the tables in {tables_folder} cannot be read"):
         features = open_features(tables_folder).to_pyarrow_dataset()
         archive = _Archive(
-            tables_folder, card, featurizer, features, _open_predictions(tables_folder), made_by(featurizer, hashes)
+            tables_folder, card, featurizer, features, _find_predictions(tables_folder), made_by(featurizer, hashes)
         )
         days = archive.days()
         if days is None:
@@ -230,10 +229,10 @@ def measure_drift(
         return _judge(reference, told, vectors, scores, recent, in_service=in_service, seed=seed)
 
 
-def _open_predictions(folder: str) -> ds.Dataset | None:
+def _find_predictions(folder: str) -> ds.Dataset | None:
     try:
-        return DeltaTable(f"{folder}/predictions").to_pyarrow_dataset()
-    except TableNotFoundError:
+        return open_predictions(folder).to_pyarrow_dataset()
+    except DatasetError:  # features come first; nothing was published yet
         return None
 
 

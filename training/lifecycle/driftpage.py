@@ -8,6 +8,7 @@ from typing import Any
 
 from schemas.envelope import DISCLAIMER
 from training.lifecycle.drift import PSI_LIMIT, RULE, Drift
+from training.report.tables import draw_table
 
 JSON_NAME, MARKDOWN_NAME = "drift.json", "drift.md"
 
@@ -44,14 +45,10 @@ def write_drift(folder: Path, drift: Drift) -> None:
         f"**{drift.verdict[0].upper()}{drift.verdict[1:]}.**",
         *(f"- {reason}" for reason in drift.reasons),
         f"Compared: {drift.recent} with {drift.reference}.",
-        "\n".join(["| what | how much | read it by |", "|:--|--:|:--|", *map(_row, list_figures(drift))]),
+        draw_table(("what", "how much", "read it by"), list_figures(drift), numbers=(False, True, False)),
         f"The rule: {RULE}.",
     ]
     (folder / MARKDOWN_NAME).write_text("\n\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _finite(value: Any) -> Any:

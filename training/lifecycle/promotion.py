@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import ModelLoadError
-from schemas.modelcard import ModelCard
+from schemas.modelcard import BINARY, ModelCard
 
 MARGIN = 0.01
 """How much worse a figure may be before a model is refused, where nobody says otherwise."""
@@ -18,7 +18,6 @@ MARGIN = 0.01
 REPORT_FILE = "report.json"
 """In a model's folder of reports."""
 
-_BINARY = 2
 _WANTED = ("verdict", "provenance", "data", "metrics", "internal", "others", "probes", "in_service", "in_service_name")
 
 
@@ -129,7 +128,7 @@ def decide(
     if champion is None:
         return Decision(True, "there is no model in service to compare it with")
     why_not = _why_not_compared(card, report, champion)
-    two = len(card.labels) == _BINARY
+    two = len(card.labels) == BINARY
     figures = (
         None
         if why_not or report is None

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import DatasetError, SettingsError
-from schemas.modelcard import ModelCard, hash_model_folder, write_card
+from schemas.modelcard import BINARY, ModelCard, hash_model_folder, write_card
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.network.base import Network
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
@@ -60,7 +60,6 @@ _log = logging.getLogger(__name__)
 _SPLIT_KEY = b"xray: held-out patients"  # never to be changed: held-out patients would come to be trained on
 _FOLDS_KEY = b"xray: folds"
 _N_FOLDS = 5
-_BINARY = 2
 _EVEN = 0.5
 _N_RESAMPLES = 2000
 # Of 30,000 held-out images so many take 8 s on one core; 2,000 would take longer than all the rest.
@@ -360,7 +359,7 @@ class _Work:
         rows = np.flatnonzero(~self.held_out)
         made = self.served_report["provenance"]["procedure"] if self.served_report else ""
         point = self.served_report["operating_point"] if self.served_report else None
-        calibrated, two = "calibrated" in made, self.n_classes == _BINARY
+        calibrated, two = "calibrated" in made, self.n_classes == BINARY
         share = self.abstained_share(served)
         out_of_fold = calibrated or point or share
         total = 1 + (_N_FOLDS if out_of_fold else 0)
@@ -468,7 +467,7 @@ class _Work:
         """Find out what the report shows."""
         figures = measure(outcomes, n_resamples=self.n_resamples, seed=self.seed)
         probes, verdict = self.look_for_shortcuts(figures["auroc"].value)
-        two = outcomes.n_classes == _BINARY
+        two = outcomes.n_classes == BINARY
         sources = self.stored.sources[self.held_out].tolist()
         groups = measure_groups(outcomes, sources, n_resamples=self.n_resamples, seed=self.seed)
         return Evaluation(
@@ -512,7 +511,7 @@ class _Work:
         return Variant(name, figures, self.calibration_of(outcomes), note)
 
     def calibration_of(self, outcomes: Outcomes) -> Calibration | None:
-        if outcomes.n_classes != _BINARY:
+        if outcomes.n_classes != BINARY:
             return None
         few = self.n_resamples < _N_RESAMPLES
         return measure_calibration(outcomes, n_resamples=_FEW_CALIBRATIONS if few else _N_RESAMPLES, seed=self.seed)
@@ -578,7 +577,7 @@ class _Work:
         labels, patients = self.stored.labels[chosen], self.stored.patients[chosen]
         names, codes = np.unique(self.stored.sources[chosen], return_inverse=True)
         fewest = min(np.unique(patients[labels == label]).size for label in range(self.n_classes))
-        if names.size < _BINARY or fewest < _MIN_PROBED_PATIENTS:
+        if names.size < BINARY or fewest < _MIN_PROBED_PATIENTS:
             return None
         values = np.eye(names.size)[codes]
         # Folds by a group of patients each: there may be as many patients as images, and folds are dealt one by one.

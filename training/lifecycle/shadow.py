@@ -20,15 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
 
 from schemas.envelope import DISCLAIMER
-from schemas.errors import DatasetError, ModelLoadError
-from schemas.modelcard import NOVELTY_FILE, Flag, ModelCard
+from schemas.errors import ModelLoadError
+from schemas.modelcard import BINARY, NOVELTY_FILE, Flag, ModelCard
 from sparkdl.engine.novelty import StoredGate, read_gate
 from training.arrays import Features, Floats, Ints, Mask, Names
-from training.data.archive import failing_as, open_features
+from training.data.archive import failing_as, open_features, open_predictions
 from training.data.labelstable import read_labels
 from training.evidence.judge import IMAGES_FILE
 from training.features.extract import ignore
@@ -46,7 +44,6 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 _UNLIKE = Flag.UNLIKE_TRAINING.value
 
-_BINARY = 2
 
 _BLOCK_ROWS = 2048  # as float64 21 MB
 
@@ -243,7 +240,7 @@ class Shadow:
     def _say_who_is_right(self) -> str:
         if self.labelled is None or self.labelled.figures is None:
             return "who is right where they differ is not known, for want of labels"
-        two = len(self.labelled.by_label) == _BINARY
+        two = len(self.labelled.by_label) == BINARY
         name, found = ("AUROC", "auroc") if two else ("accuracy", "accuracy")
         figure = self.labelled.figures[found]
         return (
@@ -302,7 +299,7 @@ def compare_shadow(
     card = champion[1]
     rival = _load(champion, challenger)
     with failing_as(f"the tables in {tables_folder} cannot be read"):
-        chosen = _choose_images(_open_predictions(tables_folder), card, days, max_images)
+        chosen = _choose_images(open_predictions(tables_folder).to_pyarrow_dataset(), card, days, max_images)
         vectors = open_features(tables_folder).to_pyarrow_dataset()
         # Files of one table may have another kind of text than those of another.
         names = chosen["event_id"].cast(vectors.schema.field("event_id").type)
@@ -368,24 +365,16 @@ def _load(champion: _Model, challenger: _Model) -> _Rival:
         )
         raise ModelLoadError(msg)
     gate = None if own.novelty is None else read_gate(own_folder / NOVELTY_FILE)
-    threshold = own.threshold if len(own.labels) == _BINARY else None
+    threshold = own.threshold if len(own.labels) == BINARY else None
     return _Rival(own, head, gate, featurizer.n_features, threshold, card.labels)
 
 
 # --- the archive ------------------------------------------------------------------------------------------------------
 
 
-def _open_predictions(folder: str) -> ds.Dataset:
-    try:
-        return DeltaTable(f"{folder}/predictions").to_pyarrow_dataset()
-    except TableNotFoundError as exc:
-        msg = f"there is no archive in {folder} yet: 'xray stream' writes it, or set XRAY_ARCHIVE__FOLDER"
-        raise DatasetError(msg) from exc
-
-
 def _choose_images(predictions: ds.Dataset, card: ModelCard, days: int, max_images: int) -> pa.Table:
     """Give the champion's predictions of the last days, the newest first and each picture once, a day at a time."""
-    columns = [*_COLUMNS, "probabilities"] if len(card.labels) > _BINARY else [*_COLUMNS]
+    columns = [*_COLUMNS, "probabilities"] if len(card.labels) > BINARY else [*_COLUMNS]
     own = pc.field("model_sha256") == card.sha256
     dates = sorted(pc.unique(predictions.to_table(columns=["date"], filter=own)["date"]).to_pylist(), reverse=True)
     found = [pa.schema([predictions.schema.field(name) for name in columns]).empty_table()]
@@ -434,10 +423,10 @@ class _Answers:
     def old_probabilities(self, places: Ints) -> Floats:
         """Give the champion's, as the table has them."""
         labels = self.card.labels
-        if len(labels) > _BINARY:
+        if len(labels) > BINARY:
             maps = (dict(pairs) for pairs in self.rows["probabilities"].take(pa.array(places)).to_pylist())
             return np.array([[one[label] for label in labels] for one in maps], np.float64).reshape(-1, len(labels))
-        found = np.empty((places.size, _BINARY))
+        found = np.empty((places.size, BINARY))
         positive = labels.index(self.card.positive_label)
         found[:, positive] = self.old_scores[places]
         found[:, 1 - positive] = 1 - self.old_scores[places]
@@ -517,7 +506,7 @@ def _count_undecided(card: ModelCard, scores: Floats) -> int:
 
 def _find_undecided(card: ModelCard, scores: Floats) -> Mask:
     band = card.abstain
-    return np.zeros(scores.shape, bool) if band is None else (scores >= band.low) & (scores < band.high)
+    return np.zeros(scores.shape, bool) if band is None else np.asarray(band.covers(scores))
 
 
 def _describe_difference(values: Floats) -> ScoreDifference:
@@ -610,7 +599,7 @@ def _compare(
     """Compare pair by pair; of two classes the positive one is class 1, as the figures want it."""
     card = answers.card
     order = list(card.labels)
-    if len(order) == _BINARY:
+    if len(order) == BINARY:
         order.sort(key=lambda label: label == card.positive_label)
     columns = [card.labels.index(label) for label in order]
 

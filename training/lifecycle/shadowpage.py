@@ -8,6 +8,7 @@ from schemas.envelope import DISCLAIMER
 from schemas.modelcard import UNDECIDED
 from training.figures.bootstrap import Estimate
 from training.lifecycle.shadow import QUANTILES, Disagreement, LabelledShadow, Shadow, SourceShadow, show_signed
+from training.report.tables import draw_table, escape_bars
 
 JSON_NAME, MARKDOWN_NAME = "shadow.json", "shadow.md"
 """Beside the challenger's report."""
@@ -129,10 +130,8 @@ def write_shadow(folder: Path, shadow: Shadow) -> None:
 
 
 def _to_markdown(table: ShadowTable) -> str:
-    rows = [[name.removeprefix("#") for name in table.columns], *map(list, table.rows)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    dashes = "|".join("--:" if name.startswith("#") else ":--" for name in table.columns)
-    return "\n".join([lines[0], f"|{dashes}|", *lines[1:]])
+    header = [escape_bars(name.removeprefix("#")) for name in table.columns]
+    return draw_table(header, table.rows, numbers=[name.startswith("#") for name in table.columns])
 
 
 def capitalize(sentence: str) -> str:

@@ -5,35 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from schemas.modelcard import BINARY, AbstainBand
 from training.figures.bootstrap import Estimate, Outcomes, estimate_image_share
 from training.figures.calibration import N_RESAMPLES, logit, sigmoid
 from training.figures.measure import measure
-
-_BINARY = 2
-
-
-# --- not to decide ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class AbstainBand:
-    """Probabilities of class 1 that are too close to the threshold: a person decides.
-
-    Parameters
-    ----------
-    low, high : float
-        ``low <= p < high`` is not decided on.
-    """
-
-    low: float
-    high: float
-
-    def covers(self, probabilities: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Tell which probabilities of class 1, shape (n,), are in the band."""
-        values = np.asarray(probabilities, np.float64)
-        return np.asarray((values >= self.low) & (values < self.high))
 
 
 def choose_abstain_band(outcomes: Outcomes, *, threshold: float, share: float) -> AbstainBand:
@@ -61,7 +37,7 @@ def choose_abstain_band(outcomes: Outcomes, *, threshold: float, share: float) -
     if not (0 <= share <= 0.5 and 0 < threshold < 1):  # noqa: PLR2004
         msg = f"share is {share} and threshold {threshold}, expected 0 to 0.5, and between 0 and 1"
         raise ValueError(msg)
-    if outcomes.n_classes != _BINARY or not outcomes.labels.size:
+    if outcomes.n_classes != BINARY or not outcomes.labels.size:
         msg = f"{outcomes.labels.size} images of {outcomes.n_classes} classes, expected some of 2"
         raise ValueError(msg)
     centre = float(logit(threshold))

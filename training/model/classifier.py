@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from pyspark.ml.classification import LogisticRegressionModel
 
+from schemas.modelcard import BINARY
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from sparkdl.transformers.pipelinefiles import Regression, read_regression, write_pipeline
 from training.arrays import Features, Floats, Ints
 from training.model.probability import Calibrator
 
-_BINARY = 2
 _BLOCK_ROWS = 8192
 
 
@@ -76,7 +76,7 @@ class Head:
     @property
     def n_classes(self) -> int:
         """Number of classes."""
-        return max(_BINARY, len(self.intercepts))
+        return max(BINARY, len(self.intercepts))
 
     @classmethod
     def of(cls, model: LogisticRegressionModel) -> "Head":

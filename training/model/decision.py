@@ -13,18 +13,17 @@ import numpy.typing as npt
 
 from schemas import modelcard
 from schemas.errors import DatasetError, SettingsError
-from schemas.modelcard import NOVELTY_FILE, Band, Flag
+from schemas.modelcard import BINARY, NOVELTY_FILE, AbstainBand, Flag
 from sparkdl.engine.novelty import write_gate
 from training.arrays import Features
 from training.figures.bootstrap import Outcomes, estimate_image_share
 from training.figures.measure import measure
-from training.model.abstain import AbstainBand, Abstention, choose_abstain_band, measure_abstention
+from training.model.abstain import Abstention, choose_abstain_band, measure_abstention
 from training.model.novelty import Novelty, NoveltyGate, fit_gate
 
 GATE_QUANTILE = 0.99
 """Share of training images that the gate accepts, unless asked otherwise."""
 
-_BINARY = 2
 # A stream pays for each image: with EfficientNetLite0 it scores 0.99 as many per CPU second with 500, 0.95 with 2,000.
 # On the sets of `NoveltyGate`'s table 12 references do what all 141 do: 0.02 of the held-out X-rays are flagged, and
 # every one of the other images. More than a few are for data of many sources.
@@ -48,9 +47,9 @@ class Decision:
     gate: NoveltyGate | None = None
 
     @property
-    def abstain(self) -> Band | None:
+    def abstain(self) -> AbstainBand | None:
         """What the card says of the band."""
-        return None if self.band is None else Band(self.band.low, self.band.high)
+        return self.band
 
     @property
     def novelty(self) -> modelcard.Novelty | None:
@@ -85,7 +84,7 @@ def check_decision(n_classes: int, *, abstain_share: float | None, gate_quantile
     if abstain_share is not None and not 0 < abstain_share <= _MAX_SHARE:
         msg = f"share to abstain on is {abstain_share}, wanted more than 0 and at most {_MAX_SHARE}"
         raise SettingsError(msg)
-    if abstain_share is not None and n_classes != _BINARY:
+    if abstain_share is not None and n_classes != BINARY:
         msg = f"an abstain band is for two classes and their threshold, found {n_classes} classes"
         raise SettingsError(msg)
     if gate_quantile is not None and not 0 < gate_quantile < 1:
@@ -180,7 +179,7 @@ def flag_images(
     """
     none = np.zeros(scores.shape, bool)
     unlike = none if decision.gate is None else decision.gate.flags(features)
-    near = none if decision.band is None else decision.band.covers(scores)
+    near = none if decision.band is None else decision.band.covers(np.asarray(scores, np.float64))
     flags = np.where(unlike, Flag.UNLIKE_TRAINING, np.where(near, Flag.UNCERTAIN, ""))
     return tuple((Flag(flag),) if flag else () for flag in flags.tolist())
 

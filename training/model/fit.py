@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from schemas.errors import DatasetError, SettingsError
-from schemas.modelcard import ModelCard
+from schemas.modelcard import BINARY, ModelCard
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from training.arrays import Features
@@ -44,7 +44,6 @@ _MAX_FAILED_SHARE = 0.5  # beyond it the data is something else than images, and
 
 _NAMED_IN_ERROR = 3
 
-_TWO_CLASSES = 2
 
 _EVEN = 0.5
 
@@ -162,7 +161,7 @@ def _check_procedure(procedure: Procedure, networks: Sequence[str], dataset: Dat
     check_decision(len(dataset.labels), abstain_share=procedure.abstain, gate_quantile=procedure.gate)
     if procedure.sensitivity is None:
         return
-    if len(dataset.labels) != _TWO_CLASSES:
+    if len(dataset.labels) != BINARY:
         msg = f"an operating point is for two classes, found {len(dataset.labels)}: {', '.join(dataset.labels)}"
         raise SettingsError(msg)
     if not 0 < procedure.sensitivity <= 1:
@@ -315,7 +314,7 @@ class _Fitter:
         out_of_fold: OutOfFold | None,
     ) -> Fitted:
         """Follow a procedure."""
-        threshold = _EVEN if len(self.material.dataset.labels) == _TWO_CLASSES else None
+        threshold = _EVEN if len(self.material.dataset.labels) == BINARY else None
         head, steps = self._fit(settings), []
         if settings != PAPER:
             steps.append(Step("as the paper fits it", self._fit(PAPER), threshold))

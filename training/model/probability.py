@@ -10,13 +10,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from schemas.modelcard import BINARY
 from training.arrays import Floats
 from training.figures.bootstrap import Outcomes
 from training.figures.calibration import clip_probabilities
 
 Method = Literal["platt", "temperature"]
-
-_BINARY = 2
 
 
 # --- probabilities ----------------------------------------------------------------------------------------------------
@@ -91,11 +90,11 @@ def fit_calibrator(outcomes: Outcomes, method: Method | None = None) -> Calibrat
     """
     from scipy.optimize import minimize  # noqa: PLC0415  part of the train extra only
 
-    chosen: Method = method or ("platt" if outcomes.n_classes == _BINARY else "temperature")
-    if chosen == "platt" and outcomes.n_classes != _BINARY:
+    chosen: Method = method or ("platt" if outcomes.n_classes == BINARY else "temperature")
+    if chosen == "platt" and outcomes.n_classes != BINARY:
         msg = f"Platt's method is for two classes, found {outcomes.n_classes}"
         raise ValueError(msg)
-    if np.unique(outcomes.labels).size < _BINARY:
+    if np.unique(outcomes.labels).size < BINARY:
         return Calibrator(chosen, 1.0)
     targets, logs = _smoothed(outcomes), np.log(clip_probabilities(outcomes.probabilities))
     with_intercept = chosen == "platt"

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from schemas.modelcard import BINARY
 from training.arrays import Features, Floats, Ints
 from training.model.classifier import ClassifierSettings, Head
 
-_BINARY = 2
 _BLOCK_ROWS = 2048  # of 1,280 values, 21 MB as float64: both products read it from the cache that is next to memory
 _MEMORY = 10  # pairs that OWL-QN keeps, as Spark asks for
 _TOLERANCE = 1e-6  # Spark's default
@@ -103,7 +103,7 @@ class _Objective:
         weights = counts.sum() / (counts.size * counts) if settings.class_weights else np.ones(counts.size)
         mean, deviation = _moments(features, rows, weights[labels])
         scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-        n_sets = 1 if counts.size == _BINARY else counts.size
+        n_sets = 1 if counts.size == BINARY else counts.size
         l1 = np.full(n_sets * (mean.size + 1), settings.reg_param * settings.elastic_net_param)
         l1[n_sets * mean.size :] = 0
         l2 = settings.reg_param * (1 - settings.elastic_net_param)
@@ -115,7 +115,7 @@ class _Objective:
     @property
     def n_sets(self) -> int:
         """Sets of coefficients: one of two classes, else one for each class."""
-        return 1 if self.totals.size == _BINARY else int(self.totals.size)
+        return 1 if self.totals.size == BINARY else int(self.totals.size)
 
     def start(self) -> Floats:
         """Begin without coefficients, at the classes' log odds."""

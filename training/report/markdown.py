@@ -1,14 +1,12 @@
 """The report in Markdown: the same in the same order, without pictures and curves."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from schemas.envelope import DISCLAIMER
 from training.evidence.evaluation import Evaluation
 from training.figures.bootstrap import Estimate
 from training.report import words
-
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&!])")
+from training.report.tables import draw_table, escape
 
 
 def render_markdown(evaluation: Evaluation) -> str:
@@ -26,9 +24,9 @@ def render_markdown(evaluation: Evaluation) -> str:
     """
     made = evaluation.provenance
     parts = [
-        f"# Training report: {_escape(f'{made.name} {made.version}')}",
-        f"**{DISCLAIMER}** {_escape(made.created_at)}",
-        _escape(words.describe_positive(evaluation.data)),
+        f"# Training report: {escape(f'{made.name} {made.version}')}",
+        f"**{DISCLAIMER}** {escape(made.created_at)}",
+        escape(words.describe_positive(evaluation.data)),
         *_verdict(evaluation),
         *_figures(evaluation),
         *_data(evaluation),
@@ -44,19 +42,14 @@ def render_markdown(evaluation: Evaluation) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _escape(text: str) -> str:
-    """Make text stand for itself, on one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split())).replace("\\<", "&lt;").replace("\\>", "&gt;")
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Make a table whose first column is text and whose others are numbers."""
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *([_escape(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, of_text: bool = False) -> str:
+    """Make a table whose first column is text and whose others are numbers, or text as well."""
+    numbers = [False, *[not of_text] * (len(header) - 1)]
+    return draw_table(header, rows, numbers=numbers, escape_cell=escape, gap=" ")
 
 
 def _bullets(items: Iterable[str]) -> str:
-    return "\n".join(f"- {_escape(item)}" for item in items)
+    return "\n".join(f"- {escape(item)}" for item in items)
 
 
 def _verdict(evaluation: Evaluation) -> list[str]:
@@ -105,7 +98,7 @@ def _figures(evaluation: Evaluation) -> list[str]:
         )
         for measured in sets
     ]
-    parts = ["## Figures", f"{_escape(words.describe_figures(evaluation))} {words.INTERVALS}", _table(header, rows)]
+    parts = ["## Figures", f"{escape(words.describe_figures(evaluation))} {words.INTERVALS}", _table(header, rows)]
     notes = [f"{measured.name}: {measured.note}" for measured in sets if measured.note]
     for measured in sets:
         for name, title in words.FIGURE_NAMES.items():
@@ -129,14 +122,14 @@ def _data(evaluation: Evaluation) -> list[str]:
         )
         for name, side in (("Training", data.train), ("Held out", data.test))
     ]
-    labels = [_escape(label) for label in data.labels]
+    labels = [escape(label) for label in data.labels]
     return [
         "## Data",
-        f"{data.n_images:,} images of {data.n_patients:,} patients. {_escape(words.describe_patients(data))}",
+        f"{data.n_images:,} images of {data.n_patients:,} patients. {escape(words.describe_patients(data))}",
         _table(("Source", *labels), by_source),
-        _escape(words.make_sentence(data.split)),
+        escape(words.make_sentence(data.split)),
         _table(("Side", "Images", "Patients", *labels), sides),
-        f"{words.describe_copies(data)} {_escape(words.describe_left_out(data))}",
+        f"{words.describe_copies(data)} {escape(words.describe_left_out(data))}",
     ]
 
 
@@ -146,7 +139,7 @@ def _confusion(evaluation: Evaluation) -> list[str]:
         (label, *(f"{count:,}" for count in row))
         for label, row in zip(labels, evaluation.confusion.tolist(), strict=True)
     ]
-    header = ("Actual", *map(_escape, labels))
+    header = ("Actual", *map(escape, labels))
     return ["## Confusion matrix", "Rows are the actual classes, columns the predicted ones.", _table(header, rows)]
 
 
@@ -190,7 +183,7 @@ def _predictive_values(evaluation: Evaluation) -> list[str]:
 def _sources(evaluation: Evaluation) -> list[str]:
     if not evaluation.by_source:
         return []
-    labels = [_escape(label) for label in evaluation.data.labels]
+    labels = [escape(label) for label in evaluation.data.labels]
     header = ("Source", "Images", "Patients", *labels, *(words.FIGURE_NAMES[name] for name in words.SHORT_FIGURES))
     rows = [
         (
@@ -218,7 +211,7 @@ def _ways_to_decide(evaluation: Evaluation) -> list[str]:
         parts += ["The same held-out patients, decided on in different ways.", _all_figures("Variant", shown)]
     if point is not None:
         [sentence] = _named(evaluation, [words.describe_point(point, evaluation.data.positive)])
-        parts += ["### Operating point", _escape(sentence)]
+        parts += ["### Operating point", escape(sentence)]
     if (band := evaluation.abstention) is not None:
         shown = [("All", band.all_images), ("Outside the band", band.decided)]
         parts += ["### Abstain band", words.describe_abstention(band), _all_figures("Images", shown)]
@@ -279,14 +272,14 @@ def _in_service(evaluation: Evaluation) -> list[str]:
     ]
     header = ("Figure", "In service", "This model", "Difference (95 %)", "This model is")
     compared = [(words.FIGURE_NAMES.get(name, name), one.difference) for name, one in evaluation.in_service.items()]
-    name = _escape(evaluation.in_service_name)
+    name = escape(evaluation.in_service_name)
     return ["## Model in service", name, _table(header, rows), *_notes(evaluation, compared)]
 
 
 def _provenance(evaluation: Evaluation) -> list[str]:
     return [
         "## Provenance",
-        _table(("What", "Value"), words.list_provenance(evaluation)).replace("| --: |", "| :-- |"),
+        _table(("What", "Value"), words.list_provenance(evaluation), of_text=True),
         "### What was not looked at",
         _bullets(words.list_unexamined(evaluation)),
     ]

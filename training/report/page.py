@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DependencyError
+from schemas.modelcard import BINARY
 from training.evidence.evaluation import Evaluation, Mistake, Variant
 from training.evidence.probes import Probe
 from training.figures.bootstrap import Estimate
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _MAX_FILES = 20  # of files left out and of copies; the JSON has all
-_TWO_CLASSES = 2
 
 
 class Footnotes:
@@ -188,7 +188,7 @@ def _draw_curves(evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
 def _draw_reliability(evaluation: Evaluation) -> tuple[tuple[Variant, str], ...]:
     """Draw each variant whose probabilities are unlike those drawn already: a threshold changes none."""
     drawn: dict[str, Variant] = {}
-    if len(evaluation.data.labels) == _TWO_CLASSES:
+    if len(evaluation.data.labels) == BINARY:
         for variant in evaluation.variants:
             if variant.calibration and (picture := charts.draw_reliability(variant.calibration)):
                 drawn.setdefault(picture, variant)

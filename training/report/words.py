@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from schemas.modelcard import UNDECIDED
+from schemas.modelcard import BINARY, UNDECIDED
 from training.evidence.evaluation import DataSummary, Evaluation, SetFigures
 from training.evidence.probes import BLIND_SHARE, LABEL_BLIND_PROBES, THUMBNAIL_SHARE, Probe, judge
 from training.figures.bootstrap import Estimate
@@ -67,7 +67,6 @@ CANDIDATES = (
 
 _DIGITS = 3
 _HUNDRED = 100
-_BINARY = 2
 _MINUTE_S = 60
 _RANGES = re.compile(r"(?<=\.\d{3})-(?=\d)")
 _CLASS_NUMBERS = re.compile(r"\bclass ((?:\d+, )*\d+)")
@@ -313,7 +312,7 @@ def describe_positive(data: DataSummary) -> str:
 def describe_figures(evaluation: Evaluation) -> str:
     """Say what the figures of decisions and ranks refer to."""
     labels = evaluation.data.labels
-    if len(labels) == _BINARY:
+    if len(labels) == BINARY:
         return f"Sensitivity, specificity, AUROC and AUPRC are of finding '{labels[1]}' against '{labels[0]}'."
     return (
         f"Sensitivity, specificity, AUROC and AUPRC are means over the {len(labels)} classes, each against the rest; "

@@ -19,7 +19,7 @@ from pyspark.sql.types import BooleanType, DoubleType, StringType, StructField, 
 
 from schemas.documents import load_schema, load_tables
 from schemas.errors import ModelLoadError
-from schemas.modelcard import NOVELTY_FILE, Band, Flag, ModelCard, Novelty, hash_model_folder, write_card
+from schemas.modelcard import NOVELTY_FILE, AbstainBand, Flag, ModelCard, Novelty, hash_model_folder, write_card
 from sparkdl.engine.cache import start_engine
 from sparkdl.image.decode import decode_image
 from sparkdl.image.row import IMAGE_DDL, array_from_row
@@ -262,7 +262,7 @@ def test_a_gate_that_does_not_fit_is_refused(
 
 def test_the_band_is_closed_below_and_open_above_and_novelty_comes_first(spark: SparkSession, trained: Trained) -> None:
     negative, positive = trained.card.labels
-    card = replace(trained.card, threshold=0.5, abstain=Band(0.4, 0.6), novelty=Novelty(0.3, 0.99))
+    card = replace(trained.card, threshold=0.5, abstain=AbstainBand(0.4, 0.6), novelty=Novelty(0.3, 0.99))
     wanted = {
         (0.39, False, None): (negative, []),
         (0.4, False, None): (negative, ["uncertain"]),

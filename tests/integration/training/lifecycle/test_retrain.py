@@ -14,7 +14,7 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import SparkSession
 
-from schemas.modelcard import hash_model_folder, read_card
+from schemas.modelcard import AbstainBand, hash_model_folder, read_card
 from schemas.registry import read_aliases
 from streaming.run.models import load_model
 from tests.savedmodels import evaluate
@@ -25,7 +25,7 @@ from training.features.stored import read_stored
 from training.figures.bootstrap import Estimate
 from training.figures.curves import OperatingPoint
 from training.lifecycle.retrain import retrain_model
-from training.model.abstain import AbstainBand, Abstention
+from training.model.abstain import Abstention
 from training.model.classifier import ClassifierSettings, Head
 from training.model.decision import Decision
 from training.model.novelty import fit_gate

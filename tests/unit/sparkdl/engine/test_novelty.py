@@ -17,7 +17,7 @@ from schemas.errors import DatasetError, ModelLoadError, SettingsError
 from schemas.modelcard import (
     CARD_FILE,
     NOVELTY_FILE,
-    Band,
+    AbstainBand,
     Flag,
     ModelCard,
     Novelty,
@@ -29,7 +29,6 @@ from sparkdl.engine import novelty as serving
 from sparkdl.engine.novelty import StoredGate, find_gate, read_gate, write_gate
 from sparkdl.transformers.batches import run_batches
 from training.figures.bootstrap import Outcomes, estimate_image_share, gather_outcomes
-from training.model.abstain import AbstainBand
 from training.model.decision import (
     Decision,
     check_decision,
@@ -114,7 +113,7 @@ def test_band_and_gate_come_back_as_they_were_chosen(card: ModelCard, decision: 
     assert found == saved
     assert decision.band is not None
     assert decision.gate is not None
-    assert found.abstain == Band(decision.band.low, decision.band.high)
+    assert found.abstain == AbstainBand(decision.band.low, decision.band.high)
     assert found.novelty == Novelty(decision.gate.threshold, 0.95)
     assert found.flags == (Flag.UNCERTAIN, Flag.UNLIKE_TRAINING)
     assert found.answers == ("normal", "opacities", "unlike_training")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import DatasetError, ModelLoadError
-from schemas.modelcard import ModelCard, hash_model_folder, write_card
+from schemas.modelcard import AbstainBand, ModelCard, hash_model_folder, write_card
 from tests.stored import NO_CARD, add_champion
 from training.data.dataset import Dataset, Sample
 from training.data.duplicates import DuplicatePair
@@ -19,7 +19,6 @@ from training.evidence.judge import IMAGES_FILE, _Judge, load_served, name_serve
 from training.features.extract import ImageFacts
 from training.figures.bootstrap import Estimate
 from training.figures.curves import OperatingPoint
-from training.model.abstain import AbstainBand
 from training.model.classifier import PAPER, Head
 from training.model.decision import Decision
 from training.model.fit import _list_held_out

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from schemas.modelcard import AbstainBand
 from training.figures.bootstrap import Outcomes, gather_outcomes
 from training.figures.calibration import measure_calibration
 from training.figures.measure import measure
-from training.model.abstain import AbstainBand, choose_abstain_band, measure_abstention
+from training.model.abstain import choose_abstain_band, measure_abstention
 from training.model.novelty import fit_gate
 from training.model.probability import Calibrator, calibrate, fit_calibrator
 
@@ -231,7 +232,7 @@ def test_the_share_in_the_band_is_resampled_by_patients() -> None:
 
 def test_no_share_is_an_empty_band(validation: Outcomes) -> None:
     band = choose_abstain_band(validation, threshold=0.3, share=0)
-    assert not band.covers([0.0, 0.3, 1.0]).any()
+    assert not band.covers(np.array([0.0, 0.3, 1.0])).any()
 
 
 def test_band_of_everything_leaves_nothing_to_measure() -> None:

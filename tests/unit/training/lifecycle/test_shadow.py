@@ -15,7 +15,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DatasetError, ModelLoadError
-from schemas.modelcard import Band, ModelCard, hash_model_folder, write_card
+from schemas.modelcard import AbstainBand, ModelCard, hash_model_folder, write_card
 from tests.challenger import AS_SCORED, add_challenger, add_labels_said
 from tests.stored import FIRST_DAY, LABELS, Scored, add_champion, score_images
 from training.data.labelfile import Confirmation
@@ -25,7 +25,6 @@ from training.figures.bootstrap import gather_outcomes
 from training.figures.compare import compare
 from training.lifecycle.shadow import QUANTILES, Pair, Shadow, compare_shadow
 from training.lifecycle.shadowpage import JSON_NAME, MARKDOWN_NAME, list_remarks, list_tables, write_shadow
-from training.model.abstain import AbstainBand
 from training.model.classifier import Head
 from training.model.decision import Decision
 from training.model.novelty import NoveltyGate
@@ -202,7 +201,7 @@ def test_images_that_a_model_does_not_judge_are_counted_apart(tmp_path: Path, ca
 def test_a_disagreement_with_an_undecided_score_names_no_class(tmp_path: Path, card: ModelCard) -> None:
     score_images(tmp_path, card, 400)
     add_labels_said(tmp_path)
-    old = replace(card, abstain=Band(0.0, 0.3))
+    old = replace(card, abstain=AbstainBand(0.0, 0.3))
     rival = add_challenger(tmp_path, card, coefficients=OTHER, decision=Decision(AbstainBand(0.7, 1.0)))
     found = look(tmp_path, old, rival)
     undecided = [(one.champion_undecided, one.challenger_undecided) for one in found.disagreements]
