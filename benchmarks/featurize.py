@@ -220,8 +220,8 @@ def build(network: str, precision: str, frame: DataFrame) -> DeepImageFeaturizer
             inputCol="image", outputCol="features", modelName=network, weights=WEIGHTS.get(network, "random")
         )
         if precision == "int8":
-            calibrated: DeepImageFeaturizer = stage.calibrate(frame, n_images=_CALIBRATION_IMAGES)
-            return calibrated
+            quantized: DeepImageFeaturizer = stage.quantize(frame, n_images=_CALIBRATION_IMAGES)
+            return quantized
         chosen: DeepImageFeaturizer = stage.copy({stage.precision: precision})
         chosen.network.sha256  # noqa: B018 - hashed once, before it is measured
         return chosen

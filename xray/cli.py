@@ -333,7 +333,7 @@ def train(
     abstain: Annotated[
         float | None, typer.Option(min=0.01, max=0.5, help="Share of images too close to the threshold to decide on.")
     ] = None,
-    gate: Annotated[
+    flag_unlike: Annotated[
         bool, typer.Option("--gate", help="Flag images unlike the training images instead of judging them.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the split and of random weights.")] = 0,
@@ -352,7 +352,7 @@ def train(
 
     Features are kept in XRAY_HOME/cache: a stopped run goes on where it was, and another fit takes seconds.
     """
-    from training.model.decision import GATE_QUANTILE
+    from training.model.decision import NOVELTY_QUANTILE
     from training.model.material import Procedure
     from xray.train import promote_trained, train_on
     from xray.views import show_training
@@ -364,7 +364,9 @@ def train(
         classes=classes.split(",") if classes else None,
         positive=positive,
         external=external or (),
-        procedure=Procedure(tune, class_weights, calibrate, sensitivity, abstain, GATE_QUANTILE if gate else None),
+        procedure=Procedure(
+            tune, class_weights, calibrate, sensitivity, abstain, NOVELTY_QUANTILE if flag_unlike else None
+        ),
         verbose=verbose,
         network=network or ["EfficientNetLite0"],
         weights=weights,

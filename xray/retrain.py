@@ -15,7 +15,7 @@ from schemas.errors import ChampionChangedError
 from schemas.modelcard import read_card
 from schemas.registry import CHAMPION_FILE, champion_folder, promote, read_aliases, set_challenger
 from streaming.settings import StreamSettings, load_settings
-from training.lifecycle.promotion import MARGIN, Decision, decide, read_report
+from training.lifecycle.promotion import MARGIN, PromotionDecision, decide, read_report
 from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, say_positive, step
 from xray.extras import require_train_extra
 
@@ -44,7 +44,7 @@ class Outcome:
         The new model.
     drift : Drift
         Whether it was called for.
-    decision : Decision
+    decision : PromotionDecision
         Whether the new model may be promoted.
     champion : str
         The model in service that it was compared with.
@@ -56,7 +56,7 @@ class Outcome:
 
     retrained: "Retrained"
     drift: "Drift"
-    decision: Decision
+    decision: PromotionDecision
     champion: str
     report: Path
     seconds: float
@@ -250,7 +250,7 @@ def _describe_difference(found: "Comparison") -> str:
     return f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
 
 
-def _say_what_was_done(version: str, *, promoted: bool, refused: bool, decision: Decision) -> None:
+def _say_what_was_done(version: str, *, promoted: bool, refused: bool, decision: PromotionDecision) -> None:
     if refused:
         return
     if promoted:

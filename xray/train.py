@@ -13,10 +13,10 @@ from sparkdl.spark.session import LateSession, start_session
 from streaming.settings import StreamSettings
 from training.data.dataset import read_dataset
 from training.evidence.evaluation import Evaluation
-from training.evidence.judge import judge_model, read_external, write_images
+from training.evidence.evaluator import evaluate_model, read_external, write_images
 from training.features.cache import FeatureCache
 from training.figures.shift import make_reference, save_reference
-from training.lifecycle.promotion import Decision, decide
+from training.lifecycle.promotion import PromotionDecision, decide
 from training.model.fit import train_model
 from training.model.material import Procedure, TrainingResult
 from training.report import write_report
@@ -113,7 +113,7 @@ def train_on(
                 **options,
             )
             champion = read_aliases(settings.models_folder).get(CHAMPION_FILE)
-            evaluation = judge_model(
+            evaluation = evaluate_model(
                 spark,
                 result,
                 seed=seed,
@@ -133,7 +133,7 @@ def train_on(
     return Trained(result, evaluation, write_report(evaluation, folder), champion)
 
 
-def promote_trained(settings: StreamSettings, trained: Trained) -> Decision:
+def promote_trained(settings: StreamSettings, trained: Trained) -> PromotionDecision:
     """Promote a model unless it is worse than the one in service, or that is another one now; say which, and why."""
     card, evaluation = trained.result.card, trained.evaluation
     # What it was compared with; without a comparison, what was there to be compared with.
@@ -144,7 +144,7 @@ def promote_trained(settings: StreamSettings, trained: Trained) -> Decision:
     try:
         promote(settings.models_folder, card.version, expected=champion, why=decision.why, command="xray train")
     except ChampionChangedError as exc:
-        return Decision(False, str(exc))
+        return PromotionDecision(False, str(exc))
     return decision
 
 

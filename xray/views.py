@@ -20,7 +20,7 @@ from xray.console import DISCLAIMER, err, new_table, out, print_json
 if TYPE_CHECKING:  # it brings Spark, and the other views are of commands that start without
     from training.evidence.probes import Verdict
     from training.figures.bootstrap import Estimate
-    from training.lifecycle.promotion import Decision
+    from training.lifecycle.promotion import PromotionDecision
     from training.model.material import TrainingResult
     from xray.train import Trained
 
@@ -75,14 +75,14 @@ def show_account(account: Account) -> None:
                 out.print(f"  partition {p.partition}, offsets {', '.join(map(str, p.missing_offsets))}")
 
 
-def show_training(trained: "Trained", decision: "Decision | None", *, as_json: bool) -> None:
+def show_training(trained: "Trained", decision: "PromotionDecision | None", *, as_json: bool) -> None:
     """Print the verdict on a training run, its four figures with intervals, and where the report is.
 
     Parameters
     ----------
     trained : Trained
         What came of it.
-    decision : Decision or None
+    decision : PromotionDecision or None
         Whether it was promoted; None where nobody asked for that.
     as_json : bool
         For a program.

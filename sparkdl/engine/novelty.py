@@ -5,7 +5,7 @@ inside a Spark Python worker, so that they need not cross to Python a second tim
 
 An Arrow batch at a time: reading the references takes longer than reckoning with them, and drives the network's weights
 out of the cache. Measured with EfficientNetLite0 and 2,000 references, images per CPU second against those without a
-gate: 0.91 one image at a time, 0.95 in batches of 8; with 500 references 0.95 and 0.99.
+detector: 0.91 one image at a time, 0.95 in batches of 8; with 500 references 0.95 and 0.99.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ _TINY = np.float32(1e-12)
 # Twice what rounding can add up to in a product of two unit vectors of 1,280 float32, and more than it ever did: 5e-7.
 _ROUNDING = 2e-4
 # As for engines: a promoted model replaces another one while micro-batches of both are in flight.
-_MAX_GATES = 2
+_MAX_DETECTORS = 2
 
 
 @dataclass(frozen=True, eq=False)
-class StoredGate:
+class StoredDetector:
     """What images are compared with.
 
     Parameters
@@ -97,26 +97,26 @@ def measure_nearest(cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]
     return np.asarray(1 - np.partition(cosines, -k, axis=1)[:, -k:].mean(axis=1, dtype=np.float64))
 
 
-def write_gate(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write what `read_gate` reads; the same arrays give the same bytes.
+def write_detector(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write what `read_detector` reads; the same arrays give the same bytes.
 
     Parameters
     ----------
     path : Path
         File to write, ending in ``.npz``.
     arrays : mapping of str to numpy.ndarray
-        ``references``, ``threshold`` and ``quantile``, see `StoredGate`.
+        ``references``, ``threshold`` and ``quantile``, see `StoredDetector`.
     """
     np.savez(path, allow_pickle=False, **dict(arrays))
 
 
-def read_gate(path: Path) -> StoredGate:
-    """Read a gate; nothing in the file is executed.
+def read_detector(path: Path) -> StoredDetector:
+    """Read a detector; nothing in the file is executed.
 
     Parameters
     ----------
     path : Path
-        What `write_gate` wrote.
+        What `write_detector` wrote.
 
     Raises
     ------
@@ -136,24 +136,24 @@ def read_gate(path: Path) -> StoredGate:
     if not (np.isfinite(references).all() and np.isfinite(threshold)):
         msg = f"{path} has values that are not numbers"
         raise ModelLoadError(msg)
-    return StoredGate(references, threshold, hashlib.sha256(content).hexdigest())
+    return StoredDetector(references, threshold, hashlib.sha256(content).hexdigest())
 
 
-def find_gate(sha256: str, load: Callable[[], StoredGate]) -> StoredGate:
-    """Return this process's gate, loading one only where there is none yet: Spark asks for every task.
+def find_detector(sha256: str, load: Callable[[], StoredDetector]) -> StoredDetector:
+    """Return this process's detector, loading one only where there is none yet: Spark asks for every task.
 
     Parameters
     ----------
     sha256 : str
-        Of the gate.
+        Of the detector.
     load : callable
         Gives it.
     """
-    gate = _gates.pop(sha256, None) or load()
-    _gates[sha256] = gate  # last in = most recently used
-    while len(_gates) > _MAX_GATES:
-        del _gates[next(iter(_gates))]
-    return gate
+    detector = _detectors.pop(sha256, None) or load()
+    _detectors[sha256] = detector  # last in = most recently used
+    while len(_detectors) > _MAX_DETECTORS:
+        del _detectors[next(iter(_detectors))]
+    return detector
 
 
-_gates: dict[str, StoredGate] = {}
+_detectors: dict[str, StoredDetector] = {}

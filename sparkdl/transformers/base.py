@@ -14,7 +14,7 @@ from pyspark.sql.types import DataType, StringType, StructField, StructType
 
 from schemas.errors import ModelLoadError, SettingsError
 from sparkdl.engine.cache import find_engine
-from sparkdl.engine.novelty import StoredGate, find_gate
+from sparkdl.engine.novelty import StoredDetector, find_detector
 from sparkdl.network.base import Network
 from sparkdl.spark.hadoop import read_files, write_files
 from sparkdl.spark.worker import prepare_worker
@@ -39,7 +39,7 @@ class NetworkStage(Transformer, HasInputCol, HasOutputCol, HasDevice, HasReasonC
         super().__init__()
         self._network: Network | None = None
         self._broadcast: Any = None
-        self._gate: StoredGate | None = None
+        self._detector: StoredDetector | None = None
         self._setDefault(device="CPU", reasonCol="")
 
     @abstractmethod
@@ -146,7 +146,7 @@ class NetworkStage(Transformer, HasInputCol, HasOutputCol, HasDevice, HasReasonC
             self._read_input(),
             broadcast=self._broadcast,
             device=self.getDevice(),
-            gate=self._gate,
+            detector=self._detector,
         )
         return function(self._prepare_input(dataset))
 
@@ -204,7 +204,7 @@ def network_udf(
     broadcast: Any = None,
     device: str = "CPU",
     output_only: bool = False,
-    gate: StoredGate | None = None,
+    detector: StoredDetector | None = None,
 ) -> Any:
     """Make a network a Spark function.
 
@@ -222,7 +222,7 @@ def network_udf(
         OpenVINO's device.
     output_only : bool
         Give the output alone, an array of floats, instead of `RESULT_DDL`.
-    gate : StoredGate, optional
+    detector : StoredDetector, optional
         What tells ``novel`` of each output.
 
     Returns
@@ -235,7 +235,7 @@ def network_udf(
     sha256, precision = network.sha256, network.precision
     # As many threads as Spark counts cores for a task: more would have workers fight over the cores.
     n_threads = int(spark.conf.get("spark.task.cpus", "1"))
-    find_sent = None if gate is None else _send_gate(spark, gate)
+    find_sent = None if detector is None else _send_detector(spark, detector)
 
     def run_network(values: Iterator[pa.Array]) -> Iterator[pa.Array]:
         engine = find_engine(sha256, precision, lambda: sent.value, n_threads=n_threads, device=device)
@@ -247,9 +247,9 @@ def network_udf(
     return arrow_udf(run_network, returnType="array<float>" if output_only else RESULT_DDL)
 
 
-def _send_gate(spark: SparkSession, gate: StoredGate) -> Callable[[], StoredGate]:
-    sent, sha256 = spark.sparkContext.broadcast(gate), gate.sha256
-    return lambda: find_gate(sha256, lambda: sent.value)
+def _send_detector(spark: SparkSession, detector: StoredDetector) -> Callable[[], StoredDetector]:
+    sent, sha256 = spark.sparkContext.broadcast(detector), detector.sha256
+    return lambda: find_detector(sha256, lambda: sent.value)
 
 
 _IMAGE_FIELDS = frozenset({"origin", "height", "width", "nChannels", "mode", "data"})

@@ -14,7 +14,7 @@ from pyspark.sql.functions import col, when
 from pyspark.sql.types import BooleanType, DataType, DoubleType, StructField
 
 from schemas.errors import RecordError, SettingsError
-from sparkdl.engine.novelty import StoredGate
+from sparkdl.engine.novelty import StoredDetector
 from sparkdl.engine.quantize import quantize_network
 from sparkdl.image.row import ImageRow, array_from_row
 from sparkdl.network.base import Network
@@ -27,7 +27,7 @@ from sparkdl.transformers.params import one_of
 CUSTOM = "custom"
 
 NOVEL_COLUMN = "novel"
-"""Boolean column that a featurizer with a gate adds: whether an image is unlike those that the gate knows."""
+"""Boolean column that a featurizer with a detector adds: whether an image is unlike those that the detector knows."""
 _MODEL_NAMES = (*NETWORKS, CUSTOM)
 _PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -64,7 +64,7 @@ class DeepImageFeaturizer(NetworkStage):
         ``"avg"`` for one value per channel, ``"none"`` for the flattened last feature map, as sparkdl 1.x gave it. A
         custom model's output is flattened.
     precision : str
-        ``"fp32"``, ``"bf16"``, or ``"int8"``, which `calibrate` makes.
+        ``"fp32"``, ``"bf16"``, or ``"int8"``, which `quantize` makes.
     seed : int
         For ``weights="random"``.
     engine : str
@@ -142,25 +142,25 @@ class DeepImageFeaturizer(NetworkStage):
         return self._set(timingCol=value)
 
     @property
-    def noveltyGate(self) -> StoredGate | None:
+    def noveltyDetector(self) -> StoredDetector | None:
         """What tells images unlike the training images; None where nothing does."""
-        return self._gate
+        return self._detector
 
-    def setNoveltyGate(self, gate: StoredGate) -> "DeepImageFeaturizer":
-        """Add `NOVEL_COLUMN` from now on. The gate is no part of the saved stage.
+    def setNoveltyDetector(self, detector: StoredDetector) -> "DeepImageFeaturizer":
+        """Add `NOVEL_COLUMN` from now on. The detector is no part of the saved stage.
 
         Raises
         ------
         SettingsError
-            The gate is for features of another length.
+            The detector is for features of another length.
         """
-        if gate.references.shape[1] != self.network.n_features:
-            msg = f"the gate is for {gate.references.shape[1]} features, the network has {self.network.n_features}"
+        if (n_features := detector.references.shape[1]) != self.network.n_features:
+            msg = f"the detector is for {n_features} features, the network has {self.network.n_features}"
             raise SettingsError(msg)
-        self._gate = gate
+        self._detector = detector
         return self
 
-    def calibrate(self, dataset: DataFrame, n_images: int = 300) -> "DeepImageFeaturizer":
+    def quantize(self, dataset: DataFrame, n_images: int = 300) -> "DeepImageFeaturizer":
         """Make an int8 copy of this stage, calibrated on images like those it will see.
 
         Parameters
@@ -193,7 +193,7 @@ class DeepImageFeaturizer(NetworkStage):
     def _build(self) -> Network:
         asked = {param: self.getOrDefault(param) for param in ("weights", "precision", "engine")}
         if asked["precision"] == "int8":
-            msg = "precision 'int8' needs images to calibrate on: call calibrate(images), and use what it returns"
+            msg = "precision 'int8' needs images to calibrate on: call quantize(images), and use what it returns"
             raise SettingsError(msg)
         if self.getModelName() == CUSTOM:
             return convert_image_model(asked["weights"], precision=asked["precision"], engine=asked["engine"])
@@ -216,7 +216,7 @@ class DeepImageFeaturizer(NetworkStage):
         fields = super()._added_fields()
         if self.getOrDefault("timingCol"):
             fields.append(StructField(self.getOrDefault("timingCol"), DoubleType(), nullable=True))
-        if self._gate is not None:
+        if self._detector is not None:
             fields.append(StructField(NOVEL_COLUMN, BooleanType(), nullable=True))
         return fields
 
@@ -224,7 +224,7 @@ class DeepImageFeaturizer(NetworkStage):
         columns: dict[str, Any] = super()._added_columns(result)
         if self.getOrDefault("timingCol"):
             columns[self.getOrDefault("timingCol")] = result("seconds")
-        if self._gate is not None:
+        if self._detector is not None:
             columns[NOVEL_COLUMN] = result("novel")
         return columns
 

@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 from schemas.errors import ModelLoadError, SettingsError
 from schemas.modelcard import NOVELTY_FILE, ModelCard, read_card
 from schemas.registry import champion_folder
-from sparkdl.engine.novelty import read_gate
+from sparkdl.engine.novelty import read_detector
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from sparkdl.transformers.pipelinefiles import is_featurizer_and_regression, load_pipeline
@@ -70,26 +70,26 @@ def check_card(folder: Path) -> ModelCard:
         )
         raise ModelLoadError(msg)
     if card.novelty is not None:
-        _check_gate(folder / NOVELTY_FILE, card.novelty.threshold)
+        _check_detector(folder / NOVELTY_FILE, card.novelty.threshold)
     return card
 
 
-def _check_gate(path: Path, threshold: float) -> None:
+def _check_detector(path: Path, threshold: float) -> None:
     """Compare: the folder's hash covers the file and not the card."""
-    stored = read_gate(path).threshold
+    stored = read_detector(path).threshold
     if stored != threshold:
         msg = f"{path} has threshold {stored}, the model's card says {threshold}"
         raise ModelLoadError(msg)
 
 
 def load_model(folder: Path) -> PipelineModel:
-    """Load a saved pipeline, its featurizer with the gate for images unlike its training images, where it has one.
+    """Load a saved pipeline, its featurizer with the detector for images unlike its training images, where it has one.
 
     Raises
     ------
     ModelLoadError
         The folder is no `PipelineModel`, names a class that is none of those a model is made of, its first stage is
-        no `DeepImageFeaturizer` on OpenVINO, or its gate cannot be read or is for another network.
+        no `DeepImageFeaturizer` on OpenVINO, or its detector cannot be read or is for another network.
     """
     try:
         # Loading imports and runs whatever class the files name, so this looks at them first. What it says yes to,
@@ -107,13 +107,13 @@ def load_model(folder: Path) -> PipelineModel:
         msg = f"the model at {folder} runs on the reference engine {engine}; the stream serves with OpenVINO"
         raise ModelLoadError(msg)
     if (folder / NOVELTY_FILE).is_file():
-        _attach_gate(featurizer, folder / NOVELTY_FILE)
+        _attach_detector(featurizer, folder / NOVELTY_FILE)
     return model
 
 
-def _attach_gate(featurizer: DeepImageFeaturizer, path: Path) -> None:
+def _attach_detector(featurizer: DeepImageFeaturizer, path: Path) -> None:
     try:
-        featurizer.setNoveltyGate(read_gate(path))
+        featurizer.setNoveltyDetector(read_detector(path))
     except SettingsError as exc:
         msg = f"{path}: {exc}"
         raise ModelLoadError(msg) from exc

@@ -102,7 +102,7 @@ def start_score(
     spark : SparkSession
         With the Kafka connector's jars.
     model : PipelineModel
-        A `DeepImageFeaturizer` first, with a gate where the card names one; a classifier last.
+        A `DeepImageFeaturizer` first, with a detector where the card names one; a classifier last.
     card : ModelCard
         The model's card.
     settings : StreamSettings

@@ -1,6 +1,7 @@
 """What a training run found out about its data and its model: everything the report shows, as one value.
 
-Nothing is computed here. `training.evidence.judge` fills it, `training.report` shows it, and ``to_dict`` is its JSON.
+Nothing is computed here. `training.evidence.evaluator` fills it, `training.report` shows it, and ``to_dict`` is its
+JSON.
 """
 
 import math
@@ -22,7 +23,7 @@ from training.figures.curves import Curve, OperatingPoint
 from training.figures.prevalence import PredictiveValues
 from training.model.abstain import Abstention
 from training.model.material import Candidate
-from training.model.novelty import Novelty
+from training.model.novelty import NoveltyFigures
 
 
 @dataclass(frozen=True)
@@ -267,8 +268,8 @@ class Evaluation:
         What the stream decides with, where one was asked for.
     abstention : Abstention or None
         Where an abstain band was asked for.
-    novelty : Novelty or None
-        Where a gate was asked for.
+    novelty : NoveltyFigures or None
+        Where a detector was asked for.
     candidates : tuple of Candidate
         What tuning tried.
     mistakes : tuple of Mistake
@@ -294,7 +295,7 @@ class Evaluation:
     variants: tuple[Variant, ...]
     operating_point: OperatingPoint | None = None
     abstention: Abstention | None = None
-    novelty: Novelty | None = None
+    novelty: NoveltyFigures | None = None
     candidates: tuple[Candidate, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
     in_service: Mapping[str, Comparison] | None = None

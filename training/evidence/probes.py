@@ -3,7 +3,7 @@
 A probe is a small regularised logistic regression on something poor: 64 pixels, the image's rim, its corners, its size
 in pixels and bytes, its source. It is measured by cross-validation over all images, grouped by patient and stratified,
 so it needs no held-out set. If such a thing comes close to the model, the model's figure is no evidence that it sees
-disease (DeGrave et al. 2021). See `judge` for the rule.
+disease (DeGrave et al. 2021). See `give_verdict` for the rule.
 
 Measured, AUROC over 5 folds, the model being the same regression on EfficientNetLite0's features:
 
@@ -189,7 +189,7 @@ def _probe(name: str, target: Target, values: Floats, truth: Ints, groups: npt.N
     if classes.size < 2 or n_patients < _MIN_PATIENTS:  # noqa: PLR2004
         note = f"a {target} has {n_patients} patients, wanted {_MIN_PATIENTS}" if classes.size > 1 else f"one {target}"
         return Probe(name, target, Estimate(math.nan, math.nan, math.nan, f"not measured: {note}"), n_values)
-    probabilities = predict_out_of_fold(values, codes, groups.tolist(), seed=seed)
+    probabilities = predict_probe(values, codes, groups.tolist(), seed=seed)
     outcomes = gather_outcomes(codes, probabilities, groups.tolist())
     found = measure(outcomes, n_resamples=_N_RESAMPLES, seed=seed)["auroc"]
     return Probe(name, target, found, n_values, _class_aurocs(codes, probabilities))
@@ -201,7 +201,7 @@ def _class_aurocs(codes: Ints, probabilities: Floats) -> tuple[float, ...]:
     return tuple(float(roc_auc_score(codes == c, probabilities[:, c])) for c in range(probabilities.shape[1]))
 
 
-def predict_out_of_fold(values: Floats, labels: npt.ArrayLike, patients: Sequence[str], *, seed: int = 0) -> Floats:
+def predict_probe(values: Floats, labels: npt.ArrayLike, patients: Sequence[str], *, seed: int = 0) -> Floats:
     """Predict each image by a logistic regression fitted on other patients.
 
     Parameters
@@ -246,7 +246,7 @@ def predict_out_of_fold(values: Floats, labels: npt.ArrayLike, patients: Sequenc
 # --- verdict ----------------------------------------------------------------------------------------------------------
 
 
-def judge(model_auroc: float, probes: Sequence[Probe]) -> Verdict:
+def give_verdict(model_auroc: float, probes: Sequence[Probe]) -> Verdict:
     """Say whether a model's figure may count as evidence that it sees disease.
 
     Parameters

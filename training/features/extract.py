@@ -36,7 +36,7 @@ from training.features.decoding import DECODED_DDL, FACTS_DDL, decode_files, exa
 Session = Callable[[], SparkSession]
 """Gives the Spark session; called only where something is to be computed."""
 
-Report = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]
 """Called as ``report(what, done, total)`` with counts of images, also from another thread."""
 
 _FACTS_VERSION = 1  # to be raised when hash or probes change
@@ -96,7 +96,7 @@ def ignore(what: str, done: int, total: int) -> None:
 
 
 def examine(
-    spark: Session, paths: Sequence[Path], cache: FeatureCache | None = None, report: Report = ignore
+    spark: Session, paths: Sequence[Path], cache: FeatureCache | None = None, report: Progress = ignore
 ) -> list[ImageFacts]:
     """Find out what training must know of files.
 
@@ -109,7 +109,7 @@ def examine(
     cache : FeatureCache, optional
         What is there is not computed.
     report : callable
-        See `Report`.
+        See `Progress`.
 
     Returns
     -------
@@ -154,7 +154,7 @@ def compute_features(
     digests: Sequence[str],
     featurizer: DeepImageFeaturizer,
     cache: FeatureCache | None = None,
-    report: Report = ignore,
+    report: Progress = ignore,
 ) -> tuple[Features, list[str]]:
     """Compute the features of files that decode.
 
@@ -214,7 +214,7 @@ class _Job:
     what: str
 
     def run(
-        self, paths: Sequence[Path], digests: Sequence[str], cache: FeatureCache | None, report: Report
+        self, paths: Sequence[Path], digests: Sequence[str], cache: FeatureCache | None, report: Progress
     ) -> pa.Table:
         """Give a row for each digest that is not empty."""
         path_of = {digest: str(path) for path, digest in zip(paths, digests, strict=True) if digest}
@@ -285,7 +285,7 @@ def _map_files(
 
 
 @contextmanager
-def _reporting(report: Report, what: str, done: Accumulator[int], total: int, before: int) -> Iterator[None]:
+def _reporting(report: Progress, what: str, done: Accumulator[int], total: int, before: int) -> Iterator[None]:
     """Tell how far Spark is: it adds up an accumulator as tasks end, but calls nobody."""
     if report is ignore:
         yield

@@ -28,7 +28,7 @@ from schemas.registry import list_models
 from training.arrays import Features, Ints
 from training.data.archive import failing_as, is_one_of, open_features
 from training.data.labelstable import read_labels
-from training.features.extract import Report, ignore
+from training.features.extract import Progress, ignore
 
 _BATCH_ROWS = 2048  # of 1,280 values, 10 MB
 _READING = "reading stored features"
@@ -150,7 +150,7 @@ def read_stored(
     models_folder: Path,
     version: str,
     *,
-    report: Report = ignore,
+    report: Progress = ignore,
 ) -> StoredSet:
     """Read the vectors of labelled images.
 
@@ -163,7 +163,7 @@ def read_stored(
     version : str
         The model whose featurizer and labels count.
     report : callable
-        See `training.features.extract.Report`.
+        See `training.features.extract.Progress`.
 
     Returns
     -------
@@ -226,7 +226,7 @@ def _choose_rows(
 
 
 def read_vectors(
-    dataset: ds.Dataset, chosen: pa.Table, n_features: int, report: Report
+    dataset: ds.Dataset, chosen: pa.Table, n_features: int, report: Progress
 ) -> tuple[Features, npt.NDArray[np.bool_]]:
     """Read the vectors of chosen events.
 
@@ -239,7 +239,7 @@ def read_vectors(
     n_features : int
         Values of a vector.
     report : callable
-        See `training.features.extract.Report`.
+        See `training.features.extract.Progress`.
 
     Returns
     -------

@@ -226,7 +226,7 @@ def measure_drift(
         if served is not None and in_service:
             told = f"{told}; scores with the model's first days in service, {served[0]} to {served[1]}"
         vectors, scores = archive.sample(start, last), archive.scores(start, last)
-        return _judge(reference, told, vectors, scores, recent, in_service=in_service, seed=seed)
+        return _apply_rule(reference, told, vectors, scores, recent, in_service=in_service, seed=seed)
 
 
 def _find_predictions(folder: str) -> ds.Dataset | None:
@@ -246,7 +246,7 @@ def _untold(reference: str, recent: str, why: str) -> Drift:
     return Drift(reference, recent, None, None, None, (why,))
 
 
-def _judge(
+def _apply_rule(
     reference: Reference, told: str, vectors: Features, scores: Ints, recent: str, *, in_service: bool, seed: int
 ) -> Drift:
     """Compare, and apply the rule; ``in_service``: the reference's scores are of the model's work, not of training."""

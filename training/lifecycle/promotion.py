@@ -75,7 +75,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Decision:
+class PromotionDecision:
     """Whether a model may be promoted, and why.
 
     Parameters
@@ -100,7 +100,7 @@ class Decision:
 
 def decide(
     card: ModelCard, report: Mapping[str, Any] | None, champion: str | None, *, margin: float = MARGIN
-) -> Decision:
+) -> PromotionDecision:
     """Decide whether a model may take the champion's place.
 
     It may not where its AUROC (accuracy, of more than two classes) is more than the margin below the champion's, or
@@ -122,11 +122,11 @@ def decide(
 
     Returns
     -------
-    Decision
+    PromotionDecision
         With figures where the two were compared.
     """
     if champion is None:
-        return Decision(True, "there is no model in service to compare it with")
+        return PromotionDecision(True, "there is no model in service to compare it with")
     why_not = _why_not_compared(card, report, champion)
     two = len(card.labels) == BINARY
     figures = (
@@ -136,13 +136,13 @@ def decide(
     )
     if figures is None or report is None:
         reason = why_not or "the figure could not be computed"
-        return Decision(True, f"not compared with the model in service, {champion}: {reason}")
+        return PromotionDecision(True, f"not compared with the model in service, {champion}: {reason}")
     sensitivity = _read_figures(report, "sensitivity", champion) if two else None
     fault = _find_fault(figures, sensitivity, margin)
     said = "; ".join(one.describe() for one in (figures, sensitivity) if one is not None)
     on = f"on the same {figures.n_images} held-out images of {figures.n_patients} patients"
     judged = fault or "not shown to be worse than the model in service"
-    return Decision(not fault, f"{judged}: {said}; {on}", figures)
+    return PromotionDecision(not fault, f"{judged}: {said}; {on}", figures)
 
 
 def _find_fault(figures: Figures, sensitivity: Figures | None, margin: float) -> str:

@@ -27,10 +27,9 @@ from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from training.arrays import Floats, Ints, Mask
 from training.data.positive import describe_choice
 from training.evidence.evaluation import DataSummary, Evaluation, Mistake, Provenance, SetFigures, Side, Variant
-from training.evidence.judge import IMAGES_FILE, load_served, name_served
-from training.evidence.probes import Probe, Verdict, judge
-from training.evidence.probes import predict_out_of_fold as predict_probe
-from training.features.extract import Report, ignore
+from training.evidence.evaluator import IMAGES_FILE, load_served, name_served
+from training.evidence.probes import Probe, Verdict, give_verdict, predict_probe
+from training.features.extract import Progress, ignore
 from training.features.stored import StoredSet
 from training.figures.bootstrap import Estimate, Outcomes, estimate_image_share, gather_outcomes
 from training.figures.calibration import Calibration, measure_calibration
@@ -44,7 +43,7 @@ from training.model.abstain import measure_abstention
 from training.model.classifier import PAPER, Head, predict_rows
 from training.model.decision import Decision, fit_decision, flag_images, store_decision
 from training.model.folds import predict_out_of_fold
-from training.model.novelty import Novelty
+from training.model.novelty import NoveltyFigures
 from training.model.probability import calibrate, fit_calibrator
 from training.model.regression import fit_regression
 from training.model.save import reserve_version
@@ -67,7 +66,7 @@ _MANY_IMAGES, _FEW_RESAMPLES, _FEW_CALIBRATIONS = 5000, 500, 200
 _MAX_PROBED = 20_000
 _MIN_PROBED_PATIENTS = 4
 _MAX_MISTAKES = 12
-_MAX_GATED = 20_000  # vectors to choose the gate's limit by: each is compared with 2,000 others
+_MAX_COMPARED = 20_000  # vectors to choose the detector's limit by: each is compared with 2,000 others
 _LEAST_SHARE, _MOST_SHARE = 0.01, 0.5
 _INHERITED = "model in service was confounded: "
 
@@ -137,7 +136,7 @@ def retrain_model(
     reports_folder: Path,
     min_labels: int = MIN_LABELS,
     seed: int = 0,
-    report: Report = ignore,
+    report: Progress = ignore,
 ) -> Retrained:
     """Fit, compare and save; the model appears beside the champion, complete or not at all.
 
@@ -157,7 +156,7 @@ def retrain_model(
     seed : int
         Of resamples and folds. The split does not depend on it.
     report : callable
-        See `training.features.extract.Report`.
+        See `training.features.extract.Progress`.
 
     Returns
     -------
@@ -342,7 +341,7 @@ class _Work:
     held_out: Mask
     seed: int
     served_report: Mapping[str, Any] | None
-    report: Report
+    report: Progress
 
     @property
     def n_classes(self) -> int:
@@ -403,14 +402,14 @@ class _Work:
         quantile = None if self.card.novelty is None else self.card.novelty.quantile
         if share is None and quantile is None:
             return Decision()
-        some = np.sort(np.random.default_rng(self.seed).permutation(rows)[:_MAX_GATED])
+        some = np.sort(np.random.default_rng(self.seed).permutation(rows)[:_MAX_COMPARED])
         return fit_decision(
             known,
             self.stored.features[some],
             self.stored.patients[some].tolist(),
             threshold=threshold,
             abstain_share=share,
-            gate_quantile=quantile,
+            novelty_quantile=quantile,
             seed=self.seed,
         )
 
@@ -518,19 +517,19 @@ class _Work:
 
     def measure_novelty(
         self, decision: Decision, outcomes: Outcomes, figures: Mapping[str, Estimate]
-    ) -> Novelty | None:
+    ) -> NoveltyFigures | None:
         """Count the held-out images that are taken for unlike the training images, and measure with and without."""
-        if decision.gate is None:
+        if decision.detector is None:
             return None
-        rows = np.flatnonzero(self.held_out)[:_MAX_GATED]
-        flagged = decision.gate.flags(self.stored.features[rows])
+        rows = np.flatnonzero(self.held_out)[:_MAX_COMPARED]
+        flagged = decision.detector.flags(self.stored.features[rows])
         share = estimate_image_share(flagged, self.stored.patients[rows], n_resamples=self.n_resamples, seed=self.seed)
         looked_at = outcomes.take(np.arange(outcomes.labels.size) < rows.size)
         judged = measure(looked_at.take(~flagged), n_resamples=self.n_resamples, seed=self.seed)
         every = figures
         if rows.size < outcomes.labels.size:
             every = measure(looked_at, n_resamples=self.n_resamples, seed=self.seed)
-        return Novelty(decision.gate.threshold, share, judged, every)
+        return NoveltyFigures(decision.detector.threshold, share, judged, every)
 
     def look_for_shortcuts(self, auroc: float) -> tuple[tuple[Probe, ...], Verdict]:
         """Ask the one probe that needs no image; it can speak against the model, not for it."""
@@ -556,7 +555,7 @@ class _Work:
         probe = self.probe_source()
         if probe is None:
             return (), Verdict("unknown", inherited, tuple(notes))
-        verdict = judge(auroc, [probe])
+        verdict = give_verdict(auroc, [probe])
         if verdict.verdict == "confounded":
             return (probe,), replace(verdict, reasons=(*verdict.reasons, *inherited), notes=(*verdict.notes, *notes))
         notes.append(f"source: its name alone tells the label with an AUROC of {probe.auroc.value:.3f}")

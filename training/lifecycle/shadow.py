@@ -24,11 +24,11 @@ import pyarrow.dataset as ds
 from schemas.envelope import DISCLAIMER
 from schemas.errors import ModelLoadError
 from schemas.modelcard import BINARY, NOVELTY_FILE, Flag, ModelCard
-from sparkdl.engine.novelty import StoredGate, read_gate
+from sparkdl.engine.novelty import StoredDetector, read_detector
 from training.arrays import Features, Floats, Ints, Mask, Names
 from training.data.archive import failing_as, open_features, open_predictions
 from training.data.labelstable import read_labels
-from training.evidence.judge import IMAGES_FILE
+from training.evidence.evaluator import IMAGES_FILE
 from training.features.extract import ignore
 from training.features.stored import describe_featurizer, read_vectors
 from training.figures.bootstrap import Estimate, Outcomes, estimate_share, gather_outcomes
@@ -323,7 +323,7 @@ class _Rival:
 
     card: ModelCard
     head: Head
-    gate: StoredGate | None
+    detector: StoredDetector | None
     n_features: int
     threshold: float | None
     labels: tuple[str, ...]
@@ -335,8 +335,8 @@ class _Rival:
         for start in range(0, len(features), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
             probabilities[part] = self.head.predict(features[part])[:, order]
-            if self.gate is not None:
-                novel[part] = self.gate.flags(features[part])
+            if self.detector is not None:
+                novel[part] = self.detector.flags(features[part])
         return probabilities, novel
 
 
@@ -364,9 +364,9 @@ def _load(champion: _Model, challenger: _Model) -> _Rival:
             f"classes, expected {featurizer.n_features} and {len(own.labels)}"
         )
         raise ModelLoadError(msg)
-    gate = None if own.novelty is None else read_gate(own_folder / NOVELTY_FILE)
+    detector = None if own.novelty is None else read_detector(own_folder / NOVELTY_FILE)
     threshold = own.threshold if len(own.labels) == BINARY else None
-    return _Rival(own, head, gate, featurizer.n_features, threshold, card.labels)
+    return _Rival(own, head, detector, featurizer.n_features, threshold, card.labels)
 
 
 # --- the archive ------------------------------------------------------------------------------------------------------

@@ -14,19 +14,19 @@ import numpy.typing as npt
 from schemas import modelcard
 from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import BINARY, NOVELTY_FILE, AbstainBand, Flag
-from sparkdl.engine.novelty import write_gate
+from sparkdl.engine.novelty import write_detector
 from training.arrays import Features
 from training.figures.bootstrap import Outcomes, estimate_image_share
 from training.figures.measure import measure
 from training.model.abstain import Abstention, choose_abstain_band, measure_abstention
-from training.model.novelty import Novelty, NoveltyGate, fit_gate
+from training.model.novelty import NoveltyDetector, NoveltyFigures, fit_detector
 
-GATE_QUANTILE = 0.99
-"""Share of training images that the gate accepts, unless asked otherwise."""
+NOVELTY_QUANTILE = 0.99
+"""Share of training images that the detector accepts, unless asked otherwise."""
 
 # A stream pays for each image: with EfficientNetLite0 it scores 0.99 as many per CPU second with 500, 0.95 with 2,000.
-# On the sets of `NoveltyGate`'s table 12 references do what all 141 do: 0.02 of the held-out X-rays are flagged, and
-# every one of the other images. More than a few are for data of many sources.
+# On the sets of `NoveltyDetector`'s table 12 references do what all 141 do: 0.02 of the held-out X-rays are flagged,
+# and every one of the other images. More than a few are for data of many sources.
 _MAX_REFERENCES = 500
 _MAX_SHARE = 0.5
 
@@ -39,12 +39,12 @@ class Decision:
     ----------
     band : AbstainBand or None
         Probabilities of the positive label too near to the threshold.
-    gate : NoveltyGate or None
+    detector : NoveltyDetector or None
         Tells images unlike the training images.
     """
 
     band: AbstainBand | None = None
-    gate: NoveltyGate | None = None
+    detector: NoveltyDetector | None = None
 
     @property
     def abstain(self) -> AbstainBand | None:
@@ -53,27 +53,27 @@ class Decision:
 
     @property
     def novelty(self) -> modelcard.Novelty | None:
-        """What the card says of the gate."""
-        return None if self.gate is None else modelcard.Novelty(self.gate.threshold, self.gate.quantile)
+        """What the card says of the detector."""
+        return None if self.detector is None else modelcard.Novelty(self.detector.threshold, self.detector.quantile)
 
     def describe(self) -> str:
         """Say it in words, to be put behind the operating point's; empty where everything is decided on."""
         parts = []
         if self.band is not None:
             parts.append(f"; undecided from {self.band.low:.4g} to {self.band.high:.4g}")
-        if self.gate is not None:
-            parts.append(f"; not judged where less like the training images than {self.gate.quantile:.4g} of them")
+        if self.detector is not None:
+            parts.append(f"; not judged where less like the training images than {self.detector.quantile:.4g} of them")
         return "".join(parts)
 
 
-def check_decision(n_classes: int, *, abstain_share: float | None, gate_quantile: float | None) -> None:
+def check_decision(n_classes: int, *, abstain_share: float | None, novelty_quantile: float | None) -> None:
     """Refuse what `fit_decision` cannot do, before anything is computed.
 
     Parameters
     ----------
     n_classes : int
         Of the model.
-    abstain_share, gate_quantile
+    abstain_share, novelty_quantile
         See `fit_decision`.
 
     Raises
@@ -87,8 +87,8 @@ def check_decision(n_classes: int, *, abstain_share: float | None, gate_quantile
     if abstain_share is not None and n_classes != BINARY:
         msg = f"an abstain band is for two classes and their threshold, found {n_classes} classes"
         raise SettingsError(msg)
-    if gate_quantile is not None and not 0 < gate_quantile < 1:
-        msg = f"the gate's quantile is {gate_quantile}, wanted more than 0 and less than 1"
+    if novelty_quantile is not None and not 0 < novelty_quantile < 1:
+        msg = f"the detector's quantile is {novelty_quantile}, wanted more than 0 and less than 1"
         raise SettingsError(msg)
 
 
@@ -99,7 +99,7 @@ def fit_decision(
     *,
     threshold: float | None,
     abstain_share: float | None = None,
-    gate_quantile: float | None = None,
+    novelty_quantile: float | None = None,
     seed: int = 0,
 ) -> Decision:
     """Choose on training patients what a model does not decide on.
@@ -111,15 +111,15 @@ def fit_decision(
         where the model is. None where there is to be no band.
     features : numpy.ndarray
         float32, shape (n, n_features): of the images that the classifier is fitted on, by the featurizer that serves.
-        Only the gate needs them.
+        Only the detector needs them.
     patients : sequence of str
         Who is on each, length n.
     threshold : float or None
         Of the decision; None for more than two classes.
     abstain_share : float, optional
         Of the images not to decide on; by default there is no band.
-    gate_quantile : float, optional
-        Share of training images to accept; by default there is no gate.
+    novelty_quantile : float, optional
+        Share of training images to accept; by default there is no detector.
     seed : int
         Of the choice of images to compare with.
 
@@ -136,26 +136,28 @@ def fit_decision(
         There are too few images or patients.
     """
     n_classes = 0 if known is None or threshold is None else known.n_classes
-    check_decision(n_classes, abstain_share=abstain_share, gate_quantile=gate_quantile)
-    band, gate = None, None
+    check_decision(n_classes, abstain_share=abstain_share, novelty_quantile=novelty_quantile)
+    band, detector = None, None
     try:
         if known is not None and threshold is not None and abstain_share is not None:
             band = choose_abstain_band(known, threshold=threshold, share=abstain_share)
-        if gate_quantile is not None:
-            gate = fit_gate(features, patients, quantile=gate_quantile, max_references=_MAX_REFERENCES, seed=seed)
+        if novelty_quantile is not None:
+            detector = fit_detector(
+                features, patients, quantile=novelty_quantile, max_references=_MAX_REFERENCES, seed=seed
+            )
     except ValueError as exc:
         msg = f"what not to decide on cannot be chosen: {exc}"
         raise DatasetError(msg) from exc
-    return Decision(band, gate)
+    return Decision(band, detector)
 
 
 def store_decision(folder: Path, decision: Decision) -> None:
     """Write what the card does not hold into a saved model's folder, before the folder is hashed.
 
-    The same decision gives the same bytes. Without a gate nothing is written.
+    The same decision gives the same bytes. Without a detector nothing is written.
     """
-    if decision.gate is not None:
-        write_gate(folder / NOVELTY_FILE, decision.gate.to_arrays())
+    if decision.detector is not None:
+        write_detector(folder / NOVELTY_FILE, decision.detector.to_arrays())
 
 
 def flag_images(
@@ -178,7 +180,7 @@ def flag_images(
         At most one for each image: one that is not judged is not uncertain as well.
     """
     none = np.zeros(scores.shape, bool)
-    unlike = none if decision.gate is None else decision.gate.flags(features)
+    unlike = none if decision.detector is None else decision.detector.flags(features)
     near = none if decision.band is None else decision.band.covers(np.asarray(scores, np.float64))
     flags = np.where(unlike, Flag.UNLIKE_TRAINING, np.where(near, Flag.UNCERTAIN, ""))
     return tuple((Flag(flag),) if flag else () for flag in flags.tolist())
@@ -186,7 +188,7 @@ def flag_images(
 
 def measure_decision(
     decision: Decision, outcomes: Outcomes, features: Features, *, seed: int = 0
-) -> tuple[Abstention | None, Novelty | None]:
+) -> tuple[Abstention | None, NoveltyFigures | None]:
     """Measure on held-out patients what a decision costs and gives.
 
     Parameters
@@ -203,12 +205,12 @@ def measure_decision(
     Returns
     -------
     tuple
-        What an `Evaluation` has as ``abstention`` and ``novelty``; None where there is no band, or no gate.
+        What an `Evaluation` has as ``abstention`` and ``novelty``; None where there is no band, or no detector.
     """
     abstention = None if decision.band is None else measure_abstention(outcomes, decision.band, seed=seed)
-    if decision.gate is None:
+    if decision.detector is None:
         return abstention, None
-    flagged = decision.gate.flags(features)
+    flagged = decision.detector.flags(features)
     share = estimate_image_share(flagged, outcomes.patients, seed=seed)
     judged, every = measure(outcomes.take(~flagged), seed=seed), measure(outcomes, seed=seed)
-    return abstention, Novelty(decision.gate.threshold, share, judged, every)
+    return abstention, NoveltyFigures(decision.detector.threshold, share, judged, every)

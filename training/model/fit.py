@@ -22,7 +22,7 @@ from training.data.dataset import Dataset, count_by_class
 from training.data.duplicates import find_duplicates
 from training.data.split import Split, group_samples, split_dataset
 from training.features.cache import FeatureCache
-from training.features.extract import Report, Session, compute_features, examine, ignore
+from training.features.extract import Progress, Session, compute_features, examine, ignore
 from training.features.featurizer import make_featurizer
 from training.figures.bootstrap import Outcomes, wilson_interval
 from training.figures.curves import choose_threshold
@@ -35,7 +35,7 @@ from training.model.probability import calibrate, fit_calibrator
 from training.model.regression import fit_regression
 from training.model.save import save_model
 
-Progress = Callable[[int, int], None]
+FeatureProgress = Callable[[int, int], None]
 """Called as ``progress(done, total)`` with counts of images, from another thread."""
 
 _log = logging.getLogger(__name__)
@@ -59,8 +59,8 @@ def train_model(  # noqa: PLR0913
     test_fraction: float = 0.3,
     seed: int = 0,
     name: str = "cxr",
-    progress: Progress | None = None,
-    report: Report = ignore,
+    progress: FeatureProgress | None = None,
+    report: Progress = ignore,
     cache: FeatureCache | None = None,
     procedure: Procedure = Procedure(),
 ) -> TrainingResult:
@@ -84,9 +84,9 @@ def train_model(  # noqa: PLR0913
     name : str
         The model's name on its card.
     progress : callable, optional
-        See `Progress`; told of the features alone, its last call is ``(total, total)``.
+        See `FeatureProgress`; told of the features alone, its last call is ``(total, total)``.
     report : callable
-        Told of every part of the work, see `Report`.
+        Told of every part of the work, see `Progress`.
     cache : FeatureCache, optional
         What is there is not computed.
     procedure : Procedure
@@ -158,7 +158,7 @@ def _check_procedure(procedure: Procedure, networks: Sequence[str], dataset: Dat
     if len(networks) > 1 and not procedure.tune:
         msg = f"{len(networks)} networks to choose from ({', '.join(networks)}), which only tuning does: add --tune"
         raise SettingsError(msg)
-    check_decision(len(dataset.labels), abstain_share=procedure.abstain, gate_quantile=procedure.gate)
+    check_decision(len(dataset.labels), abstain_share=procedure.abstain, novelty_quantile=procedure.novelty_quantile)
     if procedure.sensitivity is None:
         return
     if len(dataset.labels) != BINARY:
@@ -169,7 +169,7 @@ def _check_procedure(procedure: Procedure, networks: Sequence[str], dataset: Dat
         raise SettingsError(msg)
 
 
-def _told(report: Report, progress: Progress | None, n_failed: int) -> Report:
+def _told(report: Progress, progress: FeatureProgress | None, n_failed: int) -> Progress:
     """Pass what is said of features on to a progress that counts all files, failed ones too."""
     if progress is None:
         return report
@@ -191,7 +191,7 @@ def prepare(
     test_fraction: float = 0.3,
     seed: int = 0,
     cache: FeatureCache | None = None,
-    report: Report = ignore,
+    report: Progress = ignore,
 ) -> tuple[Material, Split, tuple[FailedFile, ...]]:
     """Look at every file, find copies, and split.
 
@@ -243,7 +243,7 @@ class _Builder:
     precision: str
     seed: int
     cache: FeatureCache | None
-    report: Report
+    report: Progress
 
     def build(self, network: str) -> tuple[DeepImageFeaturizer, Features]:
         material = self.material
@@ -266,7 +266,7 @@ class _Builder:
 
 
 def _choose(
-    builder: _Builder, networks: Sequence[str], procedure: Procedure, report: Report
+    builder: _Builder, networks: Sequence[str], procedure: Procedure, report: Progress
 ) -> tuple[DeepImageFeaturizer, Features, ClassifierSettings, tuple[Candidate, ...], OutOfFold | None]:
     """Build the network; of several, and of several settings, choose by cross-validation on training patients."""
     base = replace(PAPER, class_weights=procedure.class_weights)
@@ -342,7 +342,7 @@ class _Fitter:
             self.material.training_groups,
             threshold=threshold,
             abstain_share=procedure.abstain,
-            gate_quantile=procedure.gate,
+            novelty_quantile=procedure.novelty_quantile,
             seed=self.seed,
         )
         return Fitted(featurizer, self.features, settings, tuple(steps), calibrator, point, candidates, decision)

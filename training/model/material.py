@@ -55,7 +55,7 @@ class Procedure:
         Choose the threshold that reaches it on training patients, out of fold; for two classes.
     abstain : float, optional
         Share of images to abstain on, chosen on training patients, out of fold; for two classes.
-    gate : float, optional
+    novelty_quantile : float, optional
         Share of training images that are to count as of their own kind; images less like them are not judged.
     """
 
@@ -64,7 +64,7 @@ class Procedure:
     calibrate: bool = False
     sensitivity: float | None = None
     abstain: float | None = None
-    gate: float | None = None
+    novelty_quantile: float | None = None
 
     @property
     def needs_out_of_fold(self) -> bool:
@@ -79,8 +79,8 @@ class Procedure:
             words.append(f"operating point at sensitivity {self.sensitivity:g}")
         if self.abstain is not None:
             words.append(f"abstains on {self.abstain:g}")
-        if self.gate is not None:
-            words.append(f"gate at {self.gate:g}")
+        if self.novelty_quantile is not None:
+            words.append(f"gate at {self.novelty_quantile:g}")
         return ", ".join(words) or "paper"
 
 

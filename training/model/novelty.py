@@ -12,18 +12,18 @@ from training.figures.bootstrap import Estimate
 
 _MAX_REFERENCES = 2000  # 10 MB of 1,280 float32; 0.3 ms an image
 
-_GATE_QUANTILE = 0.99
+_NOVELTY_QUANTILE = 0.99
 
 _MIN_TRAINING = 20
 
-_GATE_BLOCK = 512
+_BLOCK_ROWS = 512
 
 
 # --- unlike the training images ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class NoveltyGate:
+class NoveltyDetector:
     """Tells images that are unlike the training images: its distance is the mean to the nearest ones.
 
     Parameters
@@ -79,7 +79,7 @@ class NoveltyGate:
         return ~(self.measure_distances(features) <= self.threshold)
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Give what `sparkdl.engine.novelty.write_gate` stores."""
+        """Give what `sparkdl.engine.novelty.write_detector` stores."""
         return {
             "references": self.references,
             "threshold": np.array(self.threshold),
@@ -94,8 +94,8 @@ def _unit(features: npt.NDArray[np.floating]) -> Features:
 def _distances(units: Features, references: Features, own: tuple[Ints, Ints] | None = None) -> Floats:
     """Shape (n,); ``own`` is each image's and each reference's patient: a patient's own references do not count."""
     found = np.zeros(len(units))
-    for start in range(0, len(units), _GATE_BLOCK):
-        rows = slice(start, start + _GATE_BLOCK)
+    for start in range(0, len(units), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
         cosines = units[rows] @ references.T
         if own is not None:
             cosines[own[0][rows, None] == own[1]] = -1
@@ -103,15 +103,15 @@ def _distances(units: Features, references: Features, own: tuple[Ints, Ints] | N
     return found
 
 
-def fit_gate(
+def fit_detector(
     features: npt.NDArray[np.floating],
     patients: Sequence[str],
     *,
-    quantile: float = _GATE_QUANTILE,
+    quantile: float = _NOVELTY_QUANTILE,
     max_references: int = _MAX_REFERENCES,
     seed: int = 0,
-) -> NoveltyGate:
-    """Fit a gate to training features.
+) -> NoveltyDetector:
+    """Fit a detector to training features.
 
     Parameters
     ----------
@@ -128,8 +128,8 @@ def fit_gate(
 
     Returns
     -------
-    NoveltyGate
-        The same arguments give the same gate.
+    NoveltyDetector
+        The same arguments give the same detector.
 
     Raises
     ------
@@ -146,12 +146,12 @@ def fit_gate(
     units = _unit(features)
     kept = np.sort(np.random.default_rng(seed).permutation(len(units))[:max_references])
     distances = _distances(units, units[kept], (codes, codes[kept]))
-    return NoveltyGate(units[kept], float(np.quantile(distances, quantile)), quantile)
+    return NoveltyDetector(units[kept], float(np.quantile(distances, quantile)), quantile)
 
 
 @dataclass(frozen=True)
-class Novelty:
-    """The gate for images unlike the training images.
+class NoveltyFigures:
+    """What the detector costs and gives, on images that it was not fitted on.
 
     Parameters
     ----------

@@ -215,9 +215,9 @@ def _ways_to_decide(evaluation: Evaluation) -> list[str]:
     if (band := evaluation.abstention) is not None:
         shown = [("All", band.all_images), ("Outside the band", band.decided)]
         parts += ["### Abstain band", words.describe_abstention(band), _all_figures("Images", shown)]
-    if (gate := evaluation.novelty) is not None:
-        shown = [("All", gate.all_images), ("Not flagged", gate.judged)]
-        parts += ["### Gate for unlike images", words.describe_novelty(gate), _all_figures("Images", shown)]
+    if (novelty := evaluation.novelty) is not None:
+        shown = [("All", novelty.all_images), ("Not flagged", novelty.judged)]
+        parts += ["### Gate for unlike images", words.describe_novelty(novelty), _all_figures("Images", shown)]
     if evaluation.candidates:
         rows = [
             (one.name, words.format_estimate(one.auroc), "chosen" if one.chosen else "")

@@ -9,12 +9,12 @@ from typing import Literal
 
 from schemas.modelcard import BINARY, UNDECIDED
 from training.evidence.evaluation import DataSummary, Evaluation, SetFigures
-from training.evidence.probes import BLIND_SHARE, LABEL_BLIND_PROBES, THUMBNAIL_SHARE, Probe, judge
+from training.evidence.probes import BLIND_SHARE, LABEL_BLIND_PROBES, THUMBNAIL_SHARE, Probe, give_verdict
 from training.figures.bootstrap import Estimate
 from training.figures.compare import Comparison
 from training.figures.curves import OperatingPoint
 from training.model.abstain import Abstention
-from training.model.novelty import Novelty
+from training.model.novelty import NoveltyFigures
 
 NOTHING = "\N{EM DASH}"
 """Stands where there is no number."""
@@ -139,7 +139,7 @@ def is_shortcut(probe: Probe, evaluation: Evaluation) -> bool:
     if evaluation.verdict.verdict != "confounded" or probe.target != "label":
         return False
     model = figure_of(evaluation.internal.figures, "auroc").value
-    return judge(model, [probe, *source_probes(evaluation)]).verdict == "confounded"
+    return give_verdict(model, [probe, *source_probes(evaluation)]).verdict == "confounded"
 
 
 def describe_probe(probe: Probe) -> str:
@@ -342,8 +342,8 @@ def describe_abstention(abstention: Abstention) -> str:
     )
 
 
-def describe_novelty(novelty: Novelty) -> str:
-    """Say what the gate for unlike images flags."""
+def describe_novelty(novelty: NoveltyFigures) -> str:
+    """Say what the detector for unlike images flags."""
     return (
         f"An image at a distance above {format_number(novelty.threshold)} from the training images is flagged as "
         "unlike them, and not judged. Of the held-out images, which are alike, it flags "

@@ -18,8 +18,7 @@ from tests.challenger import add_challenger, add_labels_said
 from tests.savedmodels import add_model, add_report, evaluate
 from tests.stored import add_champion, score_images
 from training.evidence.probes import Verdict
-from training.lifecycle import promotion as gate
-from training.lifecycle import tracking
+from training.lifecycle import promotion, tracking
 from xray import console, extras
 from xray import models as command
 from xray.__main__ import run
@@ -88,7 +87,7 @@ def registry(home: Path) -> Path:
 
 def test_names_are_those_of_the_report() -> None:
     report = pytest.importorskip("training.report", reason="needs the train extra (Jinja)")
-    assert gate.REPORT_FILE == report.JSON_NAME
+    assert promotion.REPORT_FILE == report.JSON_NAME
     assert tracking.REPORT_NAMES == (report.PAGE_NAME, report.MARKDOWN_NAME, report.JSON_NAME)
 
 
@@ -255,9 +254,9 @@ def test_a_model_that_nobody_probed_is_not_called_ok(retrained: Path, models: Mo
 def test_a_model_that_came_into_service_while_this_one_was_looked_at_stays(
     registry: Path, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decide(*arguments: Any, **options: Any) -> gate.Decision:
+    def decide(*arguments: Any, **options: Any) -> promotion.PromotionDecision:
         promote(registry / "models", "v4")
-        return gate.decide(*arguments, **options)
+        return promotion.decide(*arguments, **options)
 
     monkeypatch.setattr(command, "decide", decide)
     done = models("promote", "v3")

@@ -234,7 +234,7 @@ def test_int8_is_calibrated_saved_and_served(
     with pytest.raises(SettingsError, match="precision 'int8' needs images to calibrate on"):
         featurizer.copy({featurizer.precision: "int8"}).transform(labelled)
     unread = spark.createDataFrame([(("", -1, -1, -1, -1, b""), 0.0), (None, 0.0)], labelled.schema)
-    small = featurizer.calibrate(unread.union(labelled), n_images=12)
+    small = featurizer.quantize(unread.union(labelled), n_images=12)
     assert small.getOrDefault("precision") == small.network.precision == "int8"
     assert featurizer.network.precision == "fp32", "the original stays as it is"
     small.save(str(tmp_path / "int8"))

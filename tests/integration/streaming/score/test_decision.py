@@ -104,7 +104,7 @@ class Judge:
 
 @pytest.fixture(scope="module")
 def images(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """A copy of the trained model that abstains and has a gate; images chosen by what it should say of them."""
+    """A copy of the trained model that abstains and has a detector; images chosen by what it should say of them."""
     judge = Judge(trained.folder)
     drawn = [(seed, place) for seed in range(_N_PATIENTS) for place in range(len(FINDINGS))]
     payloads = [draw_radiograph(1000 + seed, FINDINGS[place]) for seed, place in drawn]
@@ -112,7 +112,7 @@ def images(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Images
     truth = [trained.card.labels.index(FINDINGS[place]) for _, place in drawn]
     threshold = trained.card.threshold
     known = gather_outcomes(truth, judge.head.predict(features), patients, threshold=threshold)
-    decision = fit_decision(known, features, patients, threshold=threshold, abstain_share=0.2, gate_quantile=0.99)
+    decision = fit_decision(known, features, patients, threshold=threshold, abstain_share=0.2, novelty_quantile=0.99)
     assert decision.band is not None
 
     folder = tmp_path_factory.mktemp("decided") / "model"
@@ -127,8 +127,8 @@ def images(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Images
     )
     write_card(folder, card)
 
-    assert decision.gate is not None
-    covered, novel = decision.band.covers(known.probabilities[:, 1]), decision.gate.flags(features)
+    assert decision.detector is not None
+    covered, novel = decision.band.covers(known.probabilities[:, 1]), decision.detector.flags(features)
     decided = ~covered & ~novel
     clear = {label: payloads[_first(decided & (known.labels == place))] for place, label in enumerate(card.labels)}
     # The one that a consumer would take for a finding, were it diagnosed.
@@ -163,7 +163,7 @@ def test_only_what_the_model_knows_is_decided(spark: SparkSession, settings: Str
         jsonschema.validate(event, load_schema("prediction"))
         assert event["label"] in card.answers
     assert events["photo"]["label"] == "unlike_training"
-    # Without the gate it would have been a finding.
+    # Without the detector it would have been a finding.
     assert events["photo"]["probabilities"][card.positive_label] >= card.threshold  # type: ignore[index]
     assert events["near"]["label"] in card.labels
     assert {events[name]["label"] for name in images.clear} <= set(card.labels)
@@ -237,7 +237,7 @@ def test_tables_of_the_first_version_get_the_new_column(
     assert [row["flags"] for row in rows if row["event_id"] != "old"] == [["unlike_training"]] * 2
 
 
-def test_a_gate_that_does_not_fit_is_refused(
+def test_a_detector_that_does_not_fit_is_refused(
     spark: SparkSession, settings: StreamSettings, images: Images, tmp_path: Path
 ) -> None:
     card = images.trained.card
@@ -256,7 +256,7 @@ def test_a_gate_that_does_not_fit_is_refused(
     sealed: ModelCard = replace(card, sha256=hash_model_folder(tmp_path / "other"))
     write_card(tmp_path / "other", sealed)
     check_card(tmp_path / "other")
-    with pytest.raises(ModelLoadError, match="the gate is for 4 features, the network has 1280"):
+    with pytest.raises(ModelLoadError, match="the detector is for 4 features, the network has 1280"):
         load_model(tmp_path / "other")
 
 
@@ -285,7 +285,7 @@ def test_the_band_is_closed_below_and_open_above_and_novelty_comes_first(spark: 
     assert {(row["given"], row["novel"], row["reason"]): (row["label_name"], row["flags"]) for row in found} == wanted
 
 
-def test_a_gate_leaves_the_features_as_they_are(spark: SparkSession, images: Images, trained: Trained) -> None:
+def test_a_detector_leaves_the_features_as_they_are(spark: SparkSession, images: Images, trained: Trained) -> None:
     rows = [(name, astuple(decode_image(payload, origin=name).image)) for name, payload in images.all.items()]
     frame = spark.createDataFrame(rows, f"name string, image struct<{IMAGE_DDL}>")
     gated, plain = featurizer_of(load_model(images.trained.folder)), featurizer_of(load_model(trained.folder))

@@ -28,7 +28,7 @@ from training.lifecycle.retrain import retrain_model
 from training.model.abstain import Abstention
 from training.model.classifier import ClassifierSettings, Head
 from training.model.decision import Decision
-from training.model.novelty import fit_gate
+from training.model.novelty import fit_detector
 from training.model.regression import fit_regression
 from training.report import write_report
 
@@ -133,8 +133,8 @@ def test_labels_make_a_challenger_that_serves(spark: SparkSession, tmp_path: Pat
 
 def test_the_new_model_decides_as_the_old_one_does(spark: SparkSession, tmp_path: Path) -> None:
     some = np.random.default_rng(5).standard_normal((60, 3)).astype(np.float32)
-    gate = fit_gate(some, [f"p{number}" for number in range(60)], quantile=0.9)
-    card = add_champion(tmp_path, decision=Decision(AbstainBand(0.4, 0.6), gate))
+    detector = fit_detector(some, [f"p{number}" for number in range(60)], quantile=0.9)
+    card = add_champion(tmp_path, decision=Decision(AbstainBand(0.4, 0.6), detector))
     reports = tmp_path / "reports"
     evaluation = evaluate(card)
     nothing = evaluation.internal.figures["accuracy"]

@@ -26,7 +26,7 @@ from schemas.modelcard import (
     write_card,
 )
 from sparkdl.engine import novelty as serving
-from sparkdl.engine.novelty import StoredGate, find_gate, read_gate, write_gate
+from sparkdl.engine.novelty import StoredDetector, find_detector, read_detector, write_detector
 from sparkdl.transformers.batches import run_batches
 from training.figures.bootstrap import Outcomes, estimate_image_share, gather_outcomes
 from training.model.decision import (
@@ -37,7 +37,7 @@ from training.model.decision import (
     measure_decision,
     store_decision,
 )
-from training.model.novelty import fit_gate
+from training.model.novelty import fit_detector
 
 _N = 60
 _LENGTH = 24
@@ -62,7 +62,7 @@ def known() -> Outcomes:
 @pytest.fixture
 def decision() -> Decision:
     return fit_decision(
-        known(), make_features(0), patients(), threshold=0.5, abstain_share=0.2, gate_quantile=0.95, seed=1
+        known(), make_features(0), patients(), threshold=0.5, abstain_share=0.2, novelty_quantile=0.95, seed=1
     )
 
 
@@ -107,14 +107,14 @@ def test_a_needed_field_is_still_missed(card: ModelCard, tmp_path: Path) -> None
         read_card(tmp_path / "model")
 
 
-def test_band_and_gate_come_back_as_they_were_chosen(card: ModelCard, decision: Decision, tmp_path: Path) -> None:
+def test_band_and_detector_come_back_as_they_were_chosen(card: ModelCard, decision: Decision, tmp_path: Path) -> None:
     saved = save(tmp_path / "model", card, decision)
     found = read_card(tmp_path / "model")
     assert found == saved
     assert decision.band is not None
-    assert decision.gate is not None
+    assert decision.detector is not None
     assert found.abstain == AbstainBand(decision.band.low, decision.band.high)
-    assert found.novelty == Novelty(decision.gate.threshold, 0.95)
+    assert found.novelty == Novelty(decision.detector.threshold, 0.95)
     assert found.flags == (Flag.UNCERTAIN, Flag.UNLIKE_TRAINING)
     assert found.answers == ("normal", "opacities", "unlike_training")
 
@@ -137,7 +137,7 @@ def test_a_card_that_cannot_be_decided_with_is_refused(change: dict[str, Any], c
         read_card(tmp_path / "model")
 
 
-def test_the_gate_cannot_be_taken_away_or_changed(card: ModelCard, decision: Decision, tmp_path: Path) -> None:
+def test_the_detector_cannot_be_taken_away_or_changed(card: ModelCard, decision: Decision, tmp_path: Path) -> None:
     saved = save(tmp_path / "model", card, decision)
     for name in ("lost", "changed", "unsaid"):
         shutil.copytree(tmp_path / "model", tmp_path / name)
@@ -155,7 +155,7 @@ def test_the_gate_cannot_be_taken_away_or_changed(card: ModelCard, decision: Dec
         read_card(tmp_path / "unsaid")
 
 
-def test_a_gate_that_was_not_stored_is_missed(card: ModelCard, decision: Decision, tmp_path: Path) -> None:
+def test_a_detector_that_was_not_stored_is_missed(card: ModelCard, decision: Decision, tmp_path: Path) -> None:
     saved = save(tmp_path / "model", card, Decision())
     write_card(tmp_path / "model", replace(saved, novelty=decision.novelty))
     with pytest.raises(ModelLoadError, match="has no file"):
@@ -165,9 +165,9 @@ def test_a_gate_that_was_not_stored_is_missed(card: ModelCard, decision: Decisio
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_stored_gate_says_what_the_fitted_one_says(decision: Decision, tmp_path: Path) -> None:
+def test_a_stored_detector_says_what_the_fitted_one_says(decision: Decision, tmp_path: Path) -> None:
     store_decision(tmp_path, decision)
-    stored, fitted = read_gate(tmp_path / NOVELTY_FILE), decision.gate
+    stored, fitted = read_detector(tmp_path / NOVELTY_FILE), decision.detector
     assert fitted is not None
     assert stored.threshold == fitted.threshold
     seen = np.concatenate([make_features(7), make_features(8, centre=-5.0)])
@@ -179,11 +179,11 @@ def test_a_stored_gate_says_what_the_fitted_one_says(decision: Decision, tmp_pat
     assert stored.flags(np.full((1, _LENGTH), np.nan, np.float32)).all()
 
 
-def test_the_same_gate_is_the_same_file(decision: Decision, tmp_path: Path) -> None:
+def test_the_same_detector_is_the_same_file(decision: Decision, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         store_decision(tmp_path / name, decision)
-    first, second = (read_gate(tmp_path / name / NOVELTY_FILE) for name in ("a", "b"))
+    first, second = (read_detector(tmp_path / name / NOVELTY_FILE) for name in ("a", "b"))
     assert first.sha256 == second.sha256
     store_decision(tmp_path, Decision())
     assert not (tmp_path / NOVELTY_FILE).exists()
@@ -206,43 +206,43 @@ def _whole(**change: Any) -> dict[str, Any]:
         {"references": np.ones((3, 4), np.float32)},
     ],
 )
-def test_a_file_that_is_no_gate_is_refused(arrays: dict[str, Any], tmp_path: Path) -> None:
-    write_gate(tmp_path / NOVELTY_FILE, arrays)
+def test_a_file_that_is_no_detector_is_refused(arrays: dict[str, Any], tmp_path: Path) -> None:
+    write_detector(tmp_path / NOVELTY_FILE, arrays)
     with pytest.raises(ModelLoadError, match=NOVELTY_FILE):
-        read_gate(tmp_path / NOVELTY_FILE)
+        read_detector(tmp_path / NOVELTY_FILE)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut off"])
 def test_junk_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / NOVELTY_FILE).write_bytes(content)
     with pytest.raises(ModelLoadError, match="cannot read"):
-        read_gate(tmp_path / NOVELTY_FILE)
+        read_detector(tmp_path / NOVELTY_FILE)
 
 
 class _Executed:
     def __reduce__(self) -> Any:
-        return pytest.fail, ("a gate's file was executed",)
+        return pytest.fail, ("a detector's file was executed",)
 
 
 def test_nothing_in_the_file_is_executed(tmp_path: Path) -> None:
     np.savez(tmp_path / NOVELTY_FILE, **_whole(threshold=np.array([_Executed()], dtype=object)))
     with pytest.raises(ModelLoadError, match="cannot read"):
-        read_gate(tmp_path / NOVELTY_FILE)
+        read_detector(tmp_path / NOVELTY_FILE)
     (tmp_path / NOVELTY_FILE).write_bytes(pickle.dumps(_Executed()))
     with pytest.raises(ModelLoadError, match="cannot read"):
-        read_gate(tmp_path / NOVELTY_FILE)
+        read_detector(tmp_path / NOVELTY_FILE)
 
 
-def test_a_worker_keeps_two_gates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_gates", {})
+def test_a_worker_keeps_two_detectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_detectors", {})
     loaded: list[str] = []
 
-    def ask(sha256: str) -> StoredGate:
-        def load() -> StoredGate:
+    def ask(sha256: str) -> StoredDetector:
+        def load() -> StoredDetector:
             loaded.append(sha256)
-            return StoredGate(np.ones((1, 2), np.float32), 0.1, sha256)
+            return StoredDetector(np.ones((1, 2), np.float32), 0.1, sha256)
 
-        return find_gate(sha256, load)
+        return find_detector(sha256, load)
 
     assert ask("a") is ask("a")
     ask("b")
@@ -258,7 +258,7 @@ def test_a_worker_keeps_two_gates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_chosen_unless_asked() -> None:
     found = fit_decision(None, make_features(0), patients(), threshold=0.5)
-    assert (found.band, found.gate, found.abstain, found.novelty, found.describe()) == (None, None, None, None, "")
+    assert (found.band, found.detector, found.abstain, found.novelty, found.describe()) == (None, None, None, None, "")
     assert measure_decision(found, known(), make_features(0)) == (None, None)
 
 
@@ -267,17 +267,17 @@ def test_a_decision_is_measured_on_other_images(decision: Decision) -> None:
     assert abstention is not None
     assert novelty is not None
     assert abstention.share.value == pytest.approx(0.2, abs=0.02)
-    assert novelty.threshold == decision.gate.threshold  # type: ignore[union-attr]
+    assert novelty.threshold == decision.detector.threshold  # type: ignore[union-attr]
     assert 0 <= novelty.flagged.value < 0.4
 
 
-def test_the_gates_figures_are_given_with_and_without(decision: Decision) -> None:
+def test_the_detectors_figures_are_given_with_and_without(decision: Decision) -> None:
     outcomes, features = known(), make_features(9)
     features[:30] = 0  # unlike everything
     _, novelty = measure_decision(decision, outcomes, features)
     assert novelty is not None
-    assert decision.gate is not None
-    flagged = decision.gate.flags(features)
+    assert decision.detector is not None
+    flagged = decision.detector.flags(features)
     assert flagged[:30].all()
     right = outcomes.predictions == outcomes.labels
     assert novelty.all_images["accuracy"].value == pytest.approx(right.mean())
@@ -291,10 +291,10 @@ def test_shares_of_images_are_those_of_patients(decision: Decision) -> None:
     assert abstention is not None
     assert novelty is not None
     assert decision.band is not None
-    assert decision.gate is not None
+    assert decision.detector is not None
     inside = decision.band.covers(outcomes.probabilities[:, 1])
     assert abstention.share == estimate_image_share(inside, outcomes.patients, n_resamples=500)
-    assert novelty.flagged == estimate_image_share(decision.gate.flags(features), outcomes.patients)
+    assert novelty.flagged == estimate_image_share(decision.detector.flags(features), outcomes.patients)
     assert outcomes.n_patients < outcomes.labels.size
 
 
@@ -304,7 +304,7 @@ def test_images_are_flagged_as_the_stream_flags_them(decision: Decision) -> None
     features = make_features(0)[:4]
     features[3] = 0  # unlike everything
     scores = np.array([low, high, (low + high) / 2, low])
-    flags = flag_images(replace(decision, gate=None), scores, features)
+    flags = flag_images(replace(decision, detector=None), scores, features)
     assert flags == ((Flag.UNCERTAIN,), (), (Flag.UNCERTAIN,), (Flag.UNCERTAIN,))
     assert flag_images(decision, scores, features)[3] == (Flag.UNLIKE_TRAINING,)
     assert flag_images(Decision(), scores, features) == ((), (), (), ())
@@ -312,8 +312,8 @@ def test_images_are_flagged_as_the_stream_flags_them(decision: Decision) -> None
 
 
 def test_a_decision_is_said_in_words() -> None:
-    gate = fit_gate(make_features(0), patients(), quantile=0.99)
-    words = Decision(AbstainBand(0.41234, 0.6), gate).describe()
+    detector = fit_detector(make_features(0), patients(), quantile=0.99)
+    words = Decision(AbstainBand(0.41234, 0.6), detector).describe()
     assert words == "; undecided from 0.4123 to 0.6; not judged where less like the training images than 0.99 of them"
 
 
@@ -323,20 +323,20 @@ def test_a_decision_is_said_in_words() -> None:
         (2, {"abstain_share": 0.0}),
         (2, {"abstain_share": 0.6}),
         (3, {"abstain_share": 0.1}),
-        (2, {"gate_quantile": 1.0}),
-        (2, {"gate_quantile": 0.0}),
+        (2, {"novelty_quantile": 1.0}),
+        (2, {"novelty_quantile": 0.0}),
     ],
 )
 def test_wishes_out_of_range_are_refused(n_classes: int, wish: dict[str, float]) -> None:
     with pytest.raises(SettingsError):
-        check_decision(n_classes, **{"abstain_share": None, "gate_quantile": None, **wish})
+        check_decision(n_classes, **{"abstain_share": None, "novelty_quantile": None, **wish})
 
 
-def test_a_band_needs_a_threshold_and_a_gate_images() -> None:
+def test_a_band_needs_a_threshold_and_a_detector_images() -> None:
     with pytest.raises(SettingsError, match="two classes and their threshold"):
         fit_decision(None, make_features(0), patients(), threshold=0.5, abstain_share=0.1)
     with pytest.raises(DatasetError, match="cannot be chosen: 10 images of 5 patients"):
-        fit_decision(None, make_features(0, 10), patients(10), threshold=0.5, gate_quantile=0.99)
+        fit_decision(None, make_features(0, 10), patients(10), threshold=0.5, novelty_quantile=0.99)
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------
@@ -354,13 +354,13 @@ class _Engine:
 @pytest.mark.parametrize("size", [1, 3, _N])
 def test_an_answer_does_not_depend_on_its_neighbours(size: int, decision: Decision, tmp_path: Path) -> None:
     store_decision(tmp_path, decision)
-    gate = read_gate(tmp_path / NOVELTY_FILE)
+    detector = read_detector(tmp_path / NOVELTY_FILE)
     features = np.concatenate([make_features(7), make_features(8, centre=-5.0)])
     seen = [*features.tolist(), None]
     batches = [pa.array(seen[start : start + size]) for start in range(0, len(seen), size)]
     read = lambda value, _network: np.array(value, np.float32)  # noqa: E731
-    found = [row for batch in run_batches(iter(batches), _Engine(), read, gate.flags) for row in batch.to_pylist()]
-    alone = [bool(gate.flags(row[None])[0]) for row in features]
+    found = [row for batch in run_batches(iter(batches), _Engine(), read, detector.flags) for row in batch.to_pylist()]
+    alone = [bool(detector.flags(row[None])[0]) for row in features]
     assert [row["novel"] for row in found] == [*alone, None]
     assert len(set(alone)) > 1
     without = [row for batch in run_batches(iter(batches), _Engine(), read) for row in batch.to_pylist()]
@@ -373,14 +373,14 @@ def test_an_image_at_the_threshold_does_not_depend_on_its_neighbours() -> None:
     references = np.abs(rng.normal(0, 1, (300, 1280))).astype(np.float32)
     references /= np.linalg.norm(references, axis=1, keepdims=True)
     seen = np.abs(rng.normal(0, 1, (64, 1280))).astype(np.float32)
-    gate = StoredGate(references, 0.0, "")
-    together = gate.measure_distances(seen)
-    alone = np.array([gate.measure_distances(row[None])[0] for row in seen])
+    detector = StoredDetector(references, 0.0, "")
+    together = detector.measure_distances(seen)
+    alone = np.array([detector.measure_distances(row[None])[0] for row in seen])
     assert (together != alone).any(), "rounding differs, or there is nothing to test"
     # At each image's own distance, the last digit decides.
     for place, distance in enumerate(alone):
-        assert not StoredGate(references, float(distance), "").flags(seen)[place]
-        assert StoredGate(references, float(np.nextafter(distance, 0)), "").flags(seen)[place]
+        assert not StoredDetector(references, float(distance), "").flags(seen)[place]
+        assert StoredDetector(references, float(np.nextafter(distance, 0)), "").flags(seen)[place]
 
 
 # --- the message ------------------------------------------------------------------------------------------------------

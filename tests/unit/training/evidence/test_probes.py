@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from training.data.summary import ImageSummary, summarize_image
-from training.evidence.probes import Probe, Verdict, judge, predict_out_of_fold, run_probes
+from training.evidence.probes import Probe, Verdict, give_verdict, predict_probe, run_probes
 from training.figures.bootstrap import Estimate
 from xray.phantom import generate_radiograph
 
@@ -73,15 +73,15 @@ def test_nothing_planted_is_near_chance_and_ok(radiographs: list[np.ndarray]) ->
     probes = run_probes(_summaries(radiographs, rng.integers(30_000, 50_000, N_IMAGES).tolist()), LABELS, PATIENTS)
     assert [probe.name for probe in probes] == ["thumbnail", "borders", "corners", "metadata"]
     assert all(probe.auroc.low < 0.6 for probe in probes), _aurocs(probes)
-    assert judge(0.95, probes) == Verdict("ok", ())
+    assert give_verdict(0.95, probes) == Verdict("ok", ())
 
 
 def test_without_a_measured_probe_of_the_label_nothing_is_known() -> None:
     nan = Estimate(math.nan, math.nan, math.nan, "not measured")
     unmeasured = [Probe(name, "label", nan, 5) for name in ("thumbnail", "borders")]
-    assert judge(0.95, []).verdict == "unknown"
-    assert judge(0.95, [*unmeasured, _probe("source_from_thumbnail", 0.5)]).verdict == "unknown"
-    assert judge(0.95, [*unmeasured, _probe("corners", 0.5)]).verdict == "ok"
+    assert give_verdict(0.95, []).verdict == "unknown"
+    assert give_verdict(0.95, [*unmeasured, _probe("source_from_thumbnail", 0.5)]).verdict == "unknown"
+    assert give_verdict(0.95, [*unmeasured, _probe("corners", 0.5)]).verdict == "ok"
 
 
 @pytest.mark.parametrize("darker", [False, True])
@@ -90,7 +90,7 @@ def test_a_corner_marker_is_found_by_the_corners(radiographs: list[np.ndarray], 
     images = [_marked(p, rng, darker=darker) if label else p for p, label in zip(radiographs, LABELS, strict=True)]
     probes = run_probes(_summaries(images), LABELS, PATIENTS)
     assert _aurocs(probes)["corners"] > 0.85
-    verdict = judge(0.99, probes)
+    verdict = give_verdict(0.99, probes)
     assert verdict.verdict == "confounded"
     assert any("corners" in reason for reason in verdict.reasons)
 
@@ -99,7 +99,7 @@ def test_a_frame_is_found_by_the_borders(radiographs: list[np.ndarray]) -> None:
     images = [np.pad(p[8:-8, 8:-8], 8) if label else p for p, label in zip(radiographs, LABELS, strict=True)]
     probes = run_probes(_summaries(images), LABELS, PATIENTS)
     assert _aurocs(probes)["borders"] > 0.9
-    assert judge(0.99, probes).verdict == "confounded"
+    assert give_verdict(0.99, probes).verdict == "confounded"
 
 
 def test_brightness_is_found_by_the_thumbnail(radiographs: list[np.ndarray]) -> None:
@@ -112,7 +112,7 @@ def test_file_size_is_found_by_metadata_alone(radiographs: list[np.ndarray]) -> 
     sizes = [int(rng.integers(40_000, 50_000) * (1.5 if label else 1)) for label in LABELS]
     probes = run_probes(_summaries(radiographs, sizes), LABELS, PATIENTS)
     assert _aurocs(probes)["metadata"] > 0.95
-    assert len(judge(0.99, probes).reasons) == 1
+    assert len(give_verdict(0.99, probes).reasons) == 1
 
 
 def test_source_that_is_the_label_is_confounded(radiographs: list[np.ndarray]) -> None:
@@ -124,7 +124,7 @@ def test_source_that_is_the_label_is_confounded(radiographs: list[np.ndarray]) -
     assert found["source"] == 1
     assert found["source_from_thumbnail"] > 0.9
     assert found["source_from_features"] < 0.7
-    assert any("name of the source" in reason for reason in judge(0.99, probes).reasons)
+    assert any("name of the source" in reason for reason in give_verdict(0.99, probes).reasons)
 
 
 def test_one_source_has_no_source_probes(radiographs: list[np.ndarray]) -> None:
@@ -145,7 +145,7 @@ def test_too_few_patients_give_a_note_and_no_verdict_against_the_model(radiograp
     for n_images, message in ((4, "a label has 2 patients, wanted 4"), (1, "one label"), (0, "one label")):
         probes = run_probes(_summaries(radiographs[:n_images], [1] * n_images), LABELS[:n_images], PATIENTS[:n_images])
         assert all(math.isnan(probe.auroc.value) and message in probe.auroc.note for probe in probes)
-        verdict = judge(0.9, probes)
+        verdict = give_verdict(0.9, probes)
         assert (verdict.verdict, len(verdict.notes)) == ("unknown", 4)
 
 
@@ -166,8 +166,8 @@ def test_patients_are_never_on_both_sides_of_a_fold() -> None:
     patients = np.repeat(np.arange(40), 5)
     labels = np.repeat(rng.permutation(40) % 2, 5)
     values = rng.normal(size=(40, 60))[patients] + 0.01 * rng.normal(size=(200, 60))
-    told = metrics.roc_auc_score(labels, predict_out_of_fold(values, labels, patients.astype(str).tolist())[:, 1])
-    leaky = predict_out_of_fold(values, labels, [str(index) for index in range(200)])
+    told = metrics.roc_auc_score(labels, predict_probe(values, labels, patients.astype(str).tolist())[:, 1])
+    leaky = predict_probe(values, labels, [str(index) for index in range(200)])
     assert told < 0.7
     assert metrics.roc_auc_score(labels, leaky[:, 1]) > 0.99
 
@@ -196,31 +196,33 @@ def _probe(name: str, value: float, *, half_width: float = 0.05, classes: tuple[
     ],
 )
 def test_rule_for_one_probe(name: str, value: float, model: float, verdict: str) -> None:
-    found = judge(model, [_probe(name, value)])
+    found = give_verdict(model, [_probe(name, value)])
     assert found.verdict == verdict
     assert len(found.reasons) == (verdict == "confounded")
 
 
 def test_reasons_carry_both_figures() -> None:
-    (reason,) = judge(0.98, [_probe("corners", 0.9)]).reasons
+    (reason,) = give_verdict(0.98, [_probe("corners", 0.9)]).reasons
     assert "0.900 (0.850-0.950), the model with 0.980" in reason
 
 
 def test_source_counts_only_where_images_betray_it() -> None:
     source = _probe("source", 0.9)
     hidden = [_probe("source_from_thumbnail", 0.52), _probe("source_from_features", 0.55)]
-    assert judge(0.95, [source]).verdict == "confounded"
-    assert judge(0.95, [source, _probe("source_from_thumbnail", 0.52), _probe("source_from_features", 0.9)]).reasons
-    found = judge(0.95, [source, *hidden])
+    assert give_verdict(0.95, [source]).verdict == "confounded"
+    assert give_verdict(
+        0.95, [source, _probe("source_from_thumbnail", 0.52), _probe("source_from_features", 0.9)]
+    ).reasons
+    found = give_verdict(0.95, [source, *hidden])
     assert found.verdict == "ok"
     assert "do not betray it" in found.notes[0]
 
 
 def test_source_seen_in_the_image_is_harmless_where_it_says_nothing_of_the_label() -> None:
-    assert judge(0.9, [_probe("source", 0.55), _probe("source_from_thumbnail", 0.99)]).verdict == "ok"
+    assert give_verdict(0.9, [_probe("source", 0.55), _probe("source_from_thumbnail", 0.99)]).verdict == "ok"
 
 
 def test_one_class_of_many_that_is_a_source_is_confounded() -> None:
     classes = (0.55, 0.55, 0.6, 0.6, 1.0)
-    assert judge(0.95, [_probe("source", 0.66, classes=classes)]).verdict == "confounded"
-    assert judge(0.95, [_probe("source", 0.66, classes=(0.6, 0.6, 0.6, 0.7, 0.8))]).verdict == "ok"
+    assert give_verdict(0.95, [_probe("source", 0.66, classes=classes)]).verdict == "confounded"
+    assert give_verdict(0.95, [_probe("source", 0.66, classes=(0.6, 0.6, 0.6, 0.7, 0.8))]).verdict == "ok"

@@ -1,4 +1,4 @@
-"""Calibration is told and mended on other images, the band and the gate hold what was asked for."""
+"""Calibration is told and mended on other images, the band and the detector hold what was asked for."""
 
 import math
 import warnings
@@ -12,7 +12,7 @@ from training.figures.bootstrap import Outcomes, gather_outcomes
 from training.figures.calibration import measure_calibration
 from training.figures.measure import measure
 from training.model.abstain import choose_abstain_band, measure_abstention
-from training.model.novelty import fit_gate
+from training.model.novelty import fit_detector
 from training.model.probability import Calibrator, calibrate, fit_calibrator
 
 linear_model = pytest.importorskip("sklearn.linear_model", reason="needs the train extra (scikit-learn)")
@@ -248,7 +248,7 @@ def test_impossible_bands_are_refused(validation: Outcomes) -> None:
         choose_abstain_band(gather_outcomes([], np.zeros((0, 2)), []), threshold=0.5, share=0.1)
 
 
-# --- novelty gate
+# --- novelty detector
 
 
 def _features(n: int, seed: int, *, shift: float = 0.0) -> np.ndarray:
@@ -264,52 +264,52 @@ def _patients(n: int) -> list[str]:
     return [f"p{index}" for index in range(n)]
 
 
-def test_gate_accepts_the_stated_share_of_new_patients() -> None:
-    gate = fit_gate(_features(800, 1), _patients(800), quantile=0.95)
-    assert gate.flags(_features(1000, 2)).mean() == pytest.approx(0.05, abs=0.025)
+def test_detector_accepts_the_stated_share_of_new_patients() -> None:
+    detector = fit_detector(_features(800, 1), _patients(800), quantile=0.95)
+    assert detector.flags(_features(1000, 2)).mean() == pytest.approx(0.05, abs=0.025)
 
 
-def test_gate_flags_what_is_unlike() -> None:
-    gate = fit_gate(_features(400, 1), _patients(400))
-    assert gate.flags(_features(100, 3, shift=15)).all()
-    assert gate.flags(np.random.default_rng(0).uniform(0, 5, (100, 200))).mean() > 0.95
+def test_detector_flags_what_is_unlike() -> None:
+    detector = fit_detector(_features(400, 1), _patients(400))
+    assert detector.flags(_features(100, 3, shift=15)).all()
+    assert detector.flags(np.random.default_rng(0).uniform(0, 5, (100, 200))).mean() > 0.95
 
 
-def test_gate_does_not_count_a_patient_s_own_images() -> None:
+def test_detector_does_not_count_a_patient_s_own_images() -> None:
     """Ten near-copies of each patient: with them as neighbours no new patient would be accepted."""
     rng = np.random.default_rng(5)
     features = np.repeat(_features(60, 1), 10, axis=0) + rng.normal(0, 0.01, (600, 200)).astype(np.float32)
-    grouped = fit_gate(features, [f"p{index // 10}" for index in range(600)])
-    apart = fit_gate(features, _patients(600))
+    grouped = fit_detector(features, [f"p{index // 10}" for index in range(600)])
+    apart = fit_detector(features, _patients(600))
     new = _features(200, 9)
     assert grouped.flags(new).mean() < 0.3
     assert apart.flags(new).mean() > 0.9
 
 
-def test_gate_keeps_a_bounded_number_of_references() -> None:
-    gate = fit_gate(_features(600, 1), _patients(600), max_references=100, quantile=0.9)
-    assert gate.references.shape == (100, 200)
-    assert gate.references.dtype == np.float32
-    assert gate.flags(_features(500, 2)).mean() == pytest.approx(0.1, abs=0.05)
+def test_detector_keeps_a_bounded_number_of_references() -> None:
+    detector = fit_detector(_features(600, 1), _patients(600), max_references=100, quantile=0.9)
+    assert detector.references.shape == (100, 200)
+    assert detector.references.dtype == np.float32
+    assert detector.flags(_features(500, 2)).mean() == pytest.approx(0.1, abs=0.05)
 
 
-def test_gate_flags_numbers_that_are_none() -> None:
-    gate = fit_gate(_features(100, 1), _patients(100))
+def test_detector_flags_numbers_that_are_none() -> None:
+    detector = fit_detector(_features(100, 1), _patients(100))
     features = _features(3, 2)
     features[0], features[1, 5] = 0, np.nan
-    assert gate.flags(features)[:2].tolist() == [True, True]
+    assert detector.flags(features)[:2].tolist() == [True, True]
 
 
-def test_a_seed_gives_one_gate() -> None:
-    first, second = (fit_gate(_features(300, 1), _patients(300), max_references=50, seed=3) for _ in range(2))
+def test_a_seed_gives_one_detector() -> None:
+    first, second = (fit_detector(_features(300, 1), _patients(300), max_references=50, seed=3) for _ in range(2))
     np.testing.assert_array_equal(first.references, second.references)
     assert first.threshold == second.threshold
 
 
-def test_gates_that_cannot_be_fitted_are_refused() -> None:
+def test_detectors_that_cannot_be_fitted_are_refused() -> None:
     with pytest.raises(ValueError, match="5 images of 5 patients, expected 20 of 6 or more"):
-        fit_gate(_features(5, 1), _patients(5))
+        fit_detector(_features(5, 1), _patients(5))
     with pytest.raises(ValueError, match="50 images of 1 patients"):
-        fit_gate(_features(50, 1), ["same"] * 50)
+        fit_detector(_features(50, 1), ["same"] * 50)
     with pytest.raises(ValueError, match="quantile is 1"):
-        fit_gate(_features(50, 1), _patients(50), quantile=1)
+        fit_detector(_features(50, 1), _patients(50), quantile=1)

@@ -20,7 +20,7 @@ from tests.savedmodels import as_json, evaluate
 from tests.stored import NO_CARD, add_champion, score_images
 from training.data.labelfile import Confirmation
 from training.data.labelstable import record_labels
-from training.evidence.judge import load_served
+from training.evidence.evaluator import load_served
 from training.features.stored import StoredSet, read_stored
 from training.figures.bootstrap import estimate_image_share
 from training.figures.measure import measure
@@ -37,7 +37,7 @@ from training.lifecycle.retrain import (
 )
 from training.model.classifier import PAPER, ClassifierSettings, Head, predict_rows
 from training.model.decision import Decision
-from training.model.novelty import fit_gate
+from training.model.novelty import fit_detector
 from training.model.regression import fit_regression
 from training.report.words import describe_copies, describe_left_out, describe_patients
 from xray import console
@@ -205,14 +205,14 @@ def test_its_data_are_told_as_they_are() -> None:
     assert describe_left_out(data) == "3 images that are not in the archive were left out."
 
 
-def test_the_gates_figures_are_given_with_and_without() -> None:
+def test_the_detectors_figures_are_given_with_and_without() -> None:
     work = work_on()
     rows = np.flatnonzero(~work.held_out)
-    gate = fit_gate(work.stored.features[rows], work.stored.patients[rows].tolist(), quantile=0.8)
+    detector = fit_detector(work.stored.features[rows], work.stored.patients[rows].tolist(), quantile=0.8)
     outcomes = work.ask(Head(np.ones((1, 6)), np.array([-3.0])), 0.5)
-    found = work.measure_novelty(Decision(None, gate), outcomes, measure(outcomes))
+    found = work.measure_novelty(Decision(None, detector), outcomes, measure(outcomes))
     assert found is not None
-    flagged = gate.flags(work.stored.features[work.held_out])
+    flagged = detector.flags(work.stored.features[work.held_out])
     assert 0 < flagged.sum() < flagged.size
     assert found.judged["accuracy"].value == pytest.approx(
         (outcomes.predictions == outcomes.labels)[~flagged].mean(), abs=1e-12

@@ -20,14 +20,14 @@ from tests.challenger import AS_SCORED, add_challenger, add_labels_said
 from tests.stored import FIRST_DAY, LABELS, Scored, add_champion, score_images
 from training.data.labelfile import Confirmation
 from training.data.labelstable import record_labels
-from training.evidence.judge import IMAGES_FILE
+from training.evidence.evaluator import IMAGES_FILE
 from training.figures.bootstrap import gather_outcomes
 from training.figures.compare import compare
 from training.lifecycle.shadow import QUANTILES, Pair, Shadow, compare_shadow
 from training.lifecycle.shadowpage import JSON_NAME, MARKDOWN_NAME, list_remarks, list_tables, write_shadow
 from training.model.classifier import Head
 from training.model.decision import Decision
-from training.model.novelty import NoveltyGate
+from training.model.novelty import NoveltyDetector
 
 OTHER = (0.5, 1.0, 0.0)  # looks at what it should not, too
 
@@ -174,13 +174,13 @@ def test_images_without_a_whole_vector_are_left_out_and_counted(tmp_path: Path, 
 
 def test_images_that_a_model_does_not_judge_are_counted_apart(tmp_path: Path, card: ModelCard) -> None:
     scored = score_images(tmp_path, card, 400)
-    old = replace(card, novelty=Decision(gate=NoveltyGate(np.eye(3, dtype=np.float32), 0.5, 0.9)).novelty)
+    old = replace(card, novelty=Decision(detector=NoveltyDetector(np.eye(3, dtype=np.float32), 0.5, 0.9)).novelty)
     add_labels_said(tmp_path, unlike=frozenset(scored.digests[:10]))
     # Distance 1 less the mean cosine to the two: large where the last feature outweighs the others.
-    gate = NoveltyGate(np.eye(3, dtype=np.float32)[:2], 0.9, 0.9)
-    rival = add_challenger(tmp_path, card, coefficients=OTHER, decision=Decision(AbstainBand(0.4, 0.6), gate))
+    detector = NoveltyDetector(np.eye(3, dtype=np.float32)[:2], 0.9, 0.9)
+    rival = add_challenger(tmp_path, card, coefficients=OTHER, decision=Decision(AbstainBand(0.4, 0.6), detector))
     found = look(tmp_path, old, rival)
-    novel = gate.flags(scored.features)
+    novel = detector.flags(scored.features)
     assert 20 < novel.sum() < 200
     assert found.n_unlike == Pair(10, int(novel.sum()))
     judged = ~novel & (np.arange(400) >= 10)

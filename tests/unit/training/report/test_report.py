@@ -17,7 +17,7 @@ from PIL import Image
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DependencyError
 from training.evidence.evaluation import DataSummary, Evaluation, Mistake, Provenance, SetFigures, Side, Variant
-from training.evidence.probes import Probe, judge
+from training.evidence.probes import Probe, give_verdict
 from training.figures.bootstrap import Estimate, Outcomes, estimate_share, gather_outcomes
 from training.figures.calibration import measure_calibration
 from training.figures.compare import Comparison, compare, measure_groups
@@ -26,7 +26,7 @@ from training.figures.measure import count_confusion, measure, weighted_metrics
 from training.figures.prevalence import predict_values
 from training.model.abstain import choose_abstain_band, measure_abstention
 from training.model.material import Candidate
-from training.model.novelty import Novelty
+from training.model.novelty import NoveltyFigures
 from training.model.probability import calibrate, fit_calibrator
 from training.report import render_markdown, render_page, words, write_report
 
@@ -136,7 +136,7 @@ def confounded() -> Evaluation:
     auroc = internal.figures["auroc"].value
     sources = ["kaggle" if label == 0 else "ieee8023" for label in outcomes.labels.tolist()]
     return Evaluation(
-        verdict=judge(auroc, probes),
+        verdict=give_verdict(auroc, probes),
         provenance=_provenance(),
         data=_data(labels, ("ieee8023", "kaggle"), ((0, 196), (144, 0))),
         metrics=weighted_metrics(count_confusion(outcomes)),
@@ -178,7 +178,7 @@ def complete() -> Evaluation:
     sources = np.random.default_rng(7).choice(["north", "south", ""], decided.labels.size).tolist()
     of_calibrated = measure_calibration(calibrated, n_resamples=N_RESAMPLES)
     return Evaluation(
-        verdict=judge(internal.figures["auroc"].value, probes),
+        verdict=give_verdict(internal.figures["auroc"].value, probes),
         provenance=_provenance(procedure="tuned, calibrated, operating point at sensitivity 0.95"),
         data=_data(labels, ("", "north", "south"), ((210, 180), (540, 320), (410, 340))),
         metrics=weighted_metrics(count_confusion(decided)),
@@ -202,7 +202,9 @@ def complete() -> Evaluation:
         ),
         operating_point=point,
         abstention=measure_abstention(decided, band, n_resamples=N_RESAMPLES),
-        novelty=Novelty(0.2134, estimate_share(7, 600), _measure(decided.take(np.arange(600) >= 7)), _measure(decided)),
+        novelty=NoveltyFigures(
+            0.2134, estimate_share(7, 600), _measure(decided.take(np.arange(600) >= 7)), _measure(decided)
+        ),
         candidates=(
             Candidate("EfficientNetLite0, C = 0.1", Estimate(0.921, 0.90, 0.94), False),
             Candidate("EfficientNetLite0, C = 1", Estimate(0.934, 0.915, 0.95), True),
@@ -222,7 +224,7 @@ def three_classes() -> Evaluation:
     probes = (_probe("thumbnail", 0.60), _probe("borders", 0.52), _probe("corners", 0.53), _probe("metadata", 0.50))
     data = _data(labels, ("kermany",), ((500, 480, 520),))
     return Evaluation(
-        verdict=judge(internal.figures["auroc"].value, probes),
+        verdict=give_verdict(internal.figures["auroc"].value, probes),
         provenance=_provenance(),
         data=replace(data, patient_ids_known=False, failed=(), exact_copies=0, near_copies=0, copies=()),
         metrics=weighted_metrics(count_confusion(outcomes)),
@@ -246,7 +248,7 @@ def nearly_empty() -> Evaluation:
     probes = tuple(Probe(name, "label", NAN, 5) for name in ("thumbnail", "borders", "corners", "metadata"))
     internal = _set("held-out patients", "internal", outcomes, labels)
     return Evaluation(
-        verdict=judge(internal.figures["auroc"].value, probes),
+        verdict=give_verdict(internal.figures["auroc"].value, probes),
         provenance=_provenance(),
         data=replace(_data(labels, ("",), ((20, 0),)), copies=(), exact_copies=0, near_copies=0),
         metrics={},

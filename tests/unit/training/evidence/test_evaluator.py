@@ -15,7 +15,7 @@ from schemas.modelcard import AbstainBand, ModelCard, hash_model_folder, write_c
 from tests.stored import NO_CARD, add_champion
 from training.data.dataset import Dataset, Sample
 from training.data.duplicates import DuplicatePair
-from training.evidence.judge import IMAGES_FILE, _Judge, load_served, name_served, read_external
+from training.evidence.evaluator import IMAGES_FILE, _Evaluator, load_served, name_served, read_external
 from training.features.extract import ImageFacts
 from training.figures.bootstrap import Estimate
 from training.figures.curves import OperatingPoint
@@ -23,7 +23,7 @@ from training.model.classifier import PAPER, Head
 from training.model.decision import Decision
 from training.model.fit import _list_held_out
 from training.model.material import Fitted, Material, Procedure, Step, TrainingResult
-from training.model.novelty import NoveltyGate
+from training.model.novelty import NoveltyDetector
 from training.model.probability import Calibrator
 
 
@@ -82,9 +82,9 @@ N_IMAGES = 200
 NOTHING = Estimate(0.9, 0.8, 0.95)
 
 
-def judge_of(
+def evaluator_of(
     *, procedure: Procedure | None = None, threshold: float = 0.5, calibrator: Calibrator | None = None
-) -> _Judge:
+) -> _Evaluator:
     """A model of 200 images in two wards, of which every third is held out."""
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 2, N_IMAGES)
@@ -119,15 +119,17 @@ def judge_of(
         fitted=fitted,
     )
     spark: Any = None
-    return _Judge(spark, result, 0, None, lambda *_: None)
+    return _Evaluator(spark, result, 0, None, lambda *_: None)
 
 
 def test_a_source_that_was_left_out_is_decided_on_as_the_rest_is() -> None:
-    plain, _ = judge_of().leave_sources_out()
+    plain, _ = evaluator_of().leave_sources_out()
     tuned = Procedure(tune=True, calibrate=True, sensitivity=0.95)
-    low, _ = judge_of(procedure=tuned, threshold=0.2).leave_sources_out()
+    low, _ = evaluator_of(procedure=tuned, threshold=0.2).leave_sources_out()
     # A calibrator that says 0.2 where the classifier says 0.5 takes the threshold's effect away.
-    shifted, _ = judge_of(threshold=0.2, calibrator=Calibrator("platt", 1.0, float(np.log(0.25)))).leave_sources_out()
+    shifted, _ = evaluator_of(
+        threshold=0.2, calibrator=Calibrator("platt", 1.0, float(np.log(0.25)))
+    ).leave_sources_out()
     for before, after, both in zip(plain, low, shifted, strict=True):
         assert after.figures["sensitivity"].value > before.figures["sensitivity"].value + 0.1
         assert after.figures["auroc"] == before.figures["auroc"]
@@ -138,51 +140,51 @@ def test_a_source_that_was_left_out_is_decided_on_as_the_rest_is() -> None:
 
 
 def test_copies_with_different_labels_are_counted() -> None:
-    judge = judge_of()
-    material = judge.material
+    evaluator = evaluator_of()
+    material = evaluator.material
     labels = material.labels.tolist()
     same = labels.index(labels[0], 1)
     other = labels.index(1 - labels[0])
     pairs = tuple(DuplicatePair("/x/0.png", f"/x/{index}.png", "exact", 0) for index in (same, other))
-    found = _with(judge, material=replace(material, pairs=pairs)).summarize_data()
+    found = _with(evaluator, material=replace(material, pairs=pairs)).summarize_data()
     assert (found.exact_copies, found.unlike_copies, found.copies_across) == (2, 1, 0)
 
 
 def test_a_mistake_carries_the_flags_that_the_stream_would_put_on_it() -> None:
-    judge = judge_of()
-    fitted = judge.result.fitted
+    evaluator = evaluator_of()
+    fitted = evaluator.result.fitted
     features = fitted.features.copy()
-    rows = np.flatnonzero(judge.material.held_out)
+    rows = np.flatnonzero(evaluator.material.held_out)
     features[rows[:10], 0] = 100  # unlike the others
-    gate = NoveltyGate(np.eye(3, dtype=np.float32)[1:], 0.9, 0.9)
-    fitted = replace(fitted, features=features, decision=Decision(AbstainBand(0.4, 0.6), gate))
-    final, probabilities = fitted.final, fitted.final.head.predict(features[judge.material.held_out])
-    outcomes = judge.material.gather(probabilities, held_out=True, threshold=final.threshold)
-    held_out = _list_held_out(judge.material, outcomes)
-    judge = _with(judge, fitted=fitted, held_out=held_out)
+    detector = NoveltyDetector(np.eye(3, dtype=np.float32)[1:], 0.9, 0.9)
+    fitted = replace(fitted, features=features, decision=Decision(AbstainBand(0.4, 0.6), detector))
+    final, probabilities = fitted.final, fitted.final.head.predict(features[evaluator.material.held_out])
+    outcomes = evaluator.material.gather(probabilities, held_out=True, threshold=final.threshold)
+    held_out = _list_held_out(evaluator.material, outcomes)
+    evaluator = _with(evaluator, fitted=fitted, held_out=held_out)
 
-    found = judge.mistakes(judge.held_out(fitted.final))
+    found = evaluator.mistakes(evaluator.held_out(fitted.final))
 
     assert [one.probability for one in found] == sorted((one.probability for one in found), reverse=True)
     for one in found:
         place = int(one.path.stem)
         near = ("uncertain",) if one.probability < 0.6 else ()
-        assert one.flags == (("unlike_training",) if gate.flags(features[[place]])[0] else near)
+        assert one.flags == (("unlike_training",) if detector.flags(features[[place]])[0] else near)
         assert one.said == ("undecided" if one.flags else one.predicted)
     assert {flag for one in found for flag in one.flags} == {"unlike_training", "uncertain"}
     assert not all(one.flags for one in found)
 
 
-def _with(judge: _Judge, **changes: Any) -> _Judge:
-    return replace(judge, result=replace(judge.result, **changes))
+def _with(evaluator: _Evaluator, **changes: Any) -> _Evaluator:
+    return replace(evaluator, result=replace(evaluator.result, **changes))
 
 
 # --- the model in service ---------------------------------------------------------------------------------------------
 
 
-def _compare(judge: _Judge, home: Path) -> tuple[Any, str, tuple[str, ...]]:
-    outcomes = judge.held_out(judge.result.fitted.final)
-    return judge.compare_with_service(outcomes, home / "models", home / "reports")
+def _compare(evaluator: _Evaluator, home: Path) -> tuple[Any, str, tuple[str, ...]]:
+    outcomes = evaluator.held_out(evaluator.result.fitted.final)
+    return evaluator.compare_with_service(outcomes, home / "models", home / "reports")
 
 
 def _rewrite_hash(folder: Path, card: ModelCard) -> None:
@@ -193,7 +195,7 @@ def test_a_champion_with_another_positive_class_is_told(tmp_path: Path) -> None:
     # Of a champion whose figures are about health neither is better: they are about something else.
     card = replace(add_champion(tmp_path), labels=("ill", "normal"), positive_label="normal")
     write_card(tmp_path / "models" / card.version, card)
-    compared, name, [note] = _compare(judge_of(), tmp_path)
+    compared, name, [note] = _compare(evaluator_of(), tmp_path)
     assert (compared, name) == (None, "")
     assert note == (
         f"comparison with the model in service: {card.version} has 'normal' as its positive class, this one 'ill'"
@@ -208,7 +210,7 @@ def test_a_champion_of_other_classes_than_a_model_is_made_of_is_not_loaded(tmp_p
     part.write_text(json.dumps({**metadata, "class": "os.system"}) + "\n", encoding="utf-8")
     _rewrite_hash(folder, card)
 
-    compared, name, [note] = _compare(judge_of(), tmp_path)
+    compared, name, [note] = _compare(evaluator_of(), tmp_path)
 
     assert (compared, name) == (None, "")
     assert note.startswith(f"comparison with the model in service: the model at {folder} is not loaded: ")
@@ -223,7 +225,7 @@ def test_a_champion_that_cannot_be_loaded_is_a_note_and_no_end(tmp_path: Path, l
     shutil.rmtree(part)
     _rewrite_hash(folder, card)
 
-    compared, name, [note] = _compare(judge_of(), tmp_path)
+    compared, name, [note] = _compare(evaluator_of(), tmp_path)
 
     assert (compared, name) == (None, "")
     assert note.startswith("comparison with the model in service: the ")

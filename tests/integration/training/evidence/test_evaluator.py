@@ -17,7 +17,7 @@ from schemas.modelcard import read_card
 from schemas.registry import promote
 from training.data.dataset import Dataset, read_dataset
 from training.evidence.evaluation import Evaluation
-from training.evidence.judge import External, judge_model, read_external, write_images
+from training.evidence.evaluator import External, evaluate_model, read_external, write_images
 from training.features.cache import FeatureCache
 from training.model.fit import train_model
 from training.model.material import Procedure, TrainingResult
@@ -55,7 +55,7 @@ def honest(spark: SparkSession, cache: FeatureCache, tmp_path_factory: pytest.Te
     procedure = Procedure(calibrate=True, sensitivity=0.9)
     result = train_model(lambda: spark, dataset, out=folder / "models", cache=cache, procedure=procedure)
     other = read_external(write_folder(folder / "other", 12, seed=77), dataset.labels)
-    evaluation = judge_model(
+    evaluation = evaluate_model(
         lambda: spark,
         result,
         external=[other],
@@ -75,7 +75,7 @@ def test_an_honest_set_has_no_shortcut(honest: Judged) -> None:
 def test_a_planted_marker_makes_it_confounded(spark: SparkSession, cache: FeatureCache, tmp_path: Path) -> None:
     dataset = read_dataset(write_folder(tmp_path / "images", _N_PHANTOMS, seed=3, marker=True))
     result = train_model(lambda: spark, dataset, out=tmp_path / "models", cache=cache)
-    verdict = judge_model(lambda: spark, result, cache=cache).verdict
+    verdict = evaluate_model(lambda: spark, result, cache=cache).verdict
     assert verdict.verdict == "confounded"
     assert any(reason.startswith("what is in the corners") for reason in verdict.reasons)
 
@@ -127,13 +127,13 @@ def test_copies_of_the_training_data_are_no_external_set(
     mixed = replace(honest.dataset, samples=(*fresh, *copied))
     [found] = [
         one
-        for one in judge_model(lambda: spark, honest.result, external=[External("mixed", mixed)], cache=cache).others
+        for one in evaluate_model(lambda: spark, honest.result, external=[External("mixed", mixed)], cache=cache).others
         if one.kind == "external"
     ]
     assert found.n_images == 8
     assert found.note.startswith("5 images left out: copies")
     with pytest.raises(DatasetError, match="none is left without copies"):
-        judge_model(
+        evaluate_model(
             lambda: spark,
             honest.result,
             external=[External("copies", replace(mixed, samples=tuple(copied)))],
@@ -148,7 +148,7 @@ def test_the_model_in_service_is_asked_the_same(spark: SparkSession, honest: Jud
     write_images(reports / honest.result.card.version, honest.result.material)
     try:
         other = train_model(lambda: spark, honest.dataset, out=models, seed=5, cache=cache)
-        evaluation = judge_model(
+        evaluation = evaluate_model(
             lambda: spark, other, seed=5, models_folder=models, reports_folder=reports, cache=cache
         )
     finally:
@@ -176,7 +176,7 @@ def test_a_model_of_three_classes_is_judged(
     samples = [replace(s, label=2 if i % 3 == 0 else s.label) for i, s in enumerate(honest.dataset.samples)]
     dataset = replace(honest.dataset, samples=tuple(samples), labels=("normal", "opacities", "other"))
     result = train_model(lambda: spark, dataset, out=tmp_path, cache=cache, procedure=Procedure(class_weights=True))
-    evaluation = judge_model(lambda: spark, result, cache=cache)
+    evaluation = evaluate_model(lambda: spark, result, cache=cache)
     assert (evaluation.roc, evaluation.precision_recall, evaluation.predictive_values) == (None, None, ())
     assert evaluation.confusion.shape == (3, 3)
     assert [variant.calibration for variant in evaluation.variants] == [None, None]

@@ -24,10 +24,9 @@ from training.arrays import Mask
 from training.data.dataset import MANIFEST_FILE, Dataset, Sample, count_by_class, read_dataset
 from training.data.duplicates import find_duplicates, union_groups
 from training.evidence.evaluation import DataSummary, Evaluation, Mistake, Provenance, SetFigures, Side, Variant
-from training.evidence.probes import Probe, run_probes
-from training.evidence.probes import judge as judge_probes
+from training.evidence.probes import Probe, give_verdict, run_probes
 from training.features.cache import FeatureCache
-from training.features.extract import Report, Session, compute_features, examine, ignore
+from training.features.extract import Progress, Session, compute_features, examine, ignore
 from training.figures.bootstrap import Estimate, Outcomes, gather_outcomes
 from training.figures.calibration import measure_calibration
 from training.figures.compare import Comparison, GroupFigures, compare, measure_groups
@@ -86,7 +85,7 @@ def read_external(source: Path, labels: Sequence[str]) -> External:
     return External(name, replace(found, samples=samples, labels=tuple(labels)))
 
 
-def judge_model(
+def evaluate_model(
     spark: Session,
     result: TrainingResult,
     *,
@@ -95,7 +94,7 @@ def judge_model(
     models_folder: Path | None = None,
     reports_folder: Path | None = None,
     cache: FeatureCache | None = None,
-    report: Report = ignore,
+    report: Progress = ignore,
 ) -> Evaluation:
     """Judge a trained model.
 
@@ -117,7 +116,7 @@ def judge_model(
     cache : FeatureCache, optional
         What is there is not computed.
     report : callable
-        See `Report`.
+        See `Progress`.
 
     Returns
     -------
@@ -129,39 +128,41 @@ def judge_model(
     DatasetError
         Of an external set nothing is left, or most of it does not decode.
     """
-    judge = _Judge(spark, result, seed, cache, report)
-    outcomes = judge.held_out(result.fitted.final)
+    evaluator = _Evaluator(spark, result, seed, cache, report)
+    outcomes = evaluator.held_out(result.fitted.final)
     figures = measure(outcomes, seed=seed)
     report("judging", 0, 3)
-    probes = judge.probe()
+    probes = evaluator.probe()
     report("judging", 1, 3)
-    without_source, notes = judge.leave_sources_out()
+    without_source, notes = evaluator.leave_sources_out()
     report("judging", 2, 3)
-    others = (*without_source, *(judge.measure_external(one) for one in external))
-    verdict = judge_probes(figures["auroc"].value, probes)
-    in_service, name, more = judge.compare_with_service(outcomes, models_folder, reports_folder)
+    others = (*without_source, *(evaluator.measure_external(one) for one in external))
+    verdict = give_verdict(figures["auroc"].value, probes)
+    in_service, name, more = evaluator.compare_with_service(outcomes, models_folder, reports_folder)
     two = outcomes.n_classes == BINARY
     held_out = result.fitted.features[result.material.held_out]
     abstention, novelty = measure_decision(result.fitted.decision, outcomes, held_out, seed=seed)
     evaluation = Evaluation(
         verdict=replace(verdict, notes=(*verdict.notes, *notes, *more)),
-        provenance=judge.provenance(),
-        data=judge.summarize_data(),
+        provenance=evaluator.provenance(),
+        data=evaluator.summarize_data(),
         metrics={key: result.metrics[key] for key in ("accuracy", "f1", "weightedPrecision", "weightedRecall")},
-        internal=judge.describe_set("held-out patients", "internal", judge.taken(result.material.held_out), figures),
+        internal=evaluator.describe_set(
+            "held-out patients", "internal", evaluator.taken(result.material.held_out), figures
+        ),
         confusion=count_confusion(outcomes),
         roc=trace_roc(outcomes) if two else None,
         precision_recall=trace_precision_recall(outcomes) if two else None,
         predictive_values=predict_values(outcomes, seed=seed) if two else (),
         others=others,
-        by_source=judge.by_source(outcomes),
+        by_source=evaluator.by_source(outcomes),
         probes=probes,
-        variants=judge.variants(),
+        variants=evaluator.variants(),
         operating_point=result.fitted.operating_point,
         abstention=abstention,
         novelty=novelty,
         candidates=result.fitted.candidates,
-        mistakes=judge.mistakes(outcomes),
+        mistakes=evaluator.mistakes(outcomes),
         in_service=in_service,
         in_service_name=name,
     )
@@ -214,14 +215,14 @@ def name_served(version: str, digests: Collection[str], reports_folder: Path | N
 
 
 @dataclass(frozen=True)
-class _Judge:
+class _Evaluator:
     """One training run, and what is needed to find out more about it."""
 
     spark: Session
     result: TrainingResult
     seed: int
     cache: FeatureCache | None
-    report: Report
+    report: Progress
 
     @property
     def material(self) -> Material:
