@@ -142,7 +142,8 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
     from training.figures.shift import load_reference  # noqa: PLC0415  heavy
     from training.lifecycle.drift import measure_drift  # noqa: PLC0415  heavy
     from training.lifecycle.driftpage import write_drift  # noqa: PLC0415  heavy
-    from training.lifecycle.retrain import check_labels, describe_inherited, retrain_model  # noqa: PLC0415
+    from training.lifecycle.findings import describe_inherited  # noqa: PLC0415
+    from training.lifecycle.retrain import check_labels, retrain_model  # noqa: PLC0415
     from training.report import write_report  # noqa: PLC0415
 
     started = time.perf_counter()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import Shell
-from training.lifecycle.retrain import choose_held_out
+from training.lifecycle.refit import choose_held_out
 from xray.phantom import FINDINGS, write_folder
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.spark, pytest.mark.train, pytest.mark.long]

@@ -25,16 +25,10 @@ from training.features.stored import StoredSet, read_stored
 from training.figures.bootstrap import estimate_image_share
 from training.figures.measure import measure
 from training.lifecycle.drift import ENERGY_LIMIT, MIN_IMAGES, P_LIMIT, PSI_LIMIT, WINDOW_DAYS
+from training.lifecycle.findings import Findings, describe_inherited
 from training.lifecycle.promotion import MARGIN
-from training.lifecycle.retrain import (
-    HELD_OUT_SHARE,
-    MIN_LABELS,
-    _Work,
-    check_labels,
-    choose_held_out,
-    describe_inherited,
-    retrain_model,
-)
+from training.lifecycle.refit import HELD_OUT_SHARE, Refit, choose_held_out
+from training.lifecycle.retrain import MIN_LABELS, check_labels, retrain_model
 from training.model.classifier import PAPER, ClassifierSettings, Head, predict_rows
 from training.model.decision import Decision
 from training.model.novelty import fit_detector
@@ -162,7 +156,7 @@ def test_the_page_has_the_real_limits() -> None:
 # --- what is said of it -----------------------------------------------------------------------------------------------
 
 
-def work_on(served: Mapping[str, Any] | None = None, *, sources: Sequence[str] = ("",)) -> _Work:
+def findings_on(served: Mapping[str, Any] | None = None, *, sources: Sequence[str] = ("",)) -> Findings:
     """Two images of each of 150 patients, of whom one in four is not known."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 300)
@@ -171,11 +165,11 @@ def work_on(served: Mapping[str, Any] | None = None, *, sources: Sequence[str] =
     patients = np.array([digests[n] if n % 4 == 0 else f"p{n // 2}" for n in range(300)])
     places = np.array([sources[label % len(sources)] for label in labels])
     stored = StoredSet(features, labels, patients, places, digests, 75, {"that are not in the archive": 3})
-    return _Work(stored, NO_CARD, choose_held_out(patients), 0, served, lambda *_: None)
+    return Findings(Refit(stored, NO_CARD, choose_held_out(patients), 0, served, lambda *_: None))
 
 
 def test_without_a_probe_nothing_is_known_of_shortcuts() -> None:
-    probes, verdict = work_on().look_for_shortcuts(0.99)
+    probes, verdict = findings_on().look_for_shortcuts(0.99)
     assert (probes, verdict.verdict, verdict.reasons) == ((), "unknown", ())
     assert any("shortcut probes: they look at images" in note for note in verdict.notes)
 
@@ -183,34 +177,35 @@ def test_without_a_probe_nothing_is_known_of_shortcuts() -> None:
 def test_a_confounded_champion_is_not_forgotten() -> None:
     confounded = as_json(evaluate(NO_CARD, confounded=True))
     found = "a thumbnail of 8x8 pixels tells the label [too] well"
-    _, first = work_on(confounded).look_for_shortcuts(0.99)
+    _, first = findings_on(confounded).look_for_shortcuts(0.99)
     assert (first.verdict, first.reasons) == ("unknown", (f"the model in service was confounded: {found}",))
     for _ in range(2):  # however often
         confounded["verdict"] = {"verdict": first.verdict, "reasons": list(first.reasons), "notes": []}
-        _, first = work_on(confounded).look_for_shortcuts(0.99)
+        _, first = findings_on(confounded).look_for_shortcuts(0.99)
         assert first.reasons == (f"an earlier model in service was confounded: {found}",)
-    _, honest = work_on(as_json(evaluate(NO_CARD))).look_for_shortcuts(0.99)
+    _, honest = findings_on(as_json(evaluate(NO_CARD))).look_for_shortcuts(0.99)
     assert (honest.verdict, honest.reasons) == ("unknown", ())
 
 
 def test_a_source_that_is_the_label_makes_it_confounded() -> None:
-    [probe], verdict = work_on(sources=("ward 1", "ward 2")).look_for_shortcuts(0.99)
+    [probe], verdict = findings_on(sources=("ward 1", "ward 2")).look_for_shortcuts(0.99)
     assert (probe.name, verdict.verdict) == ("source", "confounded")
 
 
 def test_its_data_are_told_as_they_are() -> None:
-    data = work_on().summarize()
+    data = findings_on().summarize()
     assert describe_copies(data).startswith("Each image is there once, by its bytes. Near copies were not looked for")
     assert describe_patients(data).startswith("Of 75 of all 300 images the patient is not known")
     assert describe_left_out(data) == "3 images that are not in the archive were left out."
 
 
 def test_the_detectors_figures_are_given_with_and_without() -> None:
-    work = work_on()
+    findings = findings_on()
+    work = findings.work
     rows = np.flatnonzero(~work.held_out)
     detector = fit_detector(work.stored.features[rows], work.stored.patients[rows].tolist(), quantile=0.8)
     outcomes = work.ask(Head(np.ones((1, 6)), np.array([-3.0])), 0.5)
-    found = work.measure_novelty(Decision(None, detector), outcomes, measure(outcomes))
+    found = findings.measure_novelty(Decision(None, detector), outcomes, measure(outcomes))
     assert found is not None
     flagged = detector.flags(work.stored.features[work.held_out])
     assert 0 < flagged.sum() < flagged.size
