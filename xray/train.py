@@ -13,7 +13,8 @@ from sparkdl.spark.session import LateSession, start_session
 from streaming.settings import StreamSettings
 from training.data.dataset import read_dataset
 from training.evidence.evaluation import Evaluation
-from training.evidence.evaluator import evaluate_model, read_external, write_images
+from training.evidence.evaluator import evaluate_model, read_external
+from training.evidence.served import write_images
 from training.features.cache import FeatureCache
 from training.figures.shift import make_reference, save_reference
 from training.lifecycle.promotion import PromotionDecision, decide

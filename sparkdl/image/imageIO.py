@@ -1,7 +1,8 @@
 """Image structs, numpy arrays, Pillow images and files of images: one into the other.
 
-The successor of sparkdl 1.x's module of this name, with its names and its column order. An array is always
-(height, width, nChannels) with channels in the order of the struct: gray, BGR or BGRA. Alpha is never moved.
+The successor of sparkdl 1.x's module of this name, with its names and its column order. It is one module because users
+import all of these names from it. An array is always (height, width, nChannels) with channels in the order of the
+struct: gray, BGR or BGRA. Alpha is never moved.
 """
 
 import warnings

@@ -6,7 +6,7 @@ sets and the model in service ask Spark for features.
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,13 +18,12 @@ from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import BINARY, ModelCard, read_card
 from schemas.registry import CHAMPION_FILE, champion_folder
 from sparkdl.image.limits import RENDERING_VERSION
-from sparkdl.transformers.featurizer import DeepImageFeaturizer
-from sparkdl.transformers.pipelinefiles import read_pipeline
 from training.arrays import Mask
 from training.data.dataset import MANIFEST_FILE, Dataset, Sample, count_by_class, read_dataset
 from training.data.duplicates import find_duplicates, union_groups
 from training.evidence.evaluation import DataSummary, Evaluation, Mistake, Provenance, SetFigures, Side, Variant
 from training.evidence.probes import Probe, give_verdict, run_probes
+from training.evidence.served import load_served, name_served
 from training.features.cache import FeatureCache
 from training.features.extract import Progress, Session, compute_features, examine, ignore
 from training.figures.bootstrap import Estimate, Outcomes, gather_outcomes
@@ -33,13 +32,9 @@ from training.figures.compare import Comparison, GroupFigures, compare, measure_
 from training.figures.curves import trace_precision_recall, trace_roc
 from training.figures.measure import count_confusion, measure
 from training.figures.prevalence import predict_values
-from training.model.classifier import Head
 from training.model.decision import flag_images, measure_decision
 from training.model.material import Material, Step, TrainingResult
 from training.model.regression import fit_regression
-
-IMAGES_FILE = "training_images.txt"
-"""Beside a model's report: SHA-256 of the images it was trained on, one in each line."""
 
 _MAX_COPIES_SHOWN = 10
 _MAX_MISTAKES = 12
@@ -168,50 +163,6 @@ def evaluate_model(
     )
     report("judging", 3, 3)
     return evaluation
-
-
-def write_images(folder: Path, material: Material) -> None:
-    """Write down which images a model was trained on, for later comparisons."""
-    digests = sorted({digest for digest, out in zip(material.digests, material.held_out, strict=True) if not out})
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / IMAGES_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
-
-
-def load_served(folder: Path) -> tuple[DeepImageFeaturizer, Head]:
-    """Read a model's featurizer, and its classifier's numbers.
-
-    Parameters
-    ----------
-    folder : Path
-        A saved ``PipelineModel``.
-
-    Raises
-    ------
-    ModelLoadError
-        It names a class that is none of those a model is made of, cannot be read, or is another kind of pipeline.
-    """
-    featurizer, regression = read_pipeline(folder)
-    return featurizer, Head(regression.coefficients, regression.intercepts)
-
-
-def name_served(version: str, digests: Collection[str], reports_folder: Path | None) -> str:
-    """Name the model in service, and say how many of the images that it is asked about it was trained on.
-
-    Parameters
-    ----------
-    version : str
-        Of the model; the name begins with it.
-    digests : collection of str
-        SHA-256 of the images.
-    reports_folder : Path, optional
-        Where the lists of images are that models were trained on. They name no patients, so other images of the same
-        patients are not found.
-    """
-    path = (reports_folder or Path()) / version / IMAGES_FILE
-    if reports_folder is None or not path.is_file():
-        return f"{version} (it is not known whether it was trained on some of these images)"
-    seen = len(set(path.read_text(encoding="utf-8").split()) & set(digests))
-    return f"{version} (trained on {seen or 'none'} of these {len(digests)} images; patients were not compared)"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from training.evidence.evaluation import Evaluation
-from training.evidence.evaluator import IMAGES_FILE, load_served, name_served
+from training.evidence.served import IMAGES_FILE, load_served, name_served
 from training.features.extract import Progress, ignore
 from training.features.stored import StoredSet
 from training.figures.compare import Comparison, compare

@@ -28,7 +28,7 @@ from sparkdl.engine.novelty import StoredDetector, read_detector
 from training.arrays import Features, Floats, Ints, Mask, Names
 from training.data.archive import failing_as, open_features, open_predictions
 from training.data.labelstable import read_labels
-from training.evidence.evaluator import IMAGES_FILE
+from training.evidence.served import IMAGES_FILE
 from training.features.extract import ignore
 from training.features.stored import describe_featurizer, read_vectors
 from training.figures.bootstrap import Estimate, Outcomes, estimate_share, gather_outcomes

@@ -1,7 +1,8 @@
 """Fits a classifier on a pretrained network's features, measures it on held-out patients, and saves both as one model.
 
 Features are computed once and kept: every fit and every figure reads them. The saved model is a plain
-``PipelineModel`` of the featurizer and the classifier.
+``PipelineModel`` of the featurizer and the classifier. A training run is in one module, from its files to its model, as
+each part passes on what the next one needs. The parts of a model are modules of their own.
 """
 
 import logging

@@ -17,7 +17,8 @@ from schemas.modelcard import read_card
 from schemas.registry import promote
 from training.data.dataset import Dataset, read_dataset
 from training.evidence.evaluation import Evaluation
-from training.evidence.evaluator import External, evaluate_model, read_external, write_images
+from training.evidence.evaluator import External, evaluate_model, read_external
+from training.evidence.served import write_images
 from training.features.cache import FeatureCache
 from training.model.fit import train_model
 from training.model.material import Procedure, TrainingResult

@@ -15,7 +15,8 @@ from schemas.modelcard import AbstainBand, ModelCard, hash_model_folder, write_c
 from tests.stored import NO_CARD, add_champion
 from training.data.dataset import Dataset, Sample
 from training.data.duplicates import DuplicatePair
-from training.evidence.evaluator import IMAGES_FILE, _Evaluator, load_served, name_served, read_external
+from training.evidence.evaluator import _Evaluator, read_external
+from training.evidence.served import IMAGES_FILE, load_served, name_served
 from training.features.extract import ImageFacts
 from training.figures.bootstrap import Estimate
 from training.figures.curves import OperatingPoint

@@ -20,7 +20,7 @@ from tests.savedmodels import as_json, evaluate
 from tests.stored import NO_CARD, add_champion, score_images
 from training.data.labelfile import Confirmation
 from training.data.labelstable import record_labels
-from training.evidence.evaluator import load_served
+from training.evidence.served import load_served
 from training.features.stored import StoredSet, read_stored
 from training.figures.bootstrap import estimate_image_share
 from training.figures.measure import measure

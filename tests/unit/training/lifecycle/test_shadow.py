@@ -20,7 +20,7 @@ from tests.challenger import AS_SCORED, add_challenger, add_labels_said
 from tests.stored import FIRST_DAY, LABELS, Scored, add_champion, score_images
 from training.data.labelfile import Confirmation
 from training.data.labelstable import record_labels
-from training.evidence.evaluator import IMAGES_FILE
+from training.evidence.served import IMAGES_FILE
 from training.figures.bootstrap import gather_outcomes
 from training.figures.compare import compare
 from training.lifecycle.shadow import QUANTILES, Pair, Shadow, compare_shadow
