@@ -24,7 +24,7 @@ from sparkdl.transformers.params import HasDevice, HasReasonCol
 NETWORK_FOLDER = "network"
 
 
-class NetworkStage(Transformer, HasInputCol, HasOutputCol, HasDevice, HasReasonCol, MLReadable, MLWritable):
+class NetworkTransformer(Transformer, HasInputCol, HasOutputCol, HasDevice, HasReasonCol, MLReadable, MLWritable):
     """A stage that applies a network to a column.
 
     The network is built and converted once, when it is first needed (`transform` or `save`), and travels inside the
@@ -168,7 +168,7 @@ class NetworkStage(Transformer, HasInputCol, HasOutputCol, HasDevice, HasReasonC
 
 
 class _StageWriter(MLWriter):
-    def __init__(self, instance: NetworkStage) -> None:
+    def __init__(self, instance: NetworkTransformer) -> None:
         super().__init__()
         self.instance = instance
 
@@ -179,11 +179,11 @@ class _StageWriter(MLWriter):
 
 
 class _StageReader(MLReader):
-    def __init__(self, cls: type[NetworkStage]) -> None:
+    def __init__(self, cls: type[NetworkTransformer]) -> None:
         super().__init__()
         self.cls = cls
 
-    def load(self, path: str) -> NetworkStage:
+    def load(self, path: str) -> NetworkTransformer:
         metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
         stage = self.cls()
         stage._resetUid(metadata["uid"])

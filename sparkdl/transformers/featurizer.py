@@ -20,7 +20,7 @@ from sparkdl.image.row import ImageRow, array_from_row
 from sparkdl.network.base import Network
 from sparkdl.network.catalog import ENGINES, NETWORKS, POOLINGS, build_network
 from sparkdl.network.kerasmodels import convert_image_model
-from sparkdl.transformers.base import NetworkStage, check_image_column
+from sparkdl.transformers.base import NetworkTransformer, check_image_column
 from sparkdl.transformers.batches import ReadInput, read_image
 from sparkdl.transformers.params import one_of
 
@@ -42,7 +42,7 @@ _SCALE_HINTS = (
 )
 
 
-class DeepImageFeaturizer(NetworkStage):
+class DeepImageFeaturizer(NetworkTransformer):
     """Turns an image column into feature vectors with a pretrained network.
 
     Parameters

@@ -24,7 +24,7 @@ from sparkdl.image.row import IMAGE_ARROW_TYPE
 from sparkdl.network.base import Network
 from sparkdl.network.catalog import PRECISIONS
 from sparkdl.network.kerasmodels import convert_tensor_model
-from sparkdl.transformers.base import NetworkStage
+from sparkdl.transformers.base import NetworkTransformer
 from sparkdl.transformers.batches import ReadInput, fit_shape
 from sparkdl.transformers.params import HasModelFile, HasOutputMode, one_of
 
@@ -35,7 +35,7 @@ _IMAGE_NDIM = 3
 _WHITE = 255
 
 
-class KerasStage(NetworkStage, HasModelFile):
+class KerasStage(NetworkTransformer, HasModelFile):
     """What the stages with a Keras model of the user's own share."""
 
     precision = Param(Params._dummy(), "precision", "fp32 or bf16", one_of("precision", PRECISIONS))

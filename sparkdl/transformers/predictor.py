@@ -15,7 +15,7 @@ from pyspark.sql.types import ArrayType, DataType, FloatType, StringType, Struct
 from sparkdl.network.base import Network
 from sparkdl.network.catalog import ENGINES, NETWORKS, PRECISIONS, build_classifier
 from sparkdl.network.imagenet import N_CLASSES, decode_predictions
-from sparkdl.transformers.base import NetworkStage, check_image_column
+from sparkdl.transformers.base import NetworkTransformer, check_image_column
 from sparkdl.transformers.batches import ReadInput, read_image
 from sparkdl.transformers.params import one_of, within
 
@@ -33,7 +33,7 @@ _DECODED_NAMES = ("class", "description", "probability")
 _ARROW_TYPE = pa.list_(pa.struct([("class", pa.string()), ("description", pa.string()), ("probability", pa.float32())]))
 
 
-class DeepImagePredictor(NetworkStage):
+class DeepImagePredictor(NetworkTransformer):
     """Applies a pretrained network, its head included, to an image column.
 
     Parameters
