@@ -7,7 +7,7 @@ from streaming.metrics import StreamMetrics
 from training.figures.bootstrap import Estimate
 from training.figures.shift import ScoreShift, VectorShift
 from training.lifecycle.drift import Drift
-from training.lifecycle.shadow import Pair, ScoreDifference, Shadow
+from training.lifecycle.shadowresult import Pair, ScoreDifference, Shadow
 from xray.monitor import Findings, MonitorMetrics
 
 DRIFT = Drift(

@@ -25,7 +25,7 @@ from streaming.settings import StreamSettings
 
 if TYPE_CHECKING:
     from training.lifecycle.drift import Drift
-    from training.lifecycle.shadow import Shadow
+    from training.lifecycle.shadowresult import Shadow
 
 log = logging.getLogger(__name__)
 

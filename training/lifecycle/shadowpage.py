@@ -7,7 +7,7 @@ from pathlib import Path
 from schemas.envelope import DISCLAIMER
 from schemas.modelcard import UNDECIDED
 from training.figures.bootstrap import Estimate
-from training.lifecycle.shadow import QUANTILES, Disagreement, LabelledShadow, Shadow, SourceShadow, show_signed
+from training.lifecycle.shadowresult import QUANTILES, Disagreement, LabelledShadow, Shadow, SourceShadow, show_signed
 from training.report.tables import draw_table, escape_bars
 
 JSON_NAME, MARKDOWN_NAME = "shadow.json", "shadow.md"

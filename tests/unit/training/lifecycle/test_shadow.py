@@ -23,8 +23,9 @@ from training.data.labelstable import record_labels
 from training.evidence.served import IMAGES_FILE
 from training.figures.bootstrap import gather_outcomes
 from training.figures.compare import compare
-from training.lifecycle.shadow import QUANTILES, Pair, Shadow, compare_shadow
+from training.lifecycle.shadow import compare_shadow
 from training.lifecycle.shadowpage import JSON_NAME, MARKDOWN_NAME, list_remarks, list_tables, write_shadow
+from training.lifecycle.shadowresult import QUANTILES, Pair, Shadow
 from training.model.classifier import Head
 from training.model.decision import Decision
 from training.model.novelty import NoveltyDetector
