@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 
 from schemas.errors import NoCheckpointError, SettingsError, XrayError
-from xray.cli import app
+from xray.commands.app import app
 from xray.console import show_error
 
 EXIT_ERROR = 1

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from schemas.errors import SettingsError
 from streaming.settings import KafkaSettings, SparkSettings, load_settings, variable_names
-from xray.cli import app
+from xray.commands.app import app
 
 _SASL = {
     "security_protocol": "SASL_SSL",

@@ -21,8 +21,8 @@ from training.evidence.probes import Verdict
 from training.lifecycle import promotion as gate
 from training.lifecycle import tracking
 from xray import console
-from xray import models as command
 from xray.__main__ import run
+from xray.commands import models as command
 
 needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the tracking extra (MLflow)")
 

@@ -23,7 +23,8 @@ from training.features.stored import describe_featurizer
 from training.figures.shift import make_reference, save_reference
 from training.lifecycle.drift import measure_drift
 from training.lifecycle.shadow import compare_shadow
-from xray import cli, monitor
+from xray import monitor
+from xray.commands import stream as stream_command
 from xray.monitor import Findings, Monitor, MonitorMetrics
 
 OF_CHAMPION = {
@@ -281,7 +282,7 @@ def test_the_stream_command_watches_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available_now: bool
 ) -> None:
     monkeypatch.setenv("XRAY_HOME", str(tmp_path))
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(stream_command.signal, "signal", lambda *_: None)
     done: list[str] = []
     monkeypatch.setattr(Monitor, "start", lambda _: done.append("start"))
     monkeypatch.setattr(Monitor, "stop", lambda _: done.append("stop"))
@@ -295,5 +296,5 @@ def test_the_stream_command_watches_while_it_runs(
         done.append("ran")
 
     monkeypatch.setattr("streaming.run.service.run_stream", run_stream)
-    cli.stream(available_now=available_now, model=None, accept_loss=False, json_=True, verbose=False)
+    stream_command.stream(available_now=available_now, model=None, accept_loss=False, json_=True, verbose=False)
     assert done == (["ran"] if available_now else ["start", "ran", "stop"])

@@ -35,7 +35,7 @@ from tests.integration.conftest import Trained
 from tests.integration.streaming.run.test_stream import drain, publish
 from tests.testimages import good_files, png
 from tests.unit.streaming.deadletters.test_deadletters import added_headers
-from xray.cli import app
+from xray.commands.app import app
 
 pytestmark = pytest.mark.kafka
 

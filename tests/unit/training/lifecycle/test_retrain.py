@@ -41,8 +41,8 @@ from training.model.novelty import fit_gate
 from training.model.regression import fit_regression
 from training.report.words import describe_copies, describe_left_out, describe_patients
 from xray import console
-from xray import retrain as command
 from xray.__main__ import run
+from xray.commands import retrain as command
 
 _CONVERGED = ClassifierSettings(reg_param=0.02, elastic_net_param=0.5, max_iter=1000)
 

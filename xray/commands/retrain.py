@@ -140,12 +140,12 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         msg = f"retraining needs {', '.join(missing)}: pip install 'xray-stream[train]'"
         raise DependencyError(msg)
-    from training.features.stored import describe_featurizer, find_models_with, read_stored  # noqa: PLC0415
-    from training.figures.shift import load_reference  # noqa: PLC0415  heavy
-    from training.lifecycle.drift import measure_drift  # noqa: PLC0415  heavy
-    from training.lifecycle.driftpage import write_drift  # noqa: PLC0415  heavy
-    from training.lifecycle.retrain import check_labels, describe_inherited, retrain_model  # noqa: PLC0415
-    from training.report import write_report  # noqa: PLC0415
+    from training.features.stored import describe_featurizer, find_models_with, read_stored
+    from training.figures.shift import load_reference
+    from training.lifecycle.drift import measure_drift
+    from training.lifecycle.driftpage import write_drift
+    from training.lifecycle.retrain import check_labels, describe_inherited, retrain_model
+    from training.report import write_report
 
     started = time.perf_counter()
     folder = champion_folder(settings.models_folder)
@@ -192,7 +192,7 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
 
 
 def _mirror(settings: StreamSettings, name: str) -> bool:
-    from xray.models import mirror_aliases  # noqa: PLC0415
+    from xray.commands.mirror import mirror_aliases
 
     return mirror_aliases(settings, name)
 
@@ -202,7 +202,7 @@ def _mirror(settings: StreamSettings, name: str) -> bool:
 
 def show_outcome(outcome: Outcome) -> None:
     """Print the comparison, the drift, and where the report is."""
-    from training.lifecycle.driftpage import list_figures  # noqa: PLC0415
+    from training.lifecycle.driftpage import list_figures
 
     retrained, evaluation = outcome.retrained, outcome.retrained.evaluation
     compared = {"all": evaluation.in_service or {}, **retrained.by_source}

@@ -1,7 +1,7 @@
 """``xray models``: what was trained, which model serves, and how to change that."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from schemas.errors import JobError, ModelLoadError
+from schemas.errors import ModelLoadError
 from schemas.modelcard import CARD_FILE, ModelCard, read_card
 from schemas.registry import (
     CHALLENGER_FILE,
@@ -25,8 +25,9 @@ from schemas.registry import (
     rollback,
     set_challenger,
 )
-from streaming.settings import StreamSettings, load_settings
-from training.lifecycle.promotion import MARGIN, decide, read_report
+from streaming.settings import load_settings
+from training.lifecycle.promotion import MARGIN, decide
+from xray.commands.mirror import find_report, mirror_aliases, mirror_all, track_all
 from xray.console import DISCLAIMER, err, new_table, out, print_json, step
 
 models_app = typer.Typer(
@@ -53,7 +54,7 @@ def list_versions(json_: Json = False) -> None:
     aliases = _aliases_by_version(settings.models_folder)
     rows = []
     for card in list_models(settings.models_folder):
-        report, _ = _find_report(settings, card.version)
+        report, _ = find_report(settings, card.version)
         rows.append((card, report, aliases.get(card.version, [])))
     if json_:
         print_json([_describe_row(*row) for row in rows])
@@ -82,7 +83,7 @@ def show_version(version: Name, json_: Json = False) -> None:
     settings = load_settings()
     folder = find_model(settings.models_folder, version)
     card, damage = _read_any_card(folder)
-    report, remark = _find_report(settings, folder.name)
+    report, remark = find_report(settings, folder.name)
     moves = [move for move in read_history(settings.models_folder) if folder.name in (move.before, move.after)]
     aliases = _aliases_by_version(settings.models_folder).get(folder.name, [])
     page = settings.reports_folder / folder.name / _PAGE_FILE
@@ -134,7 +135,7 @@ def promote_version(
     settings = load_settings()
     card = read_card(find_model(settings.models_folder, version))
     champion = read_aliases(settings.models_folder).get(CHAMPION_FILE)
-    report, remark = _find_report(settings, card.version)
+    report, remark = find_report(settings, card.version)
     decision = decide(card, report, champion, margin=margin)
     promoted, forced = decision.allowed or force, force and not decision.allowed
     if remark:
@@ -269,9 +270,9 @@ def sync(json_: Json = False) -> None:
     settings = load_settings()
     cards = list_models(settings.models_folder)
     with step("telling MLflow"):
-        _track(settings, cards)
+        track_all(settings, cards)
         for name in sorted({card.name for card in cards}):
-            _mirror(settings, name, ())
+            mirror_all(settings, name, ())
     aliases = read_aliases(settings.models_folder)
     uri = show_uri(settings.tracking_uri)
     if json_:
@@ -281,72 +282,11 @@ def sync(json_: Json = False) -> None:
     out.print(f"{len(cards)} models are in MLflow at {uri}; aliases: {told}.", markup=False, soft_wrap=True)
 
 
-def mirror_aliases(settings: StreamSettings, name: str, also: Sequence[ModelCard] = ()) -> bool:
-    """Let MLflow's aliases name what ours name; where that fails, say so in one line and go on.
-
-    Parameters
-    ----------
-    settings : StreamSettings
-        MLflow's address, and the folders.
-    name : str
-        Of the model, ``card.name``.
-    also : sequence of ModelCard
-        Versions to tell of that have no alias.
-
-    Returns
-    -------
-    bool
-        Whether MLflow has it.
-    """
-    try:
-        with step("telling MLflow"):
-            _mirror(settings, name, also)
-    except JobError as exc:
-        err.print(f"not mirrored to MLflow: {exc}. Later: xray models sync", markup=False, soft_wrap=True)
-        return False
-    return True
-
-
-def _mirror(settings: StreamSettings, name: str, also: Sequence[ModelCard]) -> None:
-    from training.lifecycle.tracking import mirror_alias
-
-    aliases = read_aliases(settings.models_folder)
-    cards = {alias: read_card(settings.models_folder / version) for alias, version in aliases.items()}
-    _track(settings, [*also, *cards.values()])
-    for alias in (CHAMPION_FILE, CHALLENGER_FILE):
-        card = cards.get(alias)
-        version = card.version if card is not None and card.name == name else None
-        mirror_alias(settings.tracking_uri, name, alias, version)
-
-
-def _track(settings: StreamSettings, cards: Iterable[ModelCard]) -> None:
-    from training.lifecycle.tracking import track_run
-
-    for card in cards:
-        report, _ = _find_report(settings, card.version)
-        track_run(
-            settings.tracking_uri,
-            settings.tracking.experiment,
-            card,
-            report,
-            settings.reports_folder / card.version,
-            settings.models_folder / card.version,
-        )
-
-
 def _aliases_by_version(models_folder: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for alias, version in read_aliases(models_folder).items():
         found.setdefault(version, []).append(alias)
     return found
-
-
-def _find_report(settings: StreamSettings, version: str) -> tuple[dict[str, Any] | None, str]:
-    """Give the report on a model, and what is wrong with one that cannot be read."""
-    try:
-        return read_report(settings.reports_folder / version), ""
-    except ModelLoadError as exc:
-        return None, str(exc)
 
 
 def _read_any_card(folder: Path) -> tuple[dict[str, Any], str]:
