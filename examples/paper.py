@@ -6,8 +6,8 @@
 #
 #     python examples/paper.py NORMAL_FOLDER COVID_FOLDER
 #
-# It needs `pip install 'xray-stream[train]'` and Java 17 or newer. As a notebook: open it in an editor that knows
-# `# %%` cells, and replace `sys.argv[1:]` in the second cell by a list.
+# It needs `pip install -e '.[train]'` in the checkout, and Java 17 or newer. As a notebook: open it in an editor that
+# knows `# %%` cells, and replace `sys.argv[1:]` in the second cell by a list.
 
 # %%
 """Reproduces the paper's procedure on two folders of images: featurize, fit, split 70/30, four metrics."""

@@ -428,7 +428,7 @@ def _decode_file(path: str, size: tuple[int, int]) -> dict[str, Any]:
     text = _as_text(path)
     try:
         return {"path": text, "image": asdict(decode_image(_read_file(path), origin=text, size=size).image)}
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise  # the machine's fault, not the file's
     except RecordError as exc:
         return {"path": text, "error": f"{exc.reason}: {exc.detail}"}

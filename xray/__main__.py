@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from schemas.errors import NoCheckpointError, SettingsError, XrayError
 from xray.commands.app import app
-from xray.console import show_error
+from xray.console import err
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -48,7 +48,7 @@ def run() -> int:
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
     except XrayError as exc:
-        show_error(str(exc))
+        _show_error(str(exc))
         return next((code for kind, code in _CODES.items() if isinstance(exc, kind)), EXIT_ERROR)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -56,6 +56,12 @@ def run() -> int:
         logging.exception("a defect of this program")
         return EXIT_ERROR
     return 0
+
+
+def _show_error(message: str) -> None:
+    """Print what failed and what to do next; the terminal breaks long lines, so that a pipe has each in one."""
+    err.print("[bold red]error:[/]", end=" ")
+    err.print(message, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

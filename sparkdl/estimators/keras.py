@@ -8,7 +8,6 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from threading import Lock
@@ -30,7 +29,8 @@ from pyspark.sql.functions import max as highest
 from pyspark.sql.functions import min as lowest
 from pyspark.sql.types import ArrayType, DataType, NumericType
 
-from schemas.errors import DatasetError, DependencyError, Reason, RecordError, SettingsError
+from schemas.errors import DatasetError, Reason, RecordError, SettingsError
+from schemas.extras import check_extra
 from sparkdl.estimators.fit import MODEL_FILE, FitArguments, History, check_names, fit_apart
 from sparkdl.network.backends import import_keras
 from sparkdl.network.base import Network
@@ -308,9 +308,7 @@ class KerasImageFileEstimator(
             if not self.isDefined(param):
                 msg = f"{param.name} is not set"
                 raise SettingsError(msg)
-        if find_spec("tensorflow") is None:
-            msg = 'training needs TensorFlow, which is missing: pip install "xray-stream[tensorflow]"'
-            raise DependencyError(msg)
+        check_extra("tensorflow", "training")
         # Any backend will do for names.
         check_names(sys.modules.get("keras") or import_keras(), self.getKerasOptimizer(), self.getKerasLoss())
 
@@ -479,7 +477,7 @@ def _load_image(uri: str | None, network: Network, read: ReadInput) -> dict[str,
         return {"reason": f"{NULL_INPUT}: the row's value is null"}
     try:
         return {"pixels": read(uri, network).tobytes()}
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise  # the machine's fault, not the row's
     except RecordError as exc:
         return {"reason": f"{exc.reason}: {exc.detail}"}

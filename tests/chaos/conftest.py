@@ -23,7 +23,7 @@ def seed() -> int:
 def site(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A running broker and two models."""
     if find_spec("keras") is None:  # found, not imported: importing it alone would choose another backend
-        pytest.skip("training needs the train extra: pip install 'xray-stream[train]'")
+        pytest.skip("training needs the train extra: make install")
     if not Path("/proc/self/stat").is_file():
         pytest.skip("processes are found through /proc, which this system does not have")
     with open_site(tmp_path_factory.mktemp("chaos"), jars) as site:

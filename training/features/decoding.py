@@ -93,7 +93,7 @@ def _row(path: str, size: tuple[int, int], make: Callable[[DecodedImage, bytes],
         payload = Path(path).read_bytes()
         row["digest"] = hashlib.sha256(payload).hexdigest()
         return row | make(decode_image(payload, origin=path, size=size), payload)
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise  # the machine's fault, not the file's
     except RecordError as exc:
         return row | {"error": f"{exc.reason}: {exc.detail}"}

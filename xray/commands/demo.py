@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from schemas.extras import check_extra
 from streaming.settings import load_settings
 from xray.commands.options import Json, Verbose
 from xray.console import print_json
@@ -20,6 +21,7 @@ def demo(
 
     Everything it makes is below XRAY_HOME/demo; its broker is its own and ends with it.
     """
+    check_extra("train", "the demo trains, which")
     from xray.demo import run_demo
 
     summary = run_demo(load_settings(), count=count, seed=seed, keep=keep, verbose=verbose)

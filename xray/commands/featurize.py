@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from schemas.extras import check_extra
 from streaming.settings import load_settings
 from xray.commands.options import Json, Verbose
 
@@ -24,6 +25,9 @@ def featurize(
     Each file gets one row: path, and features or the reason why there are none. Files that were added since are done
     by the next run.
     """
+    check_extra("train", "building a network")
+    if precision == "int8":
+        check_extra("int8", "int8")
     from xray.featurize import featurize as featurize_images
     from xray.featurize import show_result
 

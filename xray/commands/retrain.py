@@ -5,14 +5,14 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from schemas.errors import ChampionChangedError, DependencyError
+from schemas.errors import ChampionChangedError
+from schemas.extras import check_extra
 from schemas.modelcard import read_card
 from schemas.registry import CHAMPION_FILE, champion_folder, promote, read_aliases, set_challenger
 from streaming.settings import StreamSettings, load_settings
@@ -137,9 +137,7 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
     JobError
         Nothing to learn from, a damaged model, or (`ChampionChangedError`) the champion was changed meanwhile.
     """
-    if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        msg = f"retraining needs {', '.join(missing)}: pip install 'xray-stream[train]'"
-        raise DependencyError(msg)
+    check_extra("train", "retraining", modules=_NEEDED)
     from training.features.stored import describe_featurizer, find_models_with, read_stored
     from training.figures.shift import load_reference
     from training.lifecycle.drift import measure_drift

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from schemas.extras import check_extra
 from streaming.settings import load_settings
 from xray.commands.mirror import mirror_aliases
 from xray.commands.options import Json, Verbose
@@ -61,6 +62,9 @@ def train(
 
     Features are kept in XRAY_HOME/cache: a stopped run goes on where it was, and another fit takes seconds.
     """
+    check_extra("train", "training")
+    if precision == "int8":
+        check_extra("int8", "int8")
     from training.model.decision import GATE_QUANTILE
     from training.model.material import Procedure
     from xray.train import promote_trained, train_on

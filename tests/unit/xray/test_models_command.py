@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from schemas import extras
 from schemas.envelope import DISCLAIMER
 from schemas.registry import champion_folder, promote, read_aliases, read_history, set_challenger
 from streaming.settings import load_settings
@@ -66,7 +67,7 @@ def models(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 @pytest.fixture
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda _: None)
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
 
 
 without_mlflow = pytest.mark.usefixtures("no_mlflow")
