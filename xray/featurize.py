@@ -9,6 +9,7 @@ from sparkdl.spark.session import start_session
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from streaming.settings import StreamSettings
 from xray.console import err, new_progress, new_table, out, print_json
+from xray.tabular import print_table
 
 
 def featurize(
@@ -86,7 +87,7 @@ def show_result(result: FolderResult, *, as_json: bool) -> None:
         table = new_table("reason", "#files", title="failed files, earlier runs included; each has its row")
         for reason, count in reasons.most_common():
             table.add_row(reason, str(count))
-        out.print(table)
+        print_table(table)
     out.print(
         f"{result.n_images - result.n_failed} images done, {result.n_failed} failed, {result.n_done_before} already "
         f"done before; {rate:.1f} images/s ({result.seconds:.1f} s)."

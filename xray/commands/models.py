@@ -29,6 +29,7 @@ from streaming.settings import load_settings
 from training.lifecycle.promotion import MARGIN, decide
 from xray.commands.mirror import find_report, mirror_aliases, mirror_all, track_all
 from xray.console import DISCLAIMER, err, new_table, out, print_json, step
+from xray.tabular import print_listing, print_table
 
 models_app = typer.Typer(
     help=(
@@ -62,18 +63,19 @@ def list_versions(json_: Json = False) -> None:
     if not rows:
         out.print("No models yet; train one with: xray train --data FOLDER")
         return
-    table = new_table("version", "created (UTC)", "network", "verdict", "held-out figure, 95 % interval", "alias")
-    table.columns[0].no_wrap = True
-    for card, report, names in rows:
-        table.add_row(
+    columns = ("version", "created (UTC)", "alias", "held-out figure, 95 % interval", "verdict", "network")
+    shown = [
+        (
             escape(card.version),
             escape(card.created_at[:16].replace("T", " ")),
-            escape(f"{card.network} {card.precision}"),
-            _show_verdict(report),
-            _headline(card, report),
             ", ".join(f"[green]{name}[/]" if name == CHAMPION_FILE else name for name in names),
+            _headline(card, report),
+            _show_verdict(report),
+            escape(f"{card.network} {card.precision}"),
         )
-    out.print(table)
+        for card, report, names in rows
+    ]
+    print_listing(columns, shown, whole=2)
     out.print("The champion is served by the stream. Figures of different held-out sets do not compare.")
 
 
@@ -255,7 +257,7 @@ def show_shadow(
             column.overflow = "fold"  # half an event's id names nothing
         for row in found.rows:
             table.add_row(*map(escape, row))
-        out.print(table)
+        print_table(table)
     for remark in list_remarks(shadow):
         out.print(f"{capitalize(remark)}.", markup=False, soft_wrap=True)
     out.print(f"Written to {written}", markup=False, soft_wrap=True)
@@ -381,7 +383,7 @@ def _print_facts(folder: Path, card: Mapping[str, Any], damage: str, aliases: li
     for name, value in facts.items():
         table.add_row(name, escape(str(value)))
     table.add_row("hash check", f"[bold red]not ok[/]: {escape(damage)}" if damage else "[green]ok[/]")
-    out.print(table)
+    print_table(table)
 
 
 def _print_report(report: Mapping[str, Any]) -> None:
@@ -407,7 +409,7 @@ def _print_report(report: Mapping[str, Any]) -> None:
     for name, compared in (report["in_service"] or {}).items():
         if name in ("auroc", "accuracy"):
             table.add_row(f"{name}, less that of {escape(report['in_service_name'])}", _signed(compared["difference"]))
-    out.print(table)
+    print_table(table)
 
 
 def _signed(estimate: Mapping[str, Any]) -> str:
@@ -426,4 +428,4 @@ def _print_history(moves: list[Move]) -> None:
         by = f"{move.command}{', forced' if move.forced else ''}"
         row = (move.moved_at[:19].replace("T", " "), move.alias, move.before or "", move.after or "", by, move.why)
         table.add_row(*map(escape, row))
-    out.print(table)
+    print_table(table)

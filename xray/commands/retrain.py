@@ -18,6 +18,7 @@ from schemas.registry import CHAMPION_FILE, champion_folder, promote, read_alias
 from streaming.settings import StreamSettings, load_settings
 from training.lifecycle.promotion import MARGIN, Decision, decide, read_report
 from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, say_positive, step
+from xray.tabular import print_table
 
 if TYPE_CHECKING:
     from training.figures.compare import Comparison
@@ -212,7 +213,7 @@ def show_outcome(outcome: Outcome) -> None:
             if (found := figures.get(figure)) is not None:
                 shown = escape(name or "(unknown source)")
                 table.add_row(shown, figure, f"{found.first:.3f}", f"{found.second:.3f}", _describe_difference(found))
-    out.print(table)
+    print_table(table)
     counts = evaluation.data
     out.print(
         f"{counts.train.n_images:,} images of {counts.train.n_patients:,} patients to learn from, "
@@ -235,7 +236,7 @@ def show_outcome(outcome: Outcome) -> None:
     for row in list_figures(outcome.drift):
         drift.add_row(*map(escape, row))
     if drift.row_count:
-        out.print(drift)
+        print_table(drift)
     verdict = outcome.drift.verdict
     reasons = "; ".join(outcome.drift.reasons)
     out.print(f"{verdict[0].upper()}{verdict[1:]}{': ' if reasons else ''}{reasons}.", markup=False, soft_wrap=True)

@@ -2,21 +2,27 @@
 
 from typing import Any
 
-from streaming.settings import load_settings, variable_names
+from rich.markup import escape
+
+from streaming.settings import find_sources, load_settings, variable_names
 from xray.commands.options import Json
-from xray.console import new_table, out, print_json
+from xray.console import print_json
+from xray.tabular import print_listing
 
 
 def settings(json_: Json = False) -> None:
-    """List every setting: its environment variable, its value now, and what it means."""
+    """List every setting: its environment variable, its value now, where that is from, and what it means."""
     values = _flatten(load_settings().model_dump(mode="json"))
     if json_:
         print_json(values)
         return
-    table = new_table("variable", "value", "meaning")
+    sources = find_sources()
+    rows = []
     for name, meaning in variable_names().items():
-        table.add_row(name, str(values.get(name)), meaning)
-    out.print(table)
+        value = "" if values.get(name) is None else escape(str(values[name]))
+        source = "" if sources[name] == "default" else f"[cyan]from {escape(sources[name])}[/]"
+        rows.append((name, value or "[dim]not set[/]", source, f"[dim]{escape(meaning.replace('``', ''))}[/]"))
+    print_listing(("variable", "value", "from", "meaning"), rows, whole=1)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "XRAY_") -> dict[str, Any]:

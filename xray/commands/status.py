@@ -5,6 +5,7 @@ import typer
 from streaming.settings import load_settings
 from xray.commands.options import Json
 from xray.console import new_table, out, print_json
+from xray.tabular import print_table
 
 
 def status(json_: Json = False) -> None:
@@ -23,6 +24,6 @@ def status(json_: Json = False) -> None:
         out.print(f"State folder: {state['home']}")
         out.print(f"Promoted model: {state['champion'] or 'none; train one with xray train'}")
         if state["topics"]:
-            out.print(table)
+            print_table(table)
     if not state["kafka"]:
         raise typer.Exit(1)
