@@ -36,6 +36,9 @@ parser.add_argument("--network", default="EfficientNetLite0", choices=sorted(NET
 parser.add_argument("--weights", default="imagenet", help="imagenet, random (for a trial run) or a Keras file")
 parser.add_argument("--seed", type=int, default=1, help="of the split, and of random weights")
 asked = parser.parse_args(sys.argv[1:])
+for folder in (asked.normal, asked.covid):
+    if not Path(folder).is_dir():
+        parser.error(f"{folder} is no folder of images")
 
 print("Research use only. Not a medical device.")
 

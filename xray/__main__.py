@@ -1,5 +1,6 @@
 """The ``xray`` command: runs it and turns typed errors into one line and an exit code."""
 
+import errno
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ EXIT_USAGE = 2
 EXIT_NO_ACCOUNT = 3
 EXIT_INTERRUPTED = 130
 
+_OF_A_FOLDER = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 _CODES = {SettingsError: EXIT_USAGE, NoCheckpointError: EXIT_NO_ACCOUNT}
 
 
@@ -52,10 +54,21 @@ def run() -> int:
         return next((code for kind, code in _CODES.items() if isinstance(exc, kind)), EXIT_ERROR)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except Exception:
-        logging.exception("a defect of this program")
-        return EXIT_ERROR
+    except Exception as exc:
+        return _explain(exc)
     return 0
+
+
+def _explain(error: Exception) -> int:
+    """Say what is wrong with a folder, which a user can mend; give the trace of everything else."""
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _OF_A_FOLDER:
+        _show_error(
+            f"cannot use {error.filename}: {error.strerror}. Give this user leave to write there, or name another "
+            "folder; what no option names is in XRAY_HOME."
+        )
+        return EXIT_USAGE
+    logging.error("a defect of this program", exc_info=error)
+    return EXIT_ERROR
 
 
 def _show_error(message: str) -> None:

@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import BrokerError, SettingsError
 from sparkdl.spark.java import find_java
+from streaming.run.folders import check_folder
 from streaming.run.jars import KAFKA_JARS, resolve_jars
 from streaming.settings import StreamSettings
 
@@ -91,6 +92,7 @@ class LocalBroker:
         if self.pid() is not None:
             self._await_ready()
             return False
+        check_folder(self.folder, "XRAY_HOME")
         self._refuse_taken_port()
         self._write_configuration()
         self._format_storage()
@@ -165,7 +167,11 @@ class LocalBroker:
                 try:
                     probe.bind(("127.0.0.1", port))
                 except OSError as exc:
-                    msg = f"port {port} of this machine is taken; choose another with XRAY_KAFKA__BOOTSTRAP_SERVERS"
+                    msg = (
+                        f"port {port} of this machine is taken, and not by the broker of {self.folder.parent}; end "
+                        "what has it ('xray down' with the XRAY_HOME that started it), or choose another port with "
+                        "XRAY_KAFKA__BOOTSTRAP_SERVERS"
+                    )
                     raise BrokerError(msg) from exc
 
     def _write_configuration(self) -> None:

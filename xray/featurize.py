@@ -7,6 +7,7 @@ from typing import Any
 from sparkdl.folders import FolderResult, count_reasons, featurize_folder
 from sparkdl.spark.session import start_session
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
+from streaming.run.folders import check_folder
 from streaming.settings import StreamSettings
 from xray.console import err, new_progress, new_table, out, print_json
 from xray.tabular import print_table
@@ -35,6 +36,8 @@ def featurize(
     FolderResult
         Counts of this run.
     """
+    check_folder(settings.logs_folder, "XRAY_HOME")
+    check_folder(target, "--out")
     featurizer = DeepImageFeaturizer(inputCol="image", outputCol="features", **network)
     # It logs the trace of a Ctrl-C that meets it inside a call, which here only happens while Spark starts.
     logging.getLogger("py4j").setLevel(logging.CRITICAL)

@@ -195,6 +195,12 @@ class DeepImageFeaturizer(NetworkStage):
         if asked["precision"] == "int8":
             msg = "precision 'int8' needs images to calibrate on: call calibrate(images), and use what it returns"
             raise SettingsError(msg)
+        if not self.isDefined("modelName"):
+            msg = f"modelName is not set, wanted {CUSTOM!r} or one of {', '.join(sorted(NETWORKS))}"
+            raise SettingsError(msg)
+        if self.getModelName() == CUSTOM and asked["weights"] in ("imagenet", "random"):
+            msg = f"modelName is {CUSTOM!r} and weights {asked['weights']!r}, wanted the path of the model's Keras file"
+            raise SettingsError(msg)
         if self.getModelName() == CUSTOM:
             return convert_image_model(asked["weights"], precision=asked["precision"], engine=asked["engine"])
         pooling, seed = self.getOrDefault("pooling"), self.getOrDefault("seed")

@@ -19,12 +19,16 @@ def phantom(
     json_: Json = False,
 ) -> None:
     """Generate radiographs of chest phantoms (PNG, JPEG, DICOM), normal and with bilateral opacities."""
+    from streaming.run.folders import check_folder
     from xray.phantom import write_folder
 
+    check_folder(folder, "FOLDER")
     with new_progress() as progress:
         task = progress.add_task("generating radiographs", total=count)
         manifest = write_folder(folder, count, seed=seed, marker=marker, progress=lambda *_: progress.advance(task))
     if json_:
         print_json({"manifest": str(manifest), "count": count})
     else:
-        out.print(f"{count} radiographs; train on them with: xray train --data {manifest}")
+        out.print(
+            f"{count} radiographs; train on them with: xray train --data {manifest}", markup=False, soft_wrap=True
+        )
