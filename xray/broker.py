@@ -100,6 +100,11 @@ class LocalBroker:
         self._await_ready()
         return True
 
+    @property
+    def has_jars(self) -> bool:
+        """Whether a start has nothing to fetch."""
+        return (self.jars_folder / KAFKA_JARS.name).is_dir()
+
     def stop(self) -> bool:
         """End the broker, in order where it lets itself be ended so.
 

@@ -1,7 +1,7 @@
 """How results look on a terminal: the account, a training run, predictions as they come."""
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ def show_account(account: Account) -> None:
         tables.add_row(name, *map(str, (t.rows, t.duplicates, t.missing, t.pending)))
     print_table(tables)
     for reason, count in account.dead_letter_reasons.items():
-        out.print(f"  {count:>6} dead letters: {_plain(reason)}")
+        out.print(f"  {count:>6} {_name_dead_letters(count)}: {_plain(reason)}", soft_wrap=True)
     again = account.total("repeated_under_another_id")
     if again:
         out.print(
@@ -280,7 +280,8 @@ def show_dead_letters(listing: Listing) -> None:
         out.print("No dead letters that match.")
     elif 0 < len(listing.shown) < total:
         out.print(f"The newest {len(listing.shown)} of {total}; --limit shows more.")
-    _print_counts(listing.by_reason, "dead letters")
+    for reason, count in listing.by_reason.most_common():
+        out.print(f"  {count:>6} {_name_dead_letters(count)}: {_plain(reason)}", soft_wrap=True)
     _print_foreign(listing.foreign)
     if listing.shown:
         out.print(f"One of them in full: xray deadletters show {listing.shown[0].place}")
@@ -317,7 +318,9 @@ def show_redrive_plan(plan: RedrivePlan, topic: str, *, dry_run: bool) -> None:
     """Tell what a re-drive does, before it does it; on standard error, for its result is another matter."""
     selected = len(plan.chosen) + plan.skipped.total()
     would = "Would send" if dry_run else "Sending"
-    err.print(f"{would} {len(plan.chosen)} of {selected} dead letters to {topic} again.")
+    err.print(
+        f"{would} {len(plan.chosen)} of {selected} {_name_dead_letters(selected)} to {topic} again.", soft_wrap=True
+    )
     for reason, count in plan.by_reason.most_common():
         err.print(f"  {count:>6} {_plain(reason)}")
     for skip, count in plan.skipped.most_common():
@@ -336,9 +339,8 @@ def show_redrive_report(report: RedriveReport) -> None:
         )
 
 
-def _print_counts(counts: Counter[str] | Mapping[str, int], noun: str) -> None:
-    for reason, count in Counter(counts).most_common():
-        out.print(f"  {count:>6} {noun}: {_plain(reason)}")
+def _name_dead_letters(count: int) -> str:
+    return "dead letter" if count == 1 else "dead letters"
 
 
 def _print_foreign(count: int) -> None:

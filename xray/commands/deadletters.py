@@ -33,7 +33,7 @@ def list_deadletters(
 ) -> None:
     """List dead letters, newest first, and count them by reason.
 
-    Times are those at which they were written to the dead-letter topic.
+    Times are those at which they were written to the topic of dead letters.
     """
     from streaming.deadletters.read import Selection, list_dead_letters
     from xray.views import show_dead_letters

@@ -281,7 +281,8 @@ def sync(json_: Json = False) -> None:
         print_json({"uri": uri, "models": [card.version for card in cards], "aliases": aliases})
         return
     told = ", ".join(f"{alias} {version}" for alias, version in aliases.items()) or "none"
-    out.print(f"{len(cards)} models are in MLflow at {uri}; aliases: {told}.", markup=False, soft_wrap=True)
+    models = "1 model is" if len(cards) == 1 else f"{len(cards)} models are"
+    out.print(f"{models} in MLflow at {uri}; aliases: {told}.", markup=False, soft_wrap=True)
 
 
 def _aliases_by_version(models_folder: Path) -> dict[str, list[str]]:

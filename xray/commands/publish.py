@@ -18,7 +18,7 @@ def publish(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Send image files to the images topic and waits until the broker confirms each.
+    """Send image files to the images topic, and wait until the broker confirms each.
 
     Exit code 1 when one was not confirmed; each of those is listed. Publishing the same bytes again is harmless: the
     image keeps its id.
@@ -41,8 +41,9 @@ def publish(
     if json_:
         print_json({"delivered": len(report.delivered), "failed": failed, "seconds": round(report.seconds, 3)})
     else:
-        out.print(f"{len(report.delivered)} of {len(files)} images confirmed in {report.seconds:.1f} s.")
+        images = "image" if len(files) == 1 else "images"
+        out.print(f"{len(report.delivered)} of {len(files)} {images} confirmed in {report.seconds:.1f} s.")
     for path, why in failed.items():
-        err.print(f"not published: {path}: {why}", markup=False)
+        err.print(f"not published: {path}: {why}", markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from xray.tabular import print_table
 
 
 def status(json_: Json = False) -> None:
-    """Tell whether the broker answers, what the topics hold and which model is promoted. Exit code 1: no answer."""
+    """Tell whether the broker answers, what the topics hold and which model is the champion. Exit code 1: no answer."""
     from xray.status import describe_status
 
     state = describe_status(load_settings())
@@ -19,11 +19,21 @@ def status(json_: Json = False) -> None:
         table = new_table("topic", "#partitions", "#messages")
         for name, topic in state["topics"].items():
             table.add_row(name, str(topic["partitions"]), str(topic["messages"]))
-        answer = "[green]answers[/]" if state["kafka"] else "[red]does not answer[/]; start it with 'xray up'"
-        out.print(f"Kafka at {state['bootstrap_servers']} {answer}.")
-        out.print(f"State folder: {state['home']}")
-        out.print(f"Promoted model: {state['champion'] or 'none; train one with xray train'}")
+        answer = (
+            "[green]answers[/]" if state["kafka"] else f"[red]does not answer[/]; {_advise(state['bootstrap_servers'])}"
+        )
+        out.print(f"Kafka at {state['bootstrap_servers']} {answer}.", soft_wrap=True)
+        out.print(f"State folder: {state['home']}", markup=False, soft_wrap=True)
+        out.print(f"Champion: {state['champion'] or 'none; train one with xray train'}")
         if state["topics"]:
             print_table(table)
     if not state["kafka"]:
         raise typer.Exit(1)
+
+
+def _advise(servers: str) -> str:
+    from xray.broker import LOCAL_HOSTS
+
+    if servers.rpartition(":")[0] in LOCAL_HOSTS:
+        return "start it with 'xray up'"
+    return "look at XRAY_KAFKA__BOOTSTRAP_SERVERS, the network and that cluster"

@@ -15,7 +15,7 @@ from xray.console import DISCLAIMER, err, out, print_json
 def stream(
     available_now: Annotated[bool, typer.Option("--available-now", help="Score what is there, then end.")] = False,
     model: Annotated[
-        Path | None, typer.Option(help="Serve this folder and stay with it; by default the promoted model.")
+        Path | None, typer.Option(help="Serve this folder and stay with it; by default the champion.")
     ] = None,
     accept_loss: Annotated[
         bool,
