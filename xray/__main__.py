@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from schemas.errors import NoCheckpointError, SettingsError, XrayError
 from xray.commands.app import app
-from xray.console import err
+from xray.console import err, out
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -45,6 +45,8 @@ def run() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     for chatty in ("py4j", "pyspark", "pydicom", "cloudevents"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    for console in (out, err):
+        console.soft_wrap = not console.is_terminal  # in a pipe a sentence is one line, for grep
     try:
         app()
     except SystemExit as exc:

@@ -93,3 +93,13 @@ def test_a_broker_without_port_is_refused_at_once(call, monkeypatch: pytest.Monk
     assert code == program.EXIT_USAGE
     assert "wanted HOST:PORT" in said
     assert len(said.splitlines()) == 1
+
+
+def test_in_a_pipe_a_sentence_is_one_line(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("COLUMNS", "80")
+    champion = "many words " * 20 + "end"
+    state = {"bootstrap_servers": "127.0.0.1:1", "home": "h", "champion": champion, "kafka": True, "topics": {}}
+    monkeypatch.setattr("xray.status.describe_status", lambda _: state)
+    code, told, _ = call("status")
+    assert code == 0
+    assert f"Champion: {champion}" in told.splitlines()
