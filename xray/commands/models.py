@@ -124,7 +124,7 @@ def show_version(version: Name, json_: Json = False) -> None:
 @models_app.command("promote")
 def promote_version(
     version: Name,
-    force: Annotated[bool, typer.Option("--force", help="Also where it is worse than the model in service.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also where it is worse than the champion.")] = False,
     margin: Annotated[float, typer.Option(min=0, max=1, help="How much worse its figure may be.")] = MARGIN,
     why: Why = "",
     mirror: Mirror = True,
@@ -132,7 +132,7 @@ def promote_version(
 ) -> None:
     """Let the stream serve a version: a running one from its next batch on. Exit code 1: refused.
 
-    It is refused where the report on it shows that it is worse than the model in service.
+    It is refused where the report on it shows that it is worse than the champion.
     """
     settings = load_settings()
     card = read_card(find_model(settings.models_folder, version))

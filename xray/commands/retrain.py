@@ -1,4 +1,4 @@
-"""``xray retrain``: a new classifier from the archive's stored features, compared with the model in service."""
+"""``xray retrain``: a new classifier from the archive's stored features, compared with the champion."""
 
 import json
 import math
@@ -48,7 +48,7 @@ class Outcome:
     decision : Decision
         Whether the new model may be promoted.
     champion : str
-        The model in service that it was compared with.
+        The champion that it was compared with.
     report : Path
         The page.
     seconds : float
@@ -73,7 +73,7 @@ def retrain(
     seed: Annotated[int, typer.Option(help="Of intervals and folds; the held-out patients do not depend on it.")] = 0,
     json_: Json = False,
 ) -> None:
-    """Fit a new classifier on stored features and confirmed findings, and compare it with the model in service.
+    """Fit a new classifier on stored features and confirmed findings, and compare it with the champion.
 
     No image is read: the archive has every scored image's features, and xray label recorded what was found. About 30 %
     of the patients are held out, the same ones each time; both models are asked about their images.
