@@ -27,7 +27,7 @@ ENV_FILE_NAME = "xray.env"
 
 _PREFIX = "XRAY_"
 _HIGHEST_PORT = 65535
-_MASTER = re.compile(r"local(\[[^\]]+\])?|local-cluster\[[^\]]+\]|spark://.+|k8s://.+|yarn")
+_MASTER = re.compile(r"local(\[(\d+|\*)(\s*,\s*\d+)?\])?|local-cluster\[[^\]]+\]|spark://.+|k8s://.+|yarn")
 
 
 class _Section(BaseModel):

@@ -48,6 +48,7 @@ def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("XRAY_SCORE__MAX_IMAGES_PER_BATCHES", "5", "Did you mean XRAY_SCORE__MAX_IMAGES_PER_BATCH?"),
         ("XRAY_KAFKA__BOOTSTRAP_SERVERS", "broker", "'broker' is not one (found 'broker')"),
         ("XRAY_KAFKA__BOOTSTRAP_SERVERS", "one:9092,two:http", "wanted HOST:PORT"),
+        ("XRAY_SPARK__MASTER", "local[x]", "XRAY_SPARK__MASTER: wanted local[*]"),
         ("XRAY_SPARK__MASTER", "locl", "wanted local[*], local[4], spark://HOST:PORT"),
         ("XRAY_KAFKA__SECURITY_PROTOCOL", "SASL_SSL", "also needs sasl_mechanism, sasl_username, sasl_password"),
     ],
