@@ -1,14 +1,20 @@
 # ruff: noqa: T201 - a script that says what it did
 """Publishes one confirmed finding: python examples/confirm_finding.py BROKER:PORT SHA256 LABEL [CONFIRMED_AT]."""
 
+import argparse
 import json
 import sys
 import uuid
 
 from confluent_kafka import Producer
 
-broker, sha256, label, *confirmed_at = sys.argv[1:]
-event = {"sha256": sha256, "label": label, "confirmed_at": confirmed_at[0] if confirmed_at else None}
+parser = argparse.ArgumentParser(description="Publishes one confirmed finding.")
+parser.add_argument("broker", help="HOST:PORT of Kafka")
+parser.add_argument("sha256", help="of the image's bytes, as in its prediction")
+parser.add_argument("label", help="one of the model's")
+parser.add_argument("confirmed_at", nargs="?", help="ISO 8601")
+asked = parser.parse_args()
+event = {"sha256": asked.sha256, "label": asked.label, "confirmed_at": asked.confirmed_at}
 headers = {
     "content-type": "application/json",
     "ce_specversion": "1.0",
@@ -18,11 +24,11 @@ headers = {
 }
 
 failed = []
-producer = Producer({"bootstrap.servers": broker, "enable.idempotence": True, "message.timeout.ms": 30_000})
+producer = Producer({"bootstrap.servers": asked.broker, "enable.idempotence": True, "message.timeout.ms": 30_000})
 producer.produce(
     "xray.labels",
     json.dumps(event).encode(),
-    key=sha256,  # events of one image stay in their order
+    key=asked.sha256,  # events of one image stay in their order
     headers=headers,
     on_delivery=lambda error, _: error and failed.append(error.str()),
 )

@@ -6,8 +6,8 @@
 #
 #     python examples/paper.py NORMAL_FOLDER COVID_FOLDER
 #
-# It needs `pip install 'xray-stream[train]'` and Java 17 or newer. As a notebook: open it in an editor that knows
-# `# %%` cells, and replace `sys.argv[1:]` in the second cell by a list.
+# It needs `pip install -e '.[train]'` in the checkout, and Java 17 or newer. As a notebook: open it in an editor that
+# knows `# %%` cells, and replace `sys.argv[1:]` in the second cell by a list.
 
 # %%
 """Reproduces the paper's procedure on two folders of images: featurize, fit, split 70/30, four metrics."""
@@ -36,6 +36,9 @@ parser.add_argument("--network", default="EfficientNetLite0", choices=sorted(NET
 parser.add_argument("--weights", default="imagenet", help="imagenet, random (for a trial run) or a Keras file")
 parser.add_argument("--seed", type=int, default=1, help="of the split, and of random weights")
 asked = parser.parse_args(sys.argv[1:])
+for folder in (asked.normal, asked.covid):
+    if not Path(folder).is_dir():
+        parser.error(f"{folder} is no folder of images")
 
 print("Research use only. Not a medical device.")
 

@@ -1,25 +1,33 @@
 """Settings of the stream, each checked before anything starts.
 
 Environment variables begin with ``XRAY_``; a section and its field are joined by two underscores:
-``XRAY_KAFKA__BOOTSTRAP_SERVERS=broker:9092``. Only a command's entry point reads the environment (`load_settings`);
-everything else receives the section it needs.
+``XRAY_KAFKA__BOOTSTRAP_SERVERS=broker:9092``. The file ``xray.env`` in XRAY_HOME, or another one (`choose_env_file`),
+may hold them as ``KEY=VALUE`` lines; the environment wins over it. Only a command's entry point reads either
+(`load_settings`); everything else receives the section it needs.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dotenv.parser import parse_stream
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import SettingsError
 
+ENV_FILE_NAME = "xray.env"
+"""In XRAY_HOME: settings that would otherwise be exported in each terminal."""
+
 _PREFIX = "XRAY_"
+_HIGHEST_PORT = 65535
+_MASTER = re.compile(r"local(\[(\d+|\*)(\s*,\s*\d+)?\])?|local-cluster\[[^\]]+\]|spark://.+|k8s://.+|yarn")
 
 
 class _Section(BaseModel):
@@ -67,6 +75,16 @@ class KafkaSettings(_Section):
     """Replicas of a topic that is created; use 3 on a real cluster."""
     max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1024 * 1024)
     """Largest message, in bytes."""
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _servers_have_ports(cls, servers: str) -> str:
+        for server in servers.split(","):
+            host, _, port = server.strip().rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) <= _HIGHEST_PORT:
+                msg = f"wanted HOST:PORT, or several with commas between them; {server.strip()!r} is not one"
+                raise ValueError(msg)
+        return servers
 
     @model_validator(mode="after")
     def _sasl_is_complete(self) -> "KafkaSettings":
@@ -139,6 +157,14 @@ class SparkSettings(_Section):
     """Heap of the driver. A backlog of the largest messages takes 0.5 GB and 16 times their size per task at once."""
     secret: SecretStr | None = None
     """Wanted with a ``spark://`` master: the cluster's ``spark.authenticate.secret``; never printed."""
+
+    @field_validator("master")
+    @classmethod
+    def _master_is_known(cls, master: str) -> str:
+        if _MASTER.fullmatch(master) is None:
+            msg = "wanted local[*], local[4], spark://HOST:PORT, yarn or k8s://..."
+            raise ValueError(msg)
+        return master
 
     def to_conf(self) -> dict[str, str]:
         """Properties of Spark that hold a secret; `start_session` keeps them off the command line."""
@@ -286,37 +312,109 @@ class StreamSettings(BaseSettings):
         return self.archive.folder or str(self.home / "tables")
 
 
+_chosen: list[Path] = []
+
+
+def choose_env_file(path: Path | None) -> None:
+    """Have `load_settings` read this file instead of ``xray.env`` in XRAY_HOME; None goes back to that one."""
+    _chosen[:] = [] if path is None else [path]
+
+
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> StreamSettings:
-    """Read the environment, then apply what the command line says.
+    """Read the environment and the file of settings, then apply what the command line says.
 
     Parameters
     ----------
     environ : Mapping, optional
         Only looked at for names that nobody knows; values come from the process's own environment.
     **overrides
-        Fields of `StreamSettings`; they win over the environment. A section is a dict of its fields.
+        Fields of `StreamSettings`; they win over the environment, which wins over the file. A section is a dict of its
+        fields.
 
     Raises
     ------
     SettingsError
-        A value is wrong or a variable has an unknown name; the message holds the variable's name.
+        A value is wrong or a variable has an unknown name; the message holds the variable's name, and the file's where
+        it is from there.
     """
     _refuse_unknown_variables(os.environ if environ is None else environ)
+    file = _find_env_file(overrides.get("home"))
+    in_file = set() if file is None else _check_env_file(file)
     try:
-        settings = StreamSettings(**overrides)
+        settings = StreamSettings(_env_file=file, **overrides)  # type: ignore[call-arg]  # pydantic-settings' own
     except ValidationError as exc:
-        lines = [f"{_variable(error['loc'])}: {error['msg']} (found {_shown(error)})" for error in exc.errors()]
+        lines = [f"{_place(error['loc'], file, in_file)}: {_describe(error)}" for error in exc.errors()]
         raise SettingsError("\n".join(lines)) from exc
     _check_pem_files(settings.kafka)
     return settings
 
 
-def _shown(error: Mapping[str, Any]) -> str:
-    """Give the input that is wrong, unless it could hold a secret: a section, a secret, or nobody knows what."""
+def find_sources() -> dict[str, str]:
+    """Tell where each setting's value comes from: ``"environment"``, a file's name, or ``"default"``.
+
+    Returns
+    -------
+    dict
+        By the variable's name, in the order of the settings.
+    """
+    file = _find_env_file(None)
+    in_file = set() if file is None else _check_env_file(file)
+    exported = {name.upper() for name in os.environ}
+    return {
+        name: "environment" if name in exported else str(file) if name in in_file else "default"
+        for name in variable_names()
+    }
+
+
+def _find_env_file(home: Path | str | None) -> Path | None:
+    if _chosen:
+        return _chosen[0]
+    file = Path(home or os.environ.get(f"{_PREFIX}HOME") or user_data_path("xray")) / ENV_FILE_NAME
+    return file if file.is_file() else None
+
+
+def _check_env_file(file: Path) -> set[str]:
+    """Give the names that a file of settings has, each of which is known; values are never repeated."""
+    try:
+        with file.open(encoding="utf-8") as stream:
+            bindings = [one for one in parse_stream(stream) if one.key is not None or one.error]
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "not UTF-8"
+        msg = f"{file} cannot be read ({why}), wanted KEY=VALUE lines"
+        raise SettingsError(msg) from exc
+    for one in bindings:
+        if one.error or one.value is None:
+            msg = f"{file}: line {one.original.line} is not KEY=VALUE"
+            raise SettingsError(msg)
+        if one.key and one.key.upper() not in variable_names():
+            msg = f"{file}: {_unknown(one.key)}"
+            raise SettingsError(msg)
+        if one.key and one.key.upper() == f"{_PREFIX}HOME" and not _chosen:
+            msg = f"{file}: XRAY_HOME says where this very file is; export it instead, or use 'xray --env FILE'"
+            raise SettingsError(msg)
+    return {one.key.upper() for one in bindings if one.key}
+
+
+def _place(location: tuple[str | int, ...], file: Path | None, in_file: set[str]) -> str:
+    """Name a variable, and the file where it is from there."""
+    name = _variable(location)
+    # What is wrong may be a whole section, for a part that is missing.
+    from_file = any(one == name or one.startswith(f"{name}__") for one in in_file)
+    return f"{file}: {name}" if from_file and name not in {one.upper() for one in os.environ} else name
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    shown = _shown(error)
+    why = str(error["msg"]).removeprefix("Value error, ")
+    return why if shown is None else f"{why} (found {shown})"
+
+
+def _shown(error: Mapping[str, Any]) -> str | None:
+    """Give the input that is wrong; None where it could hold a secret: a section, a secret, or nobody knows what."""
     name, value = _variable(error["loc"]), error["input"]
     field = _fields().get(name)
     could_be_secret = isinstance(value, dict) or field is None or SecretStr in get_args(field.annotation)
-    return "…" if could_be_secret else repr(value)
+    return None if could_be_secret else repr(value)
 
 
 def _check_pem_files(kafka: KafkaSettings) -> None:
@@ -367,10 +465,15 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     known = list(variable_names())
     for name in sorted(environ):
         if name.startswith(_PREFIX) and name.upper() not in known:
-            nearest = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {nearest[0]}?" if nearest else ""
-            msg = f"{name}: there is no such setting.{hint} 'xray settings' lists them all."
-            raise SettingsError(msg)
+            raise SettingsError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    """Say that there is no such setting, and which one may be meant; what all names begin with is no likeness."""
+    known = [one.removeprefix(_PREFIX) for one in variable_names()]
+    nearest = get_close_matches(name.upper().removeprefix(_PREFIX), known, n=1, cutoff=0.7)
+    hint = f" Did you mean {_PREFIX}{nearest[0]}?" if nearest else ""
+    return f"{name}: there is no such setting.{hint} 'xray settings' lists them all."
 
 
 def _quote(text: str) -> str:

@@ -107,7 +107,7 @@ class Trained:
 def trained(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """EfficientNetLite0 and logistic regression on two dozen phantoms."""
     if find_spec("keras") is None:  # found, not imported: importing it alone would choose another backend
-        pytest.skip("training needs the train extra: pip install 'xray-stream[train]'")
+        pytest.skip("training needs the train extra: make install")
     folder = tmp_path_factory.mktemp("trained")
     manifest = write_folder(folder / "images", 24, seed=11)
     result = train_model(lambda: spark, read_dataset(manifest), out=folder / "models")

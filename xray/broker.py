@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import BrokerError, SettingsError
 from sparkdl.spark.java import find_java
+from streaming.run.folders import check_folder
 from streaming.run.jars import KAFKA_JARS, resolve_jars
 from streaming.settings import StreamSettings
 
@@ -91,12 +92,18 @@ class LocalBroker:
         if self.pid() is not None:
             self._await_ready()
             return False
+        check_folder(self.folder, "XRAY_HOME")
         self._refuse_taken_port()
         self._write_configuration()
         self._format_storage()
         self._launch()
         self._await_ready()
         return True
+
+    @property
+    def has_jars(self) -> bool:
+        """Whether a start has nothing to fetch."""
+        return (self.jars_folder / KAFKA_JARS.name).is_dir()
 
     def stop(self) -> bool:
         """End the broker, in order where it lets itself be ended so.
@@ -165,7 +172,11 @@ class LocalBroker:
                 try:
                     probe.bind(("127.0.0.1", port))
                 except OSError as exc:
-                    msg = f"port {port} of this machine is taken; choose another with XRAY_KAFKA__BOOTSTRAP_SERVERS"
+                    msg = (
+                        f"port {port} of this machine is taken, and not by the broker of {self.folder.parent}; end "
+                        "what has it ('xray down' with the XRAY_HOME that started it), or choose another port with "
+                        "XRAY_KAFKA__BOOTSTRAP_SERVERS"
+                    )
                     raise BrokerError(msg) from exc
 
     def _write_configuration(self) -> None:

@@ -20,18 +20,11 @@ __all__ = [
     "out",
     "print_json",
     "say_positive",
-    "show_error",
     "step",
 ]
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-
-
-def show_error(message: str) -> None:
-    """Print an error; what failed, and what to do next."""
-    err.print("[bold red]error:[/]", end=" ")
-    err.print(message, markup=False)
 
 
 def say_positive(label: str, known_by: str) -> None:

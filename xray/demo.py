@@ -33,6 +33,7 @@ from xray.broker import LocalBroker
 from xray.console import DISCLAIMER, err, new_progress, new_table, out, say_positive, step
 from xray.phantom import FINDINGS, Radiograph, encode_dicom, encode_jpeg, encode_png, generate_radiograph
 from xray.prepare import fetch_jars
+from xray.tabular import print_table
 from xray.views import list_flags, prediction_table
 
 _TRAINING_IMAGES = 120
@@ -472,7 +473,7 @@ def _show(summary: DemoSummary, settings: StreamSettings) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    err.print(table)
+    print_table(table, err)
     err.print("These are phantoms: the accuracy shows that the parts fit, not that a disease is detected.")
     err.print(f"{DISCLAIMER}\n")
     err.print(f"Predictions are a Delta table:  {summary.table}", soft_wrap=True)

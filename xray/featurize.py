@@ -7,8 +7,10 @@ from typing import Any
 from sparkdl.folders import FolderResult, count_reasons, featurize_folder
 from sparkdl.spark.session import start_session
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
+from streaming.run.folders import check_folder
 from streaming.settings import StreamSettings
 from xray.console import err, new_progress, new_table, out, print_json
+from xray.tabular import print_table
 
 
 def featurize(
@@ -34,6 +36,8 @@ def featurize(
     FolderResult
         Counts of this run.
     """
+    check_folder(settings.logs_folder, "XRAY_HOME")
+    check_folder(target, "--out")
     featurizer = DeepImageFeaturizer(inputCol="image", outputCol="features", **network)
     # It logs the trace of a Ctrl-C that meets it inside a call, which here only happens while Spark starts.
     logging.getLogger("py4j").setLevel(logging.CRITICAL)
@@ -86,7 +90,7 @@ def show_result(result: FolderResult, *, as_json: bool) -> None:
         table = new_table("reason", "#files", title="failed files, earlier runs included; each has its row")
         for reason, count in reasons.most_common():
             table.add_row(reason, str(count))
-        out.print(table)
+        print_table(table)
     out.print(
         f"{result.n_images - result.n_failed} images done, {result.n_failed} failed, {result.n_done_before} already "
         f"done before; {rate:.1f} images/s ({result.seconds:.1f} s)."

@@ -18,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from schemas.errors import ModelLoadError, XrayError
+from schemas.extras import install_line
 from schemas.modelcard import ModelCard, read_card
 from schemas.registry import challenger_folder, champion_folder
 from streaming.periodic import PeriodicTask, first_line
@@ -169,7 +170,7 @@ class Monitor:
         if not self._settings.monitor.interval_s:
             return
         if missing := [name for name in _NEEDED if find_spec(name) is None]:
-            log.warning("drift is not watched: that needs %s: pip install 'xray-stream[train]'", ", ".join(missing))
+            log.warning("drift is not watched: that needs %s: %s", ", ".join(missing), install_line("train"))
             return
         self._task.start()
 

@@ -10,6 +10,7 @@ from rich.progress import Progress, TaskID
 from schemas.errors import ChampionChangedError
 from schemas.registry import CHAMPION_FILE, promote, read_aliases
 from sparkdl.spark.session import LateSession, start_session
+from streaming.run.folders import check_folder
 from streaming.settings import StreamSettings
 from training.data.dataset import read_dataset
 from training.evidence.evaluation import Evaluation
@@ -88,6 +89,8 @@ def train_on(
     dataset = read_dataset(data, classes=classes, positive=positive)
     say_positive(dataset.positive, dataset.positive_known_by)
     others = [read_external(path, dataset.labels) for path in external]
+    for folder in (settings.logs_folder, settings.models_folder, settings.reports_folder):
+        check_folder(folder, "XRAY_HOME")  # not after minutes of work
     spark = LateSession(
         lambda: start_session(
             app_name="xray-train",

@@ -1,7 +1,7 @@
 """How results look on a terminal: the account, a training run, predictions as they come."""
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from streaming.deadletters.redrive import RedrivePlan, RedriveReport, Skip
 from streaming.results.watch import SeenPrediction, watch_predictions
 from streaming.settings import KafkaSettings
 from xray.console import DISCLAIMER, err, new_table, out, print_json
+from xray.tabular import print_listing, print_table
 
 if TYPE_CHECKING:  # it brings Spark, and the other views are of commands that start without
     from training.evidence.probes import Verdict
@@ -49,13 +50,13 @@ def show_account(account: Account) -> None:
         numbers = (consumed, p.predicted, p.dead_lettered, p.missing, p.repeated, p.end - p.consumed_end)
         span = [f"{p.first}-{p.end - 1}" if p.first < p.end else "none"][: len(offsets)]
         table.add_row(str(p.partition), *span, *map(str, numbers))
-    out.print(table)
+    print_table(table)
     tables = new_table("table", "#rows", "#duplicates", "#missing", "#still to write")
     for name, t in account.tables.items():
         tables.add_row(name, *map(str, (t.rows, t.duplicates, t.missing, t.pending)))
-    out.print(tables)
+    print_table(tables)
     for reason, count in account.dead_letter_reasons.items():
-        out.print(f"  {count:>6} dead letters: {_plain(reason)}")
+        out.print(f"  {count:>6} {_name_dead_letters(count)}: {_plain(reason)}", soft_wrap=True)
     again = account.total("repeated_under_another_id")
     if again:
         out.print(
@@ -105,8 +106,8 @@ def show_training(trained: "Trained", decision: "PromotionDecision | None", *, a
     for other in evaluation.others:
         auroc = other.figures["auroc"]
         table.add_row(f"AUROC, {_plain(other.name)}", f"{auroc.value:.3f}", _interval_text(auroc))
-    out.print(table)
-    out.print(_confusion_table(result))
+    print_table(table)
+    print_table(_confusion_table(result))
     for failed in result.failed:
         out.print(f"left out: {failed.path}: {failed.error}", markup=False)
     if not result.patient_ids_known:
@@ -166,23 +167,47 @@ def _confusion_table(result: "TrainingResult") -> Table:
 def watch_live(
     kafka: KafkaSettings, *, from_beginning: bool, count: int | None, timeout_s: float | None, as_json: bool
 ) -> None:
-    """Show predictions as they come: a table that moves, or one JSON line each."""
+    """Show predictions as they come: on a terminal a table that moves, in a pipe a line each, as JSON or for people."""
     seen: deque[SeenPrediction] = deque(maxlen=_LIVE_ROWS)
     total = 0
     stream = watch_predictions(kafka, from_beginning=from_beginning, timeout_s=timeout_s)
+    if as_json or not out.is_terminal:
+        for total, seen_now in enumerate(filter(None, stream), 1):
+            _write_prediction(seen_now, as_json=as_json)
+            if total == count:
+                return
+        return
     with Live(console=out, auto_refresh=False, transient=False) as live:
         for prediction in stream:
             if prediction is None:
                 continue
             total += 1
             seen.append(prediction)
-            if as_json:
-                live.stop()
-                print_json({**prediction.event, "latency_seconds": round(prediction.latency_s, 3)})
-            else:
-                live.update(prediction_table(seen, total), refresh=True)
+            live.update(prediction_table(seen, total), refresh=True)
             if count is not None and total >= count:
                 return
+
+
+def _write_prediction(prediction: SeenPrediction, *, as_json: bool) -> None:
+    """Write one line, at once: who reads the pipe waits for it."""
+    if as_json:
+        print_json({**prediction.event, "latency_seconds": round(prediction.latency_s, 3)})
+        return
+    name, said, flags, score, latency, size = _prediction_cells(prediction)
+    line = f"{name}  {said}  score {score}  {latency} ms  {size}{'  ' if flags else ''}{', '.join(flags)}"
+    out.print(line, soft_wrap=True)
+    out.file.flush()
+
+
+def _prediction_cells(prediction: SeenPrediction) -> tuple[str, str, list[str], str, str, str]:
+    """Give image, what was said, flags, score, milliseconds and size."""
+    event, image = prediction.event, prediction.event["image"]
+    place = "@".join(prediction.headers[f"xray_input_{name}"] for name in ("partition", "offset"))
+    score = event["probabilities"][event["positive_label"]]
+    size = _cell(f"{image['height']}x{image['width']}")
+    latency = f"{prediction.latency_s * 1000:.0f}"
+    flags = [_cell(flag) for flag in list_flags(event)]
+    return _cell(image.get("id") or place), _said(event), flags, f"{score:.3f}", latency, size
 
 
 def prediction_table(seen: deque[SeenPrediction], total: int) -> Table:
@@ -195,19 +220,23 @@ def prediction_table(seen: deque[SeenPrediction], total: int) -> Table:
     total : int
         How many there were in all.
     """
-    table = new_table("image", "said", "flags", "#score", "#ms", "size", title=f"{total} predictions. {DISCLAIMER}")
-    table.columns[0].overflow = "ellipsis"  # where it is narrow, the image's name is what is cut
+    table = new_table(
+        "image",
+        "said",
+        "flags",
+        "#score",
+        "#ms",
+        "size",
+        title=f"{total} prediction{'' if total == 1 else 's'}. {DISCLAIMER}",
+    )
+    table.columns[0].overflow = "fold"  # half an image's name names nothing
     for column, word in zip(table.columns[1:3], (UNDECIDED, Flag.UNLIKE_TRAINING), strict=True):
         column.overflow, column.min_width, column.max_width = "fold", len(word), _WORD_WIDTH
     for column in table.columns[3:]:
         column.no_wrap = True
     for prediction in seen:
-        event, image = prediction.event, prediction.event["image"]
-        place = "@".join(prediction.headers[f"xray_input_{name}"] for name in ("partition", "offset"))
-        score = event["probabilities"][event["positive_label"]]
-        size = _cell(f"{image['height']}x{image['width']}")
-        name, flags = _cell((image.get("id") or place)[:48]), "\n".join(map(_cell, list_flags(event)))
-        table.add_row(name, _said(event), flags, f"{score:.3f}", f"{prediction.latency_s * 1000:.0f}", size)
+        name, said, flags, score, latency, size = _prediction_cells(prediction)
+        table.add_row(name, said, "\n".join(flags), score, latency, size)
     return table
 
 
@@ -238,22 +267,21 @@ def _said(event: Mapping[str, Any]) -> str:
 def show_dead_letters(listing: Listing) -> None:
     """Print dead letters, newest first, and how many there are of each reason."""
     if listing.shown:
-        table = new_table("dead letter", "time (UTC)", "reason, stage", "input", "#bytes", "message")
-        for i, column in enumerate(table.columns):
-            column.overflow = "fold"  # a reason that is cut off cannot be asked for
-            column.no_wrap = i in (0, 1, 4)
+        rows = []
         for letter in listing.shown:
-            size = "null" if letter.payload_bytes is None else f"{letter.payload_bytes:,}"
+            size = "a tombstone" if letter.payload_bytes is None else f"{letter.payload_bytes:,} bytes"
             when = f"{letter.time:%Y-%m-%d %H:%M:%S}"
-            why = f"{_plain(letter.reason)}\n[dim]{_plain(letter.stage)}[/]"
-            table.add_row(str(letter.place), when, why, _plain(letter.origin), size, _plain(letter.message))
-        out.print(table)
+            why, message = _plain(letter.reason), _plain(letter.message)
+            rows.append((str(letter.place), when, why, _plain(letter.origin), size, message, _plain(letter.stage)))
+        columns = ("dead letter", "time (UTC)", "reason", "input", "size", "message", "stage")
+        print_listing(columns, rows, whole=2)
     total = listing.by_reason.total()
     if not total:
         out.print("No dead letters that match.")
     elif 0 < len(listing.shown) < total:
         out.print(f"The newest {len(listing.shown)} of {total}; --limit shows more.")
-    _print_counts(listing.by_reason, "dead letters")
+    for reason, count in listing.by_reason.most_common():
+        out.print(f"  {count:>6} {_name_dead_letters(count)}: {_plain(reason)}", soft_wrap=True)
     _print_foreign(listing.foreign)
     if listing.shown:
         out.print(f"One of them in full: xray deadletters show {listing.shown[0].place}")
@@ -282,7 +310,7 @@ def show_dead_letter(details: Details) -> None:
     for header in details.headers:
         shown = f"{header.size_bytes} bytes, not shown" if header.text is None else header.text
         table.add_row(f"header {_plain(header.name)}", _plain(shown))
-    out.print(table)
+    print_table(table)
     out.print(_plain(details.trace), soft_wrap=True)
 
 
@@ -290,7 +318,9 @@ def show_redrive_plan(plan: RedrivePlan, topic: str, *, dry_run: bool) -> None:
     """Tell what a re-drive does, before it does it; on standard error, for its result is another matter."""
     selected = len(plan.chosen) + plan.skipped.total()
     would = "Would send" if dry_run else "Sending"
-    err.print(f"{would} {len(plan.chosen)} of {selected} dead letters to {topic} again.")
+    err.print(
+        f"{would} {len(plan.chosen)} of {selected} {_name_dead_letters(selected)} to {topic} again.", soft_wrap=True
+    )
     for reason, count in plan.by_reason.most_common():
         err.print(f"  {count:>6} {_plain(reason)}")
     for skip, count in plan.skipped.most_common():
@@ -309,9 +339,8 @@ def show_redrive_report(report: RedriveReport) -> None:
         )
 
 
-def _print_counts(counts: Counter[str] | Mapping[str, int], noun: str) -> None:
-    for reason, count in Counter(counts).most_common():
-        out.print(f"  {count:>6} {noun}: {_plain(reason)}")
+def _name_dead_letters(count: int) -> str:
+    return "dead letter" if count == 1 else "dead letters"
 
 
 def _print_foreign(count: int) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import DependencyError, SettingsError
+from schemas.extras import install_line
 from sparkdl.engine.base import to_bgr
 from sparkdl.image.pixels import resize_pixels
 from sparkdl.network.backends import import_openvino
@@ -122,7 +123,7 @@ def import_nncf() -> ModuleType:
     try:
         import nncf  # noqa: PLC0415 - the optional extra, and only for quantising
     except ImportError as exc:
-        msg = f'int8 needs NNCF ({exc}): pip install "xray-stream[int8]"'
+        msg = f"int8 needs NNCF ({exc}): {install_line('int8')}"
         raise DependencyError(msg) from exc
     finally:
         logging.setLoggerClass(logger_class)

@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame
 from pyspark.sql.functions import col
 
-from schemas.errors import DependencyError, SettingsError
+from schemas.errors import SettingsError
+from schemas.extras import check_extra
 from sparkdl.estimators.fit import MODEL_FILE, FitArguments, History, check_names, fit_apart
 from sparkdl.estimators.loading import LoadedImages, SharedImages, label_column, load_images
 from sparkdl.network.backends import import_keras
@@ -291,9 +291,7 @@ class KerasImageFileEstimator(
             if not self.isDefined(param):
                 msg = f"{param.name} is not set"
                 raise SettingsError(msg)
-        if find_spec("tensorflow") is None:
-            msg = 'training needs TensorFlow, which is missing: pip install "xray-stream[tensorflow]"'
-            raise DependencyError(msg)
+        check_extra("tensorflow", "training")
         # Any backend will do for names.
         check_names(sys.modules.get("keras") or import_keras(), self.getKerasOptimizer(), self.getKerasLoss())
 

@@ -196,7 +196,7 @@ def _load_image(uri: str | None, network: Network, read: ReadInput) -> dict[str,
         return {"reason": f"{NULL_INPUT}: the row's value is null"}
     try:
         return {"pixels": read(uri, network).tobytes()}
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise  # the machine's fault, not the row's
     except RecordError as exc:
         return {"reason": f"{exc.reason}: {exc.detail}"}

@@ -20,12 +20,12 @@ def noting_error(row: dict[str, Any], *, unreadable: str = "cannot_be_read") -> 
 
     Raises
     ------
-    MemoryError
-        It is the machine's fault, not the file's.
+    MemoryError, ImportError
+        They are the machine's fault, not the file's.
     """
     try:
         yield
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise
     except RecordError as exc:
         row["error"] = f"{exc.reason}: {exc.detail}"

@@ -594,6 +594,8 @@ def _decoded(origin: str, payload: bytes, decode_f: Callable[[bytes], Pixels | N
             reason = "undecodable: the decoder gave None"
         else:
             image = imageArrayToStruct(pixels, origin).asDict()
+    except ImportError:
+        raise  # a package that is missing, not the file's fault
     except RecordError as exc:
         reason = f"{exc.reason}: {exc.detail}"
     except Exception as exc:  # the record boundary: a stranger's decoder may raise anything

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from schemas.errors import DependencyError, SettingsError
+from schemas.extras import install_line
 
 KERAS_BACKEND = "KERAS_BACKEND"
 
@@ -69,8 +70,8 @@ def import_keras(backend: str = "openvino") -> ModuleType:
         try:
             import keras  # noqa: PLC0415 - the optional extra, and only for building
         except ImportError as exc:
-            extra = "train" if backend == "openvino" else "tensorflow"
-            msg = f'Keras with {backend} is missing ({exc}): pip install "xray-stream[{extra}]"'
+            line = install_line("train" if backend == "openvino" else "tensorflow")
+            msg = f"Keras with {backend} is missing ({exc}): {line}"
             raise DependencyError(msg) from exc
     if keras.backend.backend() != backend:
         found = keras.backend.backend()

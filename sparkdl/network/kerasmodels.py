@@ -119,6 +119,9 @@ def load_keras_model(keras: Any, path: str) -> Any:
         The file is damaged, holds a Lambda layer, or a layer that Keras does not know.
     """
     file = Path(path)
+    if not file.is_file() and file.name.endswith(KERAS_SUFFIXES):
+        msg = f"{path} is not there, wanted a Keras model file"
+        raise SettingsError(msg)
     if not file.is_file() or not file.name.endswith(KERAS_SUFFIXES):
         msg = f"{path} is not a Keras model file, wanted a path ending in {' or '.join(KERAS_SUFFIXES)}"
         raise SettingsError(msg)

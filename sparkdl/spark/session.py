@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from schemas.errors import SettingsError
+from schemas.errors import JobError, SettingsError
 from sparkdl.spark.java import find_java
 
 SECRET_PROPERTY = "spark.authenticate.secret"  # noqa: S105 - its name
@@ -99,6 +101,8 @@ def start_session(
         Java is missing or too old.
     SettingsError
         The master is a cluster that makes up no secret, and ``conf`` has none.
+    JobError
+        Spark did not start; the message has the line of its own that says why, and where the others are.
     """
     given = dict(conf or {})
     master = given.get("spark.master", master)
@@ -118,8 +122,16 @@ def start_session(
         **protection,
     }
     console = None if verbose else log_folder / "spark-console.log"
-    with _console_to(console), _same_interrupt_handler(), _own_address(master):
-        return _create(settings)
+    printed_before = console.stat().st_size if console is not None and console.is_file() else 0
+    try:
+        with _console_to(console), _same_interrupt_handler(), _own_address(master):
+            return _create(settings)
+    except (PySparkException, Py4JError) as exc:
+        printed = "" if console is None else console.read_bytes()[printed_before:].decode(errors="replace")
+        where = "" if console is None else f"; all that Spark said is in {console} and beside it"
+        cause = _find_cause("\n".join((printed, str(exc))))
+        msg = f"Spark did not start with the master {master}: {cause}{where}"
+        raise JobError(msg) from exc
 
 
 def find_session() -> SparkSession:
@@ -236,6 +248,12 @@ def _create(settings: Mapping[str, str]) -> SparkSession:
         others = {name: value for name, value in settings.items() if name != SECRET_PROPERTY}
         SparkContext._ensure_initialized(conf=SparkConf().setAll(list(others.items())))
     return SparkSession.builder.config(map=dict(settings)).getOrCreate()
+
+
+def _find_cause(text: str) -> str:
+    """Give the line that says what is wrong: Java puts the name of an error in front of it."""
+    found = re.search(r"(?:[\w$]+\.)+\w*(?:Exception|Error): (.+)", text)
+    return found[1].strip() if found else next((line for line in text.splitlines() if line.strip()), "it said nothing")
 
 
 def _jvm_conf(log_folder: Path, java_options: Sequence[str], *, verbose: bool) -> dict[str, str]:

@@ -73,7 +73,7 @@ def _run(value: Any, engine: Engine, read: ReadInput) -> _Result:
     started = time.perf_counter()
     try:
         prepared = read(value, engine.network)
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise  # the machine's fault, not the row's
     except RecordError as exc:
         return _Result(reason=f"{exc.reason}: {exc.detail}")

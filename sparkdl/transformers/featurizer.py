@@ -160,6 +160,10 @@ class DeepImageFeaturizer(NetworkTransformer):
         self._detector = detector
         return self
 
+    def calibrate(self, dataset: DataFrame, n_images: int = 300) -> "DeepImageFeaturizer":
+        """Do what `quantize` does; the name of the first release, kept for one more."""
+        return self.quantize(dataset, n_images)
+
     def quantize(self, dataset: DataFrame, n_images: int = 300) -> "DeepImageFeaturizer":
         """Make an int8 copy of this stage, calibrated on images like those it will see.
 
@@ -194,6 +198,12 @@ class DeepImageFeaturizer(NetworkTransformer):
         asked = {param: self.getOrDefault(param) for param in ("weights", "precision", "engine")}
         if asked["precision"] == "int8":
             msg = "precision 'int8' needs images to calibrate on: call quantize(images), and use what it returns"
+            raise SettingsError(msg)
+        if not self.isDefined("modelName"):
+            msg = f"modelName is not set, wanted {CUSTOM!r} or one of {', '.join(sorted(NETWORKS))}"
+            raise SettingsError(msg)
+        if self.getModelName() == CUSTOM and asked["weights"] in ("imagenet", "random"):
+            msg = f"modelName is {CUSTOM!r} and weights {asked['weights']!r}, wanted the path of the model's Keras file"
             raise SettingsError(msg)
         if self.getModelName() == CUSTOM:
             return convert_image_model(asked["weights"], precision=asked["precision"], engine=asked["engine"])

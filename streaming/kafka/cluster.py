@@ -106,7 +106,9 @@ def _explain(kafka: KafkaSettings, reports: Sequence[KafkaError]) -> str:
     if _TLS_ALERT in text:
         certificate = "XRAY_KAFKA__SSL_CERTIFICATE_LOCATION and XRAY_KAFKA__SSL_KEY_LOCATION"
         return f"it refuses this client's certificate ({text}). Check {certificate}."
-    return f"{text}. Start the local one with 'xray up', or set XRAY_KAFKA__BOOTSTRAP_SERVERS."
+    local = kafka.bootstrap_servers.rpartition(":")[0] in ("127.0.0.1", "localhost")
+    advice = "Start the local one with 'xray up', or set" if local else "Check the network, that cluster, and"
+    return f"{text}. {advice} XRAY_KAFKA__BOOTSTRAP_SERVERS."
 
 
 def _in_our_names(text: str) -> str:

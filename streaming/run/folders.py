@@ -15,21 +15,35 @@ def check_folders(settings: StreamSettings) -> None:
     SettingsError
         One line with the folder, what the system said, and the setting.
     """
-    _check(settings.checkpoints_folder, "XRAY_HOME")
-    _check(settings.logs_folder, "XRAY_HOME")
+    check_folder(settings.checkpoints_folder, "XRAY_HOME")
+    check_folder(settings.logs_folder, "XRAY_HOME")
     if "://" not in settings.tables_folder:  # what is elsewhere, only Spark can tell
         tables = Path(settings.tables_folder)
-        _check(tables, "XRAY_ARCHIVE__FOLDER")
+        check_folder(tables, "XRAY_ARCHIVE__FOLDER")
         for log in tables.glob("*/_delta_log"):
-            _check(log, "XRAY_ARCHIVE__FOLDER")
+            check_folder(log, "XRAY_ARCHIVE__FOLDER")
 
 
-def _check(folder: Path, setting: str) -> None:
+def check_folder(folder: Path, setting: str) -> None:
+    """Write a file in a folder, which is made where it is missing, and remove it again.
+
+    Parameters
+    ----------
+    folder : Path
+        Where something will be written later.
+    setting : str
+        What to change where that is not possible.
+
+    Raises
+    ------
+    SettingsError
+        One line with the folder, what the system said, and the setting.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"\0" * 4096)
             probe.flush()
     except OSError as exc:
-        msg = f"cannot write to {folder}: {exc.strerror}. Give it to the user of the stream, or change {setting}."
+        msg = f"cannot write to {folder}: {exc.strerror}. Give this user leave to write there, or change {setting}."
         raise SettingsError(msg) from exc

@@ -264,7 +264,7 @@ def decode_record(row: Mapping[str, Any], payload: bytes | None, plan: DecodePla
         )
         added |= _describe(decoded)
         added["event_id"] = envelope.derive_event_id(*identity, sha256, plan.model_sha256)
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise  # the machine's fault, not the record's: the batch stops and is retried
     except RecordError as exc:
         added |= _describe_failure(exc, exc.reason, exc.detail, identity, sha256, payload)

@@ -137,8 +137,7 @@ def read_dataset(source: Path, *, classes: Sequence[str] | None = None, positive
     source = source.absolute()
     entries = sorted(_read_entries(source), key=lambda entry: entry.path)
     if not entries:
-        msg = f"{source} lists no images"
-        raise DatasetError(msg)
+        raise DatasetError(_explain_nothing(source))
     names = _name_classes(entries)
     labels = _filter_classes(tuple(names.values()), classes, source)
     kept = [entry for entry in entries if names[entry.label] in labels]
@@ -182,6 +181,18 @@ def _read_entries(source: Path) -> Iterator[_Entry]:
         return _read_class_folders(source)
     msg = f"no training data at {source}: wanted a folder with one sub-folder per class, or a manifest in CSV"
     raise DatasetError(msg)
+
+
+def _explain_nothing(source: Path) -> str:
+    """Say what a set without an image lacks; the usual mistake is a folder with all images side by side."""
+    n_files = sum(path.is_file() for path in source.iterdir()) if source.is_dir() else 0
+    if not n_files or (source / MANIFEST_FILE).is_file():
+        return f"{source} lists no images"
+    files = f"{n_files} file{'' if n_files == 1 else 's'}"
+    return (
+        f"{source} lists no images: it has no sub-folder per class, and its {files} no label; put each class into a "
+        f"sub-folder of its name, or write {MANIFEST_FILE} with the columns file,label"
+    )
 
 
 def _read_class_folders(source: Path) -> Iterator[_Entry]:

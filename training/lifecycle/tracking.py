@@ -12,11 +12,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemas.errors import DependencyError, JobError
+from schemas.errors import JobError
+from schemas.extras import check_extra
 from schemas.modelcard import CARD_FILE, ModelCard
 
 if TYPE_CHECKING:
@@ -165,9 +165,7 @@ def show_uri(uri: str) -> str:
 @contextmanager
 def _connect(uri: str) -> Iterator[Any]:
     """Give a client that keeps quiet, and turn what MLflow raises into our errors."""
-    if find_spec("mlflow") is None or find_spec("sqlalchemy") is None:  # a part of MLflow comes without it
-        msg = "MLflow is not installed; it comes with the extra: pip install 'xray-stream[tracking]'"
-        raise DependencyError(msg)
+    check_extra("tracking", "MLflow as a mirror")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic", "urllib3"):

@@ -163,7 +163,11 @@ def _check_procedure(procedure: Procedure, networks: Sequence[str], dataset: Dat
     if procedure.sensitivity is None:
         return
     if len(dataset.labels) != BINARY:
-        msg = f"an operating point is for two classes, found {len(dataset.labels)}: {', '.join(dataset.labels)}"
+        found = dataset.labels
+        msg = (
+            f"a sensitivity to reach (--sensitivity) is for two classes, found {len(found)}: {', '.join(found)}; name "
+            f"two of them with --classes {found[0]},{found[-1]}, or leave it out"
+        )
         raise SettingsError(msg)
     if not 0 < procedure.sensitivity <= 1:
         msg = f"sensitivity is {procedure.sensitivity}, wanted more than 0 and at most 1"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DependencyError
+from schemas.extras import install_line
 from schemas.modelcard import BINARY
 from training.evidence.evaluation import Evaluation, Mistake, Variant
 from training.evidence.probes import Probe
@@ -95,7 +96,7 @@ def _environment() -> "Environment":
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  part of the train extra only
     except ImportError as exc:
-        msg = 'the training report needs Jinja: pip install "xray-stream[train]"'
+        msg = f"the training report needs Jinja: {install_line('train')}"
         raise DependencyError(msg) from exc
     environment = Environment(
         loader=PackageLoader("training.report"),

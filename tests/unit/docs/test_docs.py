@@ -33,7 +33,7 @@ from tests.paths import ROOT
 from tests.testimages import png
 from training.data import positive
 from training.model.classifier import PAPER
-from xray.cli import app
+from xray.commands.app import app
 
 DOCS = ROOT / "docs"
 PAGES = (

@@ -1,14 +1,24 @@
 """Settings: a bad value stops the start with the variable's name; every client gets what it needs."""
 
+import json
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from schemas.errors import SettingsError
-from streaming.settings import KafkaSettings, SparkSettings, load_settings, variable_names
-from xray.cli import app
+from streaming.settings import (
+    ENV_FILE_NAME,
+    KafkaSettings,
+    SparkSettings,
+    choose_env_file,
+    find_sources,
+    load_settings,
+    variable_names,
+)
+from xray.commands.app import app
 
 _SASL = {
     "security_protocol": "SASL_SSL",
@@ -36,6 +46,10 @@ def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("XRAY_SCORE__CANARY_S", "61", "XRAY_SCORE__CANARY_S: "),
         ("XRAY_METRICS__PORT", "http", "XRAY_METRICS__PORT: "),
         ("XRAY_SCORE__MAX_IMAGES_PER_BATCHES", "5", "Did you mean XRAY_SCORE__MAX_IMAGES_PER_BATCH?"),
+        ("XRAY_KAFKA__BOOTSTRAP_SERVERS", "broker", "'broker' is not one (found 'broker')"),
+        ("XRAY_KAFKA__BOOTSTRAP_SERVERS", "one:9092,two:http", "wanted HOST:PORT"),
+        ("XRAY_SPARK__MASTER", "local[x]", "XRAY_SPARK__MASTER: wanted local[*]"),
+        ("XRAY_SPARK__MASTER", "locl", "wanted local[*], local[4], spark://HOST:PORT"),
         ("XRAY_KAFKA__SECURITY_PROTOCOL", "SASL_SSL", "also needs sasl_mechanism, sasl_username, sasl_password"),
     ],
 )
@@ -85,6 +99,92 @@ def test_a_variable_in_small_letters_is_not_repeated(monkeypatch: pytest.MonkeyP
         load_settings()
     assert "geheim" not in str(caught.value)
 
+
+def test_no_setting_is_meant_where_only_the_prefix_is_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XRAY_FOO", "1")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("master", ["local", "local[2]", "local[*, 4]", "spark://a:7077", "yarn", "k8s://https://a"])
+def test_masters_that_spark_knows(monkeypatch: pytest.MonkeyPatch, master: str) -> None:
+    monkeypatch.setenv("XRAY_SPARK__MASTER", master)
+    assert load_settings().spark.master == master
+
+
+# --- the file of settings ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    yield tmp_path / ENV_FILE_NAME
+    choose_env_file(None)
+
+
+def test_the_file_in_the_state_folder_is_read_and_the_environment_wins(
+    env_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env_file.write_text("# ours\nXRAY_KAFKA__PARTITIONS=7\nexport XRAY_KAFKA__BOOTSTRAP_SERVERS='a:1,b:2'\n")
+    assert load_settings().kafka.partitions == 7
+    assert load_settings().kafka.bootstrap_servers == "a:1,b:2"
+    monkeypatch.setenv("XRAY_KAFKA__PARTITIONS", "9")
+    assert load_settings().kafka.partitions == 9
+    assert load_settings().kafka.bootstrap_servers == "a:1,b:2"
+    sources = find_sources()
+    assert sources["XRAY_KAFKA__PARTITIONS"] == "environment"
+    assert sources["XRAY_KAFKA__BOOTSTRAP_SERVERS"] == str(env_file)
+    assert sources["XRAY_MODEL"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "XRAY_KAFKA__PARTITION=7",
+            "XRAY_KAFKA__PARTITION: there is no such setting. Did you mean XRAY_KAFKA__PARTITI",
+        ),
+        ("KAFKA=7", "KAFKA: there is no such setting"),
+        ("XRAY_KAFKA__PARTITIONS=0", "XRAY_KAFKA__PARTITIONS: "),
+        ("XRAY_KAFKA__SASL_MECHANISM=PLAIN\nXRAY_KAFKA__SECURITY_PROTOCOL=SASL_SSL", "XRAY_KAFKA: security_protocol"),
+        ("XRAY_KAFKA__PARTITIONS", "line 1 is not KEY=VALUE"),
+        ("= 7", "line 1 is not KEY=VALUE"),
+        ("XRAY_HOME=/elsewhere", "XRAY_HOME says where this very file is"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named_with_the_file(env_file: Path, text: str, said: str) -> None:
+    env_file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert f"{env_file}: {said}" in str(caught.value)
+
+
+def test_a_secret_of_the_file_is_not_repeated(env_file: Path) -> None:
+    env_file.write_text("XRAY_KAFKA__SASL_PASSWORT=geheim")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "geheim" not in str(caught.value)
+
+
+def test_another_file_is_read_instead(env_file: Path, tmp_path: Path) -> None:
+    env_file.write_text("XRAY_KAFKA__PARTITIONS=7")
+    other = tmp_path / "other.env"
+    other.write_text("XRAY_METRICS__PORT=9")
+    answer = CliRunner().invoke(app, ["--env", str(other), "settings", "--json"])
+    values = json.loads(answer.output)
+    assert (values["XRAY_METRICS__PORT"], values["XRAY_KAFKA__PARTITIONS"]) == (9, 4)
+    values = json.loads(CliRunner().invoke(app, ["settings", "--json"]).output)
+    assert (values["XRAY_METRICS__PORT"], values["XRAY_KAFKA__PARTITIONS"]) == (9464, 7)
+
+
+def test_another_file_that_is_not_there_stops_the_start(env_file: Path) -> None:
+    choose_env_file(env_file.with_name("no.env"))
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_settings()
+
+
+# --- certificates -----------------------------------------------------------------------------------------------------
 
 _CERTIFICATE = "-----BEGIN CERTIFICATE-----\n"
 

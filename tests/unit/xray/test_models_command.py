@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from schemas import extras
 from schemas.envelope import DISCLAIMER
 from schemas.registry import champion_folder, promote, read_aliases, read_history, set_challenger
 from streaming.settings import load_settings
@@ -19,9 +20,9 @@ from tests.savedmodels import add_model, add_report, evaluate
 from tests.stored import add_champion, score_images
 from training.evidence.probes import Verdict
 from training.lifecycle import promotion, tracking
-from xray import console, extras
-from xray import models as command
+from xray import console
 from xray.__main__ import run
+from xray.commands import models as command
 
 needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the tracking extra (MLflow)")
 
@@ -65,7 +66,7 @@ def models(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 @pytest.fixture
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda _: None)
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
 
 
 without_mlflow = pytest.mark.usefixtures("no_mlflow")
@@ -393,7 +394,7 @@ def test_shadow_without_the_extra_says_what_to_install(
     add_challenger(home, add_champion(home))
     done = models("shadow")
     assert (done.code, done.out) == (1, "")
-    assert "the comparison needs sklearn: pip install 'xray-stream[train]'" in " ".join(done.err.split())
+    assert "the comparison needs sklearn, which the extra train brings: pip install" in " ".join(done.err.split())
 
 
 def test_shadow_says_in_a_line_what_is_missing(home: Path, models: Models) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from schemas.extras import install_line
 from schemas.modelcard import ModelCard
 from schemas.registry import clear_challenger, promote
 from streaming.settings import StreamSettings, load_settings
@@ -23,7 +24,8 @@ from training.features.stored import describe_featurizer
 from training.figures.shift import make_reference, save_reference
 from training.lifecycle.drift import measure_drift
 from training.lifecycle.shadow import compare_shadow
-from xray import cli, monitor
+from xray import monitor
+from xray.commands import stream as stream_command
 from xray.monitor import Findings, Monitor, MonitorMetrics
 
 OF_CHAMPION = {
@@ -272,7 +274,7 @@ def test_without_the_extra_it_says_so_and_does_not_run(
     watch.stop()
     assert monitors() == []
     [record] = caplog.records
-    assert "pip install 'xray-stream[train]'" in record.getMessage()
+    assert install_line("train") in record.getMessage()
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -283,7 +285,7 @@ def test_the_stream_command_watches_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available_now: bool
 ) -> None:
     monkeypatch.setenv("XRAY_HOME", str(tmp_path))
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(stream_command.signal, "signal", lambda *_: None)
     done: list[str] = []
     monkeypatch.setattr(Monitor, "start", lambda _: done.append("start"))
     monkeypatch.setattr(Monitor, "stop", lambda _: done.append("stop"))
@@ -297,5 +299,5 @@ def test_the_stream_command_watches_while_it_runs(
         done.append("ran")
 
     monkeypatch.setattr("streaming.run.service.run_stream", run_stream)
-    cli.stream(available_now=available_now, model=None, accept_loss=False, json_=True, verbose=False)
+    stream_command.stream(available_now=available_now, model=None, accept_loss=False, json_=True, verbose=False)
     assert done == (["ran"] if available_now else ["start", "ran", "stop"])

@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from xray import phantom
 from xray.phantom import (
     FINDINGS,
     Radiograph,
@@ -23,6 +22,9 @@ from xray.phantom import (
     generate_set,
     write_folder,
 )
+from xray.phantom.chest import Chest
+from xray.phantom.geometry import Plane
+from xray.phantom.patient import draw_anatomy
 
 SEEDS = range(5)
 HEIGHT, WIDTH = 320, 272
@@ -89,8 +91,8 @@ def test_too_small_says_found_and_wanted() -> None:
 
 def lungs_and_blur(seed: int) -> NDArray[np.bool_]:
     """Where rays pass through lung, and the one pixel around it that the detector's blur reaches."""
-    anatomy = phantom._draw_anatomy(seed)
-    lungs = phantom._Chest(phantom._Plane.over(anatomy, HEIGHT, WIDTH), anatomy, seed).lungs > 0
+    anatomy = draw_anatomy(seed)
+    lungs = Chest(Plane.over(anatomy, HEIGHT, WIDTH), anatomy, seed).lungs > 0
     wide = np.pad(lungs, 1)
     shifts = [wide[i : i + HEIGHT, j : j + WIDTH] for i in range(3) for j in range(3)]
     return np.logical_or.reduce(shifts)

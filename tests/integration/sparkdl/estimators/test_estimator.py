@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import array, col, expr, lit, when
 
+from schemas import extras
 from schemas.errors import DatasetError, DependencyError, ModelLoadError, SettingsError
+from schemas.extras import install_line
 from sparkdl import KerasImageFileEstimator, KerasImageFileModel
-from sparkdl.estimators import keras as estimator
 from sparkdl.network.backends import import_keras
 
 pytestmark = [
@@ -212,8 +214,8 @@ def test_settings_are_checked(trainer: KerasImageFileEstimator, images: DataFram
 def test_without_tensorflow_it_says_what_to_install(
     trainer: KerasImageFileEstimator, images: DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimator, "find_spec", lambda name: None)
-    with pytest.raises(DependencyError, match=r'pip install "xray-stream\[tensorflow\]"'):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match=re.escape(install_line("tensorflow"))):
         trainer.fit(images)
 
 

@@ -130,7 +130,7 @@ def test_what_is_no_model_is_refused(keras: Any, tmp_path: Path) -> None:
     (tmp_path / "damaged.keras").write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(ModelLoadError, match=r"damaged\.keras"):
         _ = KerasTransformer(inputCol="a", outputCol="b", modelFile=str(tmp_path / "damaged.keras")).network
-    with pytest.raises(SettingsError, match=r"none\.keras is not a Keras model file"):
+    with pytest.raises(SettingsError, match=r"none\.keras is not there, wanted a Keras model file"):
         _ = KerasTransformer(inputCol="a", outputCol="b", modelFile=str(tmp_path / "none.keras")).network
     inputs = keras.layers.Input((None, 3))
     keras.Model(inputs, keras.layers.Dense(2)(inputs)).save(tmp_path / "open.keras")

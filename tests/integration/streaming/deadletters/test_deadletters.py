@@ -35,7 +35,7 @@ from tests.conftest import Trained
 from tests.integration.streams import drain, publish, score
 from tests.testimages import good_files, png
 from tests.unit.streaming.deadletters.test_deadletters import added_headers
-from xray.cli import app
+from xray.commands.app import app
 
 pytestmark = pytest.mark.kafka
 
@@ -258,7 +258,7 @@ def test_commands_print_nothing_of_the_patient(settings: StreamSettings, tmp_pat
         "skipped": {},
         "foreign": 0,
     }
-    assert "Sending 1 of 1 dead letters" in answers["redrive"]
+    assert "Sending 1 of 1 dead letter to" in answers["redrive"]
     assert answers["redrive json"]["skipped"] == {"already_redriven": 1}
     for arguments in (["redrive"], ["redrive", "--all", str(place)], ["redrive", "0-5"], ["list", "--reason", "bad"]):
         assert CliRunner().invoke(app, ["deadletters", *arguments], env=environ).exit_code == 2

@@ -45,8 +45,8 @@ from tests.integration.streams import running, wait_for_count
 from tests.stored import add_champion, score_images
 from tests.testimages import dicom_dataset, encapsulated_dicom, gray_pixels, jpeg, write_dicom
 from tests.unit.docs.test_docs import names_in, rows_of, section
-from xray.cli import app
-from xray.label import BatchReport, follow_labels
+from xray.commands.app import app
+from xray.commands.label import BatchReport, follow_labels
 
 pytestmark = [pytest.mark.kafka]
 

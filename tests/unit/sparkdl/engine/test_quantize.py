@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import DependencyError, SettingsError
+from schemas.extras import install_line
 from sparkdl.engine import quantize
 from sparkdl.engine.cache import start_engine
 from sparkdl.engine.quantize import MIN_IMAGES, quantize_network
@@ -239,7 +241,7 @@ def test_it_is_quiet_and_leaves_nncf_as_it_was(capfd: pytest.CaptureFixture[str]
 
 def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(DependencyError, match=r'pip install "xray-stream\[int8\]"'):
+    with pytest.raises(DependencyError, match=re.escape(install_line("int8"))):
         quantize_network(small_network(), images_of(SIZE, MIN_IMAGES))
 
 

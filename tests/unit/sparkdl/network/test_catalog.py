@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import DependencyError, ModelLoadError, SettingsError
+from schemas.extras import install_line
 from sparkdl.engine.openvino import OpenVinoEngine
 from sparkdl.network import backends, lite0
 from sparkdl.network.base import BIN_FILE, XML_FILE, Network
@@ -141,7 +143,7 @@ def test_an_unknown_choice_names_the_known_ones(choice: dict[str, str], message:
 
 def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "keras", None)
-    with pytest.raises(DependencyError, match=r'pip install "xray-stream\[train\]"'):
+    with pytest.raises(DependencyError, match=re.escape(install_line("train"))):
         build_network("ResNet50", weights="random")
 
 

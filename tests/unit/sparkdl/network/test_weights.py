@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import sys
 import types
 from collections import OrderedDict
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from schemas.errors import DependencyError, ModelLoadError
+from schemas.extras import install_line
 from sparkdl.network import lite0
 from sparkdl.network.weights import read_torch_file
 
@@ -159,7 +161,7 @@ def test_the_packages_file_is_read() -> None:
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lite0, "PACKAGE", "no_such_package")
-    with pytest.raises(DependencyError, match=r'pip install "xray-stream\[train\]"'):
+    with pytest.raises(DependencyError, match=re.escape(install_line("train"))):
         lite0._checked_file()
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyspark.errors import PySparkRuntimeError
 
-from schemas.errors import SettingsError
+from schemas.errors import JobError, SettingsError
 from sparkdl.spark import session
 from sparkdl.spark.session import SECRET_PROPERTY, protect, start_session
 from streaming.run import service
@@ -148,3 +149,19 @@ def test_every_command_hands_over_the_secret(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(_StartedError):
         calls[command]()
     assert found[SECRET_PROPERTY] == SECRET
+
+
+def test_a_spark_that_does_not_start_says_why_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the JVM prints and what pyspark raises is made up here; starting one takes seconds."""
+
+    def create(_: object) -> None:
+        os.write(2, b"WARN noise\nException in 'main' org.apache.spark.SparkException: Could not parse Master URL\n")
+        raise PySparkRuntimeError(errorClass="JAVA_GATEWAY_EXITED", messageParameters={})
+
+    monkeypatch.setattr(session, "_create", create)
+    with pytest.raises(JobError) as caught:
+        session.start_session(app_name="x", log_folder=tmp_path, master="local[*]")
+    said = str(caught.value)
+    assert said.startswith("Spark did not start with the master local[*]: Could not parse Master URL; ")
+    assert str(tmp_path / "spark-console.log") in said
+    assert "\n" not in said

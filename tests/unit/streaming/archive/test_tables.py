@@ -21,7 +21,7 @@ from streaming.archive.tables import (
     describe_table,
     describe_tables,
 )
-from xray.cli import app
+from xray.commands.app import app
 
 _DAYS = (date(2026, 1, 30), date(2026, 1, 31), None)
 _WEEK = timedelta(days=7)

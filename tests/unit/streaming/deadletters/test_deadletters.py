@@ -25,7 +25,7 @@ from streaming.deadletters.read import (
 from streaming.deadletters.redrive import _read_mark
 from streaming.kafka.places import Headers, Origin, Place, read_headers
 from tests.testimages import png
-from xray.cli import _read_moment, _read_place
+from xray.commands.options import read_moment, read_place
 
 _WRITTEN_MS = 1_780_000_000_000
 
@@ -215,25 +215,25 @@ def test_marks_are_read_of_this_topic_only() -> None:
     ],
 )
 def test_moments(text: str, moment: datetime) -> None:
-    assert _read_moment(text) == moment
+    assert read_moment(text) == moment
 
 
 @pytest.mark.parametrize(("text", "ago_s"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("7d", 604_800)])
 def test_relative_moments(text: str, ago_s: int) -> None:
-    assert abs(datetime.now(UTC) - timedelta(seconds=ago_s) - _read_moment(text)) < timedelta(seconds=5)
+    assert abs(datetime.now(UTC) - timedelta(seconds=ago_s) - read_moment(text)) < timedelta(seconds=5)
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2", "h", "-2h", "2w", "9999999h", "2026-13-01"])
 def test_no_moments(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is no time"):
-        _read_moment(text)
+        read_moment(text)
 
 
 def test_places() -> None:
-    assert _read_place("3@1024") == (3, 1024)
+    assert read_place("3@1024") == (3, 1024)
     for text in ("", "3", "@", "a@1", "3@-1", "topic-3@1"):
         with pytest.raises(typer.BadParameter, match="is no place"):
-            _read_place(text)
+            read_place(text)
 
 
 def test_it_starts_without_spark() -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import DatasetError
+from schemas.errors import DatasetError, SettingsError
 from training.data.dataset import Dataset, read_dataset
+from training.model.fit import _check_procedure
+from training.model.material import Procedure
 
 
 def _touch(folder: Path, *names: str) -> None:
@@ -149,7 +151,7 @@ def _listed_twice(folder: Path) -> Path:
     [
         (_no_such_source, "no training data at .*nowhere"),
         (_one_class, "at least two classes, found only only"),
-        (_no_classes, "lists no images"),
+        (_no_classes, "no sub-folder per class, and its 1 file no label"),
         (_wrong_header, "found file;label; wanted file,label"),
         (_empty_file, "found nothing; wanted file,label"),
         (_binary_file, "cannot read the manifest"),
@@ -193,3 +195,10 @@ def test_an_unknown_side_is_refused(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path, "file,label,split", "a.png,x,train", "b.png,y,validation")
     with pytest.raises(DatasetError, match=r"line 3: split is 'validation', wanted train or test"):
         read_dataset(manifest)
+
+
+def test_a_sensitivity_of_three_classes_says_how_to_have_two(tmp_path: Path) -> None:
+    manifest = _manifest(tmp_path, "file,label", "a.png,x", "b.png,y", "c.png,z")
+    dataset = read_dataset(manifest, positive="z")
+    with pytest.raises(SettingsError, match=r"--sensitivity\) is for two classes, found 3: x, y, z; .*--classes x,z"):
+        _check_procedure(Procedure(sensitivity=0.9), ["EfficientNetLite0"], dataset)

@@ -21,7 +21,7 @@ from tests.unit.docs.test_docs import rows_of as rows_of_docs
 from training.data.labelevents import read_events
 from training.data.labelfile import Confirmation, read_label_file
 from training.data.labelstable import join_label_files, match_images, read_labels, record_labels
-from xray.cli import app
+from xray.commands.app import app
 
 _NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

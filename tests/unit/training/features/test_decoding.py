@@ -78,3 +78,16 @@ def test_a_file_that_cannot_be_examined_says_why(tmp_path: Path) -> None:
     assert row["error"].startswith("truncated_image: ")
     assert row["picture"] is None
     assert row["digest"] == _digest(bad)
+
+
+def test_a_missing_package_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def need(*_: object, **__: object) -> None:
+        message = "No module named 'scipy'"
+        raise ModuleNotFoundError(message)
+
+    monkeypatch.setattr("training.features.decoding.decode_image", need)
+    path = _write(tmp_path, "a.png", png())
+    with pytest.raises(ModuleNotFoundError):
+        decode_files([path], _SIZE)
+    with pytest.raises(ModuleNotFoundError):
+        examine_files([path])

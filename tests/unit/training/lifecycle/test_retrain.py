@@ -35,8 +35,8 @@ from training.model.novelty import fit_detector
 from training.model.regression import fit_regression
 from training.report.words import describe_copies, describe_left_out, describe_patients
 from xray import console
-from xray import retrain as command
 from xray.__main__ import run
+from xray.commands import retrain as command
 
 _CONVERGED = ClassifierSettings(reg_param=0.02, elastic_net_param=0.5, max_iter=1000)
 
@@ -144,7 +144,7 @@ def test_the_page_has_the_real_limits() -> None:
     for said in (
         PAPER.describe(),
         f"about {HELD_OUT_SHARE:.0%}".replace("%", " %"),
-        f"in service, {MARGIN:g} by default",
+        f"the champion, {MARGIN:g} by default",
         f"{MIN_LABELS} by default",
         f"PSI is {PSI_LIMIT:g} or more and the Kolmogorov-Smirnov p below {P_LIMIT:g}",
         f"is {ENERGY_LIMIT:g} or more and its p {P_LIMIT:g} or less. Nothing is said of fewer than {MIN_IMAGES} images",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from schemas import extras
 from schemas.errors import DependencyError, JobError
 from schemas.modelcard import CARD_FILE, ModelCard
 from tests.paths import ROOT
@@ -225,8 +226,8 @@ def test_a_new_store_is_made_without_a_word_and_leaves_nothing_elsewhere(tmp_pat
 
 
 def test_without_mlflow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda _: None)
-    with pytest.raises(DependencyError, match=r"xray-stream\[tracking\]"):
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
+    with pytest.raises(DependencyError, match=r"extra tracking .*pip install"):
         mirror_alias(f"sqlite:///{tmp_path / 'mlflow.db'}", "cxr", "champion", "v1")
     assert list(tmp_path.iterdir()) == []
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from streaming.settings import load_settings
 from xray.console import new_table, out, print_json, step
+from xray.tabular import print_table
 
 if TYPE_CHECKING:
     from streaming.archive.tables import Compaction, TableState
@@ -46,7 +47,7 @@ def show_tables(json_: Json = False) -> None:
         print_json({"folder": folder, "tables": tables})
         return
     out.print(f"Tables in {folder}", markup=False, soft_wrap=True)
-    out.print(_draw({name: _describe(state) for name, state in states.items()}))
+    print_table(_draw({name: _describe(state) for name, state in states.items()}))
     worth = [name for name, state in states.items() if state is not None and state.worth_compacting]
     if worth:
         out.print(f"Many small files: {', '.join(worth)}. Join them with: xray tables compact")
@@ -115,7 +116,7 @@ def _show_compactions(done: "dict[str, Compaction | None]", *, dry_run: bool) ->
                 figures = {key: was if was == after[key] else f"{was} → {after[key]}" for key, was in figures.items()}
             figures |= {"joined": f"{result.joined_files:,}", "removed": f"{result.removed_files:,}"}
         columns[name] = figures
-    out.print(_draw(columns))
+    print_table(_draw(columns))
     if dry_run:
         out.print("Nothing was done. Up to so many files would be joined, and so many dead ones removed.")
     elif any(result is not None and result.joined_files for result in done.values()):

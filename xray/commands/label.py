@@ -94,8 +94,8 @@ def label(
 
 
 def _record_file(file: Path, *, allow_unknown: bool, as_json: bool) -> None:
-    from training.data.labelfile import read_label_file  # noqa: PLC0415  heavy
-    from training.data.labelstable import match_images, record_labels  # noqa: PLC0415  heavy
+    from training.data.labelfile import read_label_file
+    from training.data.labelstable import match_images, record_labels
 
     settings = load_settings()
     card = read_card(champion_folder(settings.models_folder))
@@ -272,7 +272,7 @@ def follow_labels(
     JobError
         Broker, model or table were not to be used for `RetrySettings.give_up_s` on end, or at all with ``to_end``.
     """
-    from streaming.results.confirmations import open_confirmations  # noqa: PLC0415  heavy
+    from streaming.results.confirmations import open_confirmations
 
     backoff = Backoff(settings.retry, healthy_s=_HEALTHY_S)
     is_ready = False
@@ -310,7 +310,7 @@ def _record_batches(
     settings: StreamSettings, reader: "Confirmations", *, wait: timedelta, ended: threading.Event
 ) -> Iterator[BatchReport]:
     """Record batches of events, and yield what became of each that had any effect."""
-    from training.data.archive import features_version  # noqa: PLC0415  heavy
+    from training.data.archive import features_version
 
     held: set[str] = set()
     searched = -1
@@ -334,9 +334,9 @@ def _record_batch(
     settings: StreamSettings, reader: "Confirmations", events: "Sequence[Event]", wait: timedelta
 ) -> "tuple[BatchReport, list[Event]]":
     """Record a batch in one commit, put aside what cannot be recorded, and commit the offsets, in this order."""
-    from streaming.results.labelevents import Rejection  # noqa: PLC0415  heavy
-    from training.data.labelevents import read_events  # noqa: PLC0415  heavy
-    from training.data.labelstable import join_label_files, match_images, record_labels  # noqa: PLC0415  heavy
+    from streaming.results.labelevents import Rejection
+    from training.data.labelevents import read_events
+    from training.data.labelstable import join_label_files, match_images, record_labels
 
     # Read anew for each batch: a model that was promoted may know other labels.
     card = read_card(champion_folder(settings.models_folder))
@@ -364,7 +364,7 @@ def _separate_by_wait(
     events: "Sequence[Event]", matched: "Matched", wait: timedelta
 ) -> "tuple[list[Rejection], list[Event]]":
     """Part events about images that were not found into those that are given up and those that wait on."""
-    from streaming.results.labelevents import Rejection  # noqa: PLC0415  heavy
+    from streaming.results.labelevents import Rejection
 
     several = "several images have this source and id, wanted the image's sha256"
     rejected = [Rejection(events[one.row], LabelReason.AMBIGUOUS_IMAGE, several) for one in matched.ambiguous]

@@ -1,7 +1,7 @@
 """``xray models``: what was trained, which model serves, and how to change that."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from schemas.errors import JobError, ModelLoadError
+from schemas.errors import ModelLoadError
+from schemas.extras import check_extra
 from schemas.modelcard import CARD_FILE, ModelCard, read_card
 from schemas.registry import (
     CHALLENGER_FILE,
@@ -25,10 +26,11 @@ from schemas.registry import (
     rollback,
     set_challenger,
 )
-from streaming.settings import StreamSettings, load_settings
-from training.lifecycle.promotion import MARGIN, decide, read_report
+from streaming.settings import load_settings
+from training.lifecycle.promotion import MARGIN, decide
+from xray.commands.mirror import find_report, mirror_aliases, mirror_all, track_all
 from xray.console import DISCLAIMER, err, new_table, out, print_json, step
-from xray.extras import require_train_extra
+from xray.tabular import print_listing, print_table
 
 models_app = typer.Typer(
     help=(
@@ -54,7 +56,7 @@ def list_versions(json_: Json = False) -> None:
     aliases = _aliases_by_version(settings.models_folder)
     rows = []
     for card in list_models(settings.models_folder):
-        report, _ = _find_report(settings, card.version)
+        report, _ = find_report(settings, card.version)
         rows.append((card, report, aliases.get(card.version, [])))
     if json_:
         print_json([_describe_row(*row) for row in rows])
@@ -62,18 +64,19 @@ def list_versions(json_: Json = False) -> None:
     if not rows:
         out.print("No models yet; train one with: xray train --data FOLDER")
         return
-    table = new_table("version", "created (UTC)", "network", "verdict", "held-out figure, 95 % interval", "alias")
-    table.columns[0].no_wrap = True
-    for card, report, names in rows:
-        table.add_row(
+    columns = ("version", "created (UTC)", "alias", "held-out figure, 95 % interval", "verdict", "network")
+    shown = [
+        (
             escape(card.version),
             escape(card.created_at[:16].replace("T", " ")),
-            escape(f"{card.network} {card.precision}"),
-            _show_verdict(report),
-            _headline(card, report),
             ", ".join(f"[green]{name}[/]" if name == CHAMPION_FILE else name for name in names),
+            _headline(card, report),
+            _show_verdict(report),
+            escape(f"{card.network} {card.precision}"),
         )
-    out.print(table)
+        for card, report, names in rows
+    ]
+    print_listing(columns, shown, whole=2)
     out.print("The champion is served by the stream. Figures of different held-out sets do not compare.")
 
 
@@ -83,7 +86,7 @@ def show_version(version: Name, json_: Json = False) -> None:
     settings = load_settings()
     folder = find_model(settings.models_folder, version)
     card, damage = _read_any_card(folder)
-    report, remark = _find_report(settings, folder.name)
+    report, remark = find_report(settings, folder.name)
     moves = [move for move in read_history(settings.models_folder) if folder.name in (move.before, move.after)]
     aliases = _aliases_by_version(settings.models_folder).get(folder.name, [])
     page = settings.reports_folder / folder.name / _PAGE_FILE
@@ -122,7 +125,7 @@ def show_version(version: Name, json_: Json = False) -> None:
 @models_app.command("promote")
 def promote_version(
     version: Name,
-    force: Annotated[bool, typer.Option("--force", help="Also where it is worse than the model in service.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also where it is worse than the champion.")] = False,
     margin: Annotated[float, typer.Option(min=0, max=1, help="How much worse its figure may be.")] = MARGIN,
     why: Why = "",
     mirror: Mirror = True,
@@ -130,12 +133,12 @@ def promote_version(
 ) -> None:
     """Let the stream serve a version: a running one from its next batch on. Exit code 1: refused.
 
-    It is refused where the report on it shows that it is worse than the model in service.
+    It is refused where the report on it shows that it is worse than the champion.
     """
     settings = load_settings()
     card = read_card(find_model(settings.models_folder, version))
     champion = read_aliases(settings.models_folder).get(CHAMPION_FILE)
-    report, remark = _find_report(settings, card.version)
+    report, remark = find_report(settings, card.version)
     decision = decide(card, report, champion, margin=margin)
     promoted, forced = decision.allowed or force, force and not decision.allowed
     if remark:
@@ -233,7 +236,7 @@ def show_shadow(
     It is computed from the archive's feature vectors, so nothing runs in the stream for it. Written beside the
     challenger's report as well.
     """
-    require_train_extra("the comparison", "scipy", "sklearn")
+    check_extra("train", "the comparison", modules=("scipy", "sklearn"))
     from training.lifecycle.shadow import compare_shadow
     from training.lifecycle.shadowpage import capitalize, list_remarks, list_tables, write_shadow
 
@@ -256,7 +259,7 @@ def show_shadow(
             column.overflow = "fold"  # half an event's id names nothing
         for row in found.rows:
             table.add_row(*map(escape, row))
-        out.print(table)
+        print_table(table)
     for remark in list_remarks(shadow):
         out.print(f"{capitalize(remark)}.", markup=False, soft_wrap=True)
     out.print(f"Written to {written}", markup=False, soft_wrap=True)
@@ -271,69 +274,17 @@ def sync(json_: Json = False) -> None:
     settings = load_settings()
     cards = list_models(settings.models_folder)
     with step("telling MLflow"):
-        _track(settings, cards)
+        track_all(settings, cards)
         for name in sorted({card.name for card in cards}):
-            _mirror(settings, name, ())
+            mirror_all(settings, name, ())
     aliases = read_aliases(settings.models_folder)
     uri = show_uri(settings.tracking_uri)
     if json_:
         print_json({"uri": uri, "models": [card.version for card in cards], "aliases": aliases})
         return
     told = ", ".join(f"{alias} {version}" for alias, version in aliases.items()) or "none"
-    out.print(f"{len(cards)} models are in MLflow at {uri}; aliases: {told}.", markup=False, soft_wrap=True)
-
-
-def mirror_aliases(settings: StreamSettings, name: str, also: Sequence[ModelCard] = ()) -> bool:
-    """Let MLflow's aliases name what ours name; where that fails, say so in one line and go on.
-
-    Parameters
-    ----------
-    settings : StreamSettings
-        MLflow's address, and the folders.
-    name : str
-        Of the model, ``card.name``.
-    also : sequence of ModelCard
-        Versions to tell of that have no alias.
-
-    Returns
-    -------
-    bool
-        Whether MLflow has it.
-    """
-    try:
-        with step("telling MLflow"):
-            _mirror(settings, name, also)
-    except JobError as exc:
-        err.print(f"not mirrored to MLflow: {exc}. Later: xray models sync", markup=False, soft_wrap=True)
-        return False
-    return True
-
-
-def _mirror(settings: StreamSettings, name: str, also: Sequence[ModelCard]) -> None:
-    from training.lifecycle.tracking import mirror_alias
-
-    aliases = read_aliases(settings.models_folder)
-    cards = {alias: read_card(settings.models_folder / version) for alias, version in aliases.items()}
-    _track(settings, [*also, *cards.values()])
-    for alias in (CHAMPION_FILE, CHALLENGER_FILE):
-        card = cards.get(alias)
-        version = card.version if card is not None and card.name == name else None
-        mirror_alias(settings.tracking_uri, name, alias, version)
-
-
-def _track(settings: StreamSettings, cards: Iterable[ModelCard]) -> None:
-    from training.lifecycle.tracking import track_run
-
-    for card in cards:
-        report, _ = _find_report(settings, card.version)
-        track_run(
-            settings.tracking_uri,
-            settings.tracking.experiment,
-            card,
-            report,
-            settings.reports_folder / card.version,
-            settings.models_folder / card.version,
-        )
+    models = "1 model is" if len(cards) == 1 else f"{len(cards)} models are"
+    out.print(f"{models} in MLflow at {uri}; aliases: {told}.", markup=False, soft_wrap=True)
 
 
 def _aliases_by_version(models_folder: Path) -> dict[str, list[str]]:
@@ -341,14 +292,6 @@ def _aliases_by_version(models_folder: Path) -> dict[str, list[str]]:
     for alias, version in read_aliases(models_folder).items():
         found.setdefault(version, []).append(alias)
     return found
-
-
-def _find_report(settings: StreamSettings, version: str) -> tuple[dict[str, Any] | None, str]:
-    """Give the report on a model, and what is wrong with one that cannot be read."""
-    try:
-        return read_report(settings.reports_folder / version), ""
-    except ModelLoadError as exc:
-        return None, str(exc)
 
 
 def _read_any_card(folder: Path) -> tuple[dict[str, Any], str]:
@@ -443,7 +386,7 @@ def _print_facts(folder: Path, card: Mapping[str, Any], damage: str, aliases: li
     for name, value in facts.items():
         table.add_row(name, escape(str(value)))
     table.add_row("hash check", f"[bold red]not ok[/]: {escape(damage)}" if damage else "[green]ok[/]")
-    out.print(table)
+    print_table(table)
 
 
 def _print_report(report: Mapping[str, Any]) -> None:
@@ -469,7 +412,7 @@ def _print_report(report: Mapping[str, Any]) -> None:
     for name, compared in (report["in_service"] or {}).items():
         if name in ("auroc", "accuracy"):
             table.add_row(f"{name}, less that of {escape(report['in_service_name'])}", _signed(compared["difference"]))
-    out.print(table)
+    print_table(table)
 
 
 def _signed(estimate: Mapping[str, Any]) -> str:
@@ -488,4 +431,4 @@ def _print_history(moves: list[Move]) -> None:
         by = f"{move.command}{', forced' if move.forced else ''}"
         row = (move.moved_at[:19].replace("T", " "), move.alias, move.before or "", move.after or "", by, move.why)
         table.add_row(*map(escape, row))
-    out.print(table)
+    print_table(table)

@@ -1,4 +1,4 @@
-"""``xray retrain``: a new classifier from the archive's stored features, compared with the model in service."""
+"""``xray retrain``: a new classifier from the archive's stored features, compared with the champion."""
 
 import json
 import math
@@ -12,12 +12,13 @@ import typer
 from rich.markup import escape
 
 from schemas.errors import ChampionChangedError
+from schemas.extras import check_extra
 from schemas.modelcard import read_card
 from schemas.registry import CHAMPION_FILE, champion_folder, promote, read_aliases, set_challenger
 from streaming.settings import StreamSettings, load_settings
 from training.lifecycle.promotion import MARGIN, PromotionDecision, decide, read_report
 from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, say_positive, step
-from xray.extras import require_train_extra
+from xray.tabular import print_table
 
 if TYPE_CHECKING:
     from training.figures.compare import Comparison
@@ -47,7 +48,7 @@ class Outcome:
     decision : PromotionDecision
         Whether the new model may be promoted.
     champion : str
-        The model in service that it was compared with.
+        The champion that it was compared with.
     report : Path
         The page.
     seconds : float
@@ -72,7 +73,7 @@ def retrain(
     seed: Annotated[int, typer.Option(help="Of intervals and folds; the held-out patients do not depend on it.")] = 0,
     json_: Json = False,
 ) -> None:
-    """Fit a new classifier on stored features and confirmed findings, and compare it with the model in service.
+    """Fit a new classifier on stored features and confirmed findings, and compare it with the champion.
 
     No image is read: the archive has every scored image's features, and xray label recorded what was found. About 30 %
     of the patients are held out, the same ones each time; both models are asked about their images.
@@ -137,14 +138,14 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
     JobError
         Nothing to learn from, a damaged model, or (`ChampionChangedError`) the champion was changed meanwhile.
     """
-    require_train_extra("retraining", *_NEEDED)
-    from training.features.stored import describe_featurizer, find_models_with, read_stored  # noqa: PLC0415
-    from training.figures.shift import load_reference  # noqa: PLC0415  heavy
-    from training.lifecycle.drift import measure_drift  # noqa: PLC0415  heavy
-    from training.lifecycle.driftpage import write_drift  # noqa: PLC0415  heavy
-    from training.lifecycle.findings import describe_inherited  # noqa: PLC0415
-    from training.lifecycle.retrain import check_labels, retrain_model  # noqa: PLC0415
-    from training.report import write_report  # noqa: PLC0415
+    check_extra("train", "retraining", modules=_NEEDED)
+    from training.features.stored import describe_featurizer, find_models_with, read_stored
+    from training.figures.shift import load_reference
+    from training.lifecycle.drift import measure_drift
+    from training.lifecycle.driftpage import write_drift
+    from training.lifecycle.findings import describe_inherited
+    from training.lifecycle.retrain import check_labels, retrain_model
+    from training.report import write_report
 
     started = time.perf_counter()
     folder = champion_folder(settings.models_folder)
@@ -191,7 +192,7 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
 
 
 def _mirror(settings: StreamSettings, name: str) -> bool:
-    from xray.models import mirror_aliases  # noqa: PLC0415
+    from xray.commands.mirror import mirror_aliases
 
     return mirror_aliases(settings, name)
 
@@ -201,7 +202,7 @@ def _mirror(settings: StreamSettings, name: str) -> bool:
 
 def show_outcome(outcome: Outcome) -> None:
     """Print the comparison, the drift, and where the report is."""
-    from training.lifecycle.driftpage import list_figures  # noqa: PLC0415
+    from training.lifecycle.driftpage import list_figures
 
     retrained, evaluation = outcome.retrained, outcome.retrained.evaluation
     compared = {"all": evaluation.in_service or {}, **retrained.by_source}
@@ -213,7 +214,7 @@ def show_outcome(outcome: Outcome) -> None:
             if (found := figures.get(figure)) is not None:
                 shown = escape(name or "(unknown source)")
                 table.add_row(shown, figure, f"{found.first:.3f}", f"{found.second:.3f}", _describe_difference(found))
-    out.print(table)
+    print_table(table)
     counts = evaluation.data
     out.print(
         f"{counts.train.n_images:,} images of {counts.train.n_patients:,} patients to learn from, "
@@ -236,7 +237,7 @@ def show_outcome(outcome: Outcome) -> None:
     for row in list_figures(outcome.drift):
         drift.add_row(*map(escape, row))
     if drift.row_count:
-        out.print(drift)
+        print_table(drift)
     verdict = outcome.drift.verdict
     reasons = "; ".join(outcome.drift.reasons)
     out.print(f"{verdict[0].upper()}{verdict[1:]}{': ' if reasons else ''}{reasons}.", markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Commands: what they take and what they show. The work is done elsewhere."""

@@ -1,0 +1,39 @@
+"""``xray status``: what runs and what is there."""
+
+import typer
+
+from streaming.settings import load_settings
+from xray.commands.options import Json
+from xray.console import new_table, out, print_json
+from xray.tabular import print_table
+
+
+def status(json_: Json = False) -> None:
+    """Tell whether the broker answers, what the topics hold and which model is the champion. Exit code 1: no answer."""
+    from xray.status import describe_status
+
+    state = describe_status(load_settings())
+    if json_:
+        print_json(state)
+    else:
+        table = new_table("topic", "#partitions", "#messages")
+        for name, topic in state["topics"].items():
+            table.add_row(name, str(topic["partitions"]), str(topic["messages"]))
+        answer = (
+            "[green]answers[/]" if state["kafka"] else f"[red]does not answer[/]; {_advise(state['bootstrap_servers'])}"
+        )
+        out.print(f"Kafka at {state['bootstrap_servers']} {answer}.", soft_wrap=True)
+        out.print(f"State folder: {state['home']}", markup=False, soft_wrap=True)
+        out.print(f"Champion: {state['champion'] or 'none; train one with xray train'}")
+        if state["topics"]:
+            print_table(table)
+    if not state["kafka"]:
+        raise typer.Exit(1)
+
+
+def _advise(servers: str) -> str:
+    from xray.broker import LOCAL_HOSTS
+
+    if servers.rpartition(":")[0] in LOCAL_HOSTS:
+        return "start it with 'xray up'"
+    return "look at XRAY_KAFKA__BOOTSTRAP_SERVERS, the network and that cluster"
