@@ -7,7 +7,7 @@ DEV := .venv/.dev
 TENSORFLOW := .venv/.tensorflow
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-tensorflow demo test check lint format bench lock clean
+.PHONY: help install install-dev install-tensorflow demo test test-long check lint format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -34,8 +34,14 @@ $(DEMO) $(DEV) $(TENSORFLOW): pyproject.toml locks/build.lock | $(BIN)/python
 demo: $(DEMO) ## Broker, generated radiographs, training, streaming, the account: one command
 	@$(BIN)/xray demo
 
-test: lint ## Every test: static checks, unit tests, then real Kafka, Spark and Delta
-	@$(BIN)/pytest -q
+# Two processes share the tests: one has a broker and a Spark session, the other starts commands; see tests/conftest.py.
+PYTEST := $(BIN)/pytest -q -n 2 --dist loadgroup --durations 10
+
+test: lint ## Static checks, unit tests, real Kafka, Spark and Delta, and a stream that is killed: at most 15 minutes
+	@$(PYTEST) -m "not long"
+
+test-long: $(DEV) ## The rest: the whole kill matrix, long days, benchmarks at their smallest, the wheel
+	@$(PYTEST) -m long
 
 check: lint ## Lint, types, import contracts and unit tests, in under two minutes
 	@$(BIN)/pytest -q -n 2 tests/unit

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import astuple
+from itertools import islice
 
 import duckdb
 import jsonschema
@@ -168,7 +169,7 @@ def test_live_stream_answers_counts_and_ends_in_order(
         next(watched)
         publish(settings, {f"image-{i}": (payload, [("ce_id", b"%d" % i), ("ce_source", b"/t")]) for i in range(count)})
         publish(settings, {"wrong": (b"no image", [])})
-        seen = [prediction for prediction, _ in zip((p for p in watched if p), range(count), strict=False)]
+        seen = list(islice((p for p in watched if p), count))
         page = wait_for_count(state.metrics_url, count + 1)
         # More arrives while it is told to end: what is consumed is finished, the rest waits for the next start.
         publish(settings, {f"late-{i}": (payload, [("ce_id", b"l%d" % i), ("ce_source", b"/t")]) for i in range(count)})
