@@ -35,7 +35,7 @@ demo: $(DEMO) ## Broker, generated radiographs, training, streaming, the account
 	@$(BIN)/xray demo
 
 # Two processes share the tests: one has a broker and a Spark session, the other starts commands; see tests/conftest.py.
-PYTEST := $(BIN)/pytest -q -n 2 --dist loadgroup --durations 10
+PYTEST := $(BIN)/pytest -q -n 2 --durations 10
 
 test: lint ## Static checks, unit tests, real Kafka, Spark and Delta, and a stream that is killed: at most 15 minutes
 	@$(PYTEST) -m "not long"

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
+from xdist.scheduler import LoadScopeScheduling
 
 from schemas.errors import DependencyError
 from schemas.modelcard import ModelCard
@@ -15,7 +17,6 @@ from sparkdl.spark.java import find_java
 from streaming.kafka.topics import create_topics
 from streaming.run.service import open_session
 from streaming.settings import StreamSettings, load_settings
-from tests.paths import ROOT
 from training.data.dataset import read_dataset
 from training.model.fit import train_model
 from xray.broker import LocalBroker
@@ -24,15 +25,19 @@ from xray.phantom import write_folder
 _GROUPS = {"integration": "services", "e2e": "commands", "chaos": "commands"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share a run: what uses this process's Spark session and broker, and what starts its own.
+class SharedRun(LoadScopeScheduling):
+    """Two processes share a run: what uses the run's Spark session and broker, and what starts its own.
 
-    Each group stays in one process, in order; unit tests fill the gaps. It matters with ``--dist loadgroup`` alone.
+    Each of the two groups stays in one process, in order, so that its services start once; unit tests fill the gaps.
     """
-    for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        if group := _GROUPS.get(folder):
-            item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = nodeid.removeprefix("tests/").partition("/")[0]
+        return _GROUPS.get(folder, nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedRun:
+    return SharedRun(config, log)
 
 
 def free_ports() -> int:
