@@ -287,8 +287,8 @@ def show_dead_letters(listing: Listing) -> None:
         out.print(f"One of them in full: xray deadletters show {listing.shown[0].place}")
 
 
-def show_dead_letter(details: Details) -> None:
-    """Print one dead letter; of the original record only what cannot be about a patient."""
+def show_dead_letter(details: Details, *, trace: bool = False) -> None:
+    """Print one dead letter, with its trace where asked for; of the record only what cannot be about a patient."""
     letter = details.letter
     size = "null (a tombstone)" if details.payload is None else f"{len(details.payload):,} bytes"
     table = new_table("", "")
@@ -311,7 +311,8 @@ def show_dead_letter(details: Details) -> None:
         shown = f"{header.size_bytes} bytes, not shown" if header.text is None else header.text
         table.add_row(f"header {_plain(header.name)}", _plain(shown))
     print_table(table)
-    out.print(_plain(details.trace), soft_wrap=True)
+    if trace:
+        out.print(_plain(details.trace), soft_wrap=True)
 
 
 def show_redrive_plan(plan: RedrivePlan, topic: str, *, dry_run: bool) -> None:

@@ -53,6 +53,9 @@ def show_deadletter(
         str, typer.Argument(metavar="DEAD_LETTER", help="PARTITION@OFFSET as 'list' shows it, or an event id.")
     ],
     save: Annotated[Path | None, typer.Option(help="Write the original bytes to this new file.")] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Print where in the program it failed, for a bug report.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Show one dead letter: what was wrong, where the record was, its size, format and headers.
@@ -72,7 +75,7 @@ def show_deadletter(
     if json_:
         print_json({**details.to_dict(), "saved": None if save is None else str(save)})
         return
-    views.show_dead_letter(details)
+    views.show_dead_letter(details, trace=trace)
     if save is not None:
         out.print(f"{len(details.payload or b'')} bytes written to {save}.", markup=False)
 

@@ -5,11 +5,14 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from streaming.deadletters.read import DeadLetter, Details
+from streaming.kafka.places import Origin, Place
 from streaming.results.watch import SeenPrediction
 from streaming.settings import KafkaSettings
 from tests.unit.docs.test_docs import example_prediction
@@ -150,3 +153,25 @@ def test_the_demo_counts_undecided_predictions_apart() -> None:
         one.event["image"] |= source
     assert count_undecided(found) == 2
     assert measure_accuracy(found, known) == 1.0
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_where_the_program_failed_is_shown_where_asked_for(capsys: pytest.CaptureFixture[str], asked: bool) -> None:
+    place = Place(0, 17)
+    letter = DeadLetter(
+        place,
+        datetime(2026, 1, 1, tzinfo=UTC),
+        "e" * 32,
+        "truncated_image",
+        "decode",
+        "TruncatedImageError",
+        "the end is missing",
+        Origin("xray.images", Place(0, 3), ""),
+        "2026-01-01T00:00:00Z",
+        3,
+    )
+    trace = 'Traceback (most recent call last):\n  File "decode.py", line 1'
+    views.show_dead_letter(Details(letter, [], None, None, "0" * 64, trace, b"abc"), trace=asked)
+    printed = capsys.readouterr().out
+    assert "the end is missing" in printed
+    assert ("Traceback" in printed) is asked
