@@ -34,7 +34,7 @@ $(DEMO) $(DEV) $(TENSORFLOW): pyproject.toml locks/build.lock | $(BIN)/python
 demo: $(DEMO) ## Broker, generated radiographs, training, streaming, the account: one command
 	@$(BIN)/xray demo
 
-# Two processes share the tests: one has a broker and a Spark session, the other starts commands; see tests/conftest.py.
+# Two processes share the tests: one tests the stream, the other what else needs a JVM; see tests/conftest.py.
 PYTEST := $(BIN)/pytest -q -n 2 --durations 10
 
 test: lint ## Static checks, unit tests, real Kafka, Spark and Delta, and a stream that is killed: at most 15 minutes

@@ -22,18 +22,22 @@ from training.model.fit import train_model
 from xray.broker import LocalBroker
 from xray.phantom import write_folder
 
-_GROUPS = {"integration": "services", "e2e": "commands", "chaos": "commands"}
+_GROUPS = {
+    "tests/integration/streaming/": "stream",
+    "tests/integration/": "the rest",
+    "tests/e2e/": "the rest",
+    "tests/chaos/": "the rest",
+}
 
 
 class SharedRun(LoadScopeScheduling):
-    """Two processes share a run: what uses the run's Spark session and broker, and what starts its own.
+    """Two processes share a run: one tests the stream, the other what else needs a JVM.
 
     Each of the two groups stays in one process, in order, so that its services start once; unit tests fill the gaps.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        folder = nodeid.removeprefix("tests/").partition("/")[0]
-        return _GROUPS.get(folder, nodeid)
+        return next((group for folder, group in _GROUPS.items() if nodeid.startswith(folder)), nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedRun:

@@ -52,6 +52,7 @@ def write_folders(where: Path) -> list[str]:
     return folders
 
 
+@pytest.mark.long
 def test_paper_on_two_folders(tmp_path: Path) -> None:
     normal, covid = write_folders(tmp_path)
     (Path(covid) / "broken.png").write_bytes(b"no image")

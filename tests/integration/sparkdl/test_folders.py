@@ -180,6 +180,7 @@ def test_another_network_is_refused(
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_the_command_is_stopped_and_killed_and_goes_on(spark: SparkSession, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for index in range(100, 200):

@@ -123,6 +123,7 @@ def test_a_seed_gives_the_same_model_and_save_and_load_keep_it(
     assert json.loads(metadata)["class"] == "sparkdl.KerasImageFileModel"
 
 
+@pytest.mark.long
 def test_parameter_maps_share_the_loaded_images(
     trainer: KerasImageFileEstimator, images: DataFrame, tmp_path: Path
 ) -> None:
@@ -165,6 +166,7 @@ def test_it_works_inside_cross_validation(trainer: KerasImageFileEstimator, imag
     assert len(best.bestModel.history["loss"]) == 30
 
 
+@pytest.mark.long
 def test_images_that_fail_are_left_out_and_counted(
     trainer: KerasImageFileEstimator, images: DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

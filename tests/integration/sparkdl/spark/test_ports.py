@@ -123,6 +123,7 @@ def test_a_local_session_listens_on_this_machine_only(door: str, outside: bool, 
     assert len(told["secret"]) >= 32
 
 
+@pytest.mark.long
 def test_a_cluster_on_this_machine_listens_on_it_only_and_encrypts(jars: Path, tmp_path: Path) -> None:
     address = outside_address()
     environ = {"SPARK_LOCAL_IP": address, "SPARK_LOCAL_HOSTNAME": address, "XRAY_JARS": str(jars)}
@@ -178,6 +179,7 @@ def _await_text(log: Path, pattern: str) -> str:
     pytest.fail(f"{pattern} is not in\n{log.read_text(errors='replace')}")
 
 
+@pytest.mark.long
 def test_a_standalone_cluster_takes_who_knows_its_secret(jars: Path, tmp_path: Path) -> None:
     with cluster(tmp_path, outside_address()) as url:
         environ = {"XRAY_JARS": str(jars), "XRAY_SPARK__SECRET": SECRET}

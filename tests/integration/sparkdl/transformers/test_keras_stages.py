@@ -281,6 +281,7 @@ def test_a_model_in_sql(spark: SparkSession, means_file: str, images: DataFrame,
 
 @pytest.mark.skipif(find_spec("tensorflow") is None, reason="the reference engine needs the tensorflow extra")
 @pytest.mark.parametrize("name", ["EfficientNetLite0", "InceptionV3", "VGG16"])
+@pytest.mark.long
 def test_tensorflow_gives_the_same_features(spark: SparkSession, name: str, tmp_path: Path) -> None:
     fast = DeepImageFeaturizer(inputCol="image", outputCol="fast", modelName=name, weights="random", seed=2)
     slow = fast.copy({fast.engine: "tensorflow"}).setOutputCol("slow")

@@ -421,6 +421,7 @@ def test_it_gives_up_after_the_time_of_the_settings(place: StreamSettings, card:
     assert committed(place.kafka) < 0
 
 
+@pytest.mark.long
 def test_it_goes_on_when_the_broker_is_back(base_settings: StreamSettings, jars: Path, tmp_path: Path) -> None:
     broker = LocalBroker(tmp_path / "own", jars, free_ports())
     try:
