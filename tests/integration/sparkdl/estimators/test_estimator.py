@@ -110,6 +110,7 @@ def test_fitting_separates_the_classes(
     assert _accuracy(_outputs(fitted, images), rows) == 1.0
 
 
+@pytest.mark.long
 def test_a_seed_gives_the_same_model_and_save_and_load_keep_it(
     trainer: KerasImageFileEstimator, fitted: KerasImageFileModel, images: DataFrame, tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ def checkpoint(settings: StreamSettings) -> Path:
     return settings.checkpoints_folder / "archive"
 
 
+@pytest.mark.long
 def test_a_restored_old_checkpoint_loses_no_row_and_adds_none(spark: SparkSession, settings: StreamSettings) -> None:
     publish(settings, outcomes(range(4)))
     archive(spark, settings)
@@ -262,6 +263,7 @@ def read_rows(settings: StreamSettings, name: str) -> list[dict[str, Any]]:
     return list(table.sort_by("event_id").to_pylist())
 
 
+@pytest.mark.long
 def test_a_merge_whose_table_is_compacted_meanwhile_tries_again(
     spark: SparkSession, settings: StreamSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -291,6 +293,7 @@ def test_a_merge_whose_table_is_compacted_meanwhile_tries_again(
     assert operations == ["MERGE", "OPTIMIZE", "MERGE", "MERGE", "CREATE TABLE"]
 
 
+@pytest.mark.long
 def test_compaction_beside_a_running_archive_loses_and_repeats_nothing(
     spark: SparkSession, settings: StreamSettings
 ) -> None:
