@@ -14,7 +14,7 @@ from streaming.settings import KafkaSettings, StreamSettings
 from tests.conftest import free_ports
 from xray.broker import LocalBroker
 
-pytestmark = [pytest.mark.kafka]
+pytestmark = [pytest.mark.kafka, pytest.mark.long]
 
 _NODES = 3
 
