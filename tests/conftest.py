@@ -23,6 +23,8 @@ from xray.broker import LocalBroker
 from xray.phantom import write_folder
 
 _GROUPS = {
+    "tests/integration/streaming/archive/": "the rest",  # so that both take about as long
+    "tests/integration/streaming/results/": "the rest",
     "tests/integration/streaming/": "stream",
     "tests/integration/": "the rest",
     "tests/e2e/": "the rest",

@@ -109,7 +109,13 @@ def outside_address() -> str:
 
 
 @pytest.mark.parametrize(
-    ("door", "outside"), [("start_session", False), ("open_session", False), ("imageIO", False), ("open_session", True)]
+    ("door", "outside"),
+    [
+        ("open_session", True),
+        pytest.param("open_session", False, marks=pytest.mark.long),
+        pytest.param("start_session", False, marks=pytest.mark.long),
+        pytest.param("imageIO", False, marks=pytest.mark.long),
+    ],
 )
 def test_a_local_session_listens_on_this_machine_only(door: str, outside: bool, jars: Path, tmp_path: Path) -> None:
     address = outside_address()

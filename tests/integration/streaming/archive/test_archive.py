@@ -323,6 +323,7 @@ def test_compaction_beside_a_running_archive_loses_and_repeats_nothing(
     assert read_ids(settings) == wanted_ids(range(rounds * each))
 
 
+@pytest.mark.long
 def test_compaction_changes_no_value_and_spark_goes_on(spark: SparkSession, settings: StreamSettings) -> None:
     for start in (1000, 2000):  # two files in each partition, those of years far away and of no date at all included
         publish(settings, [*outcomes([start]), *[record for table in NAMES for record in spoilt(table, start + 1)]])
