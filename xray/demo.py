@@ -140,15 +140,17 @@ def run_demo(settings: StreamSettings, *, count: int, seed: int, keep: bool, ver
     """
     started = time.monotonic()
     find_java()  # one clear line before anything else is tried
-    with step("fetching the jars of Kafka, Spark's connectors and Delta (70 MB, the first time only)"):
-        fetch_jars(settings.jars_folder)
     own = _demo_settings(settings)
     _forget_last_run(own.home)
     broker = LocalBroker.of(own)
     with ThreadPoolExecutor() as pool:
-        # The broker comes up while the images are drawn and the model is trained: nothing needs it before the stream.
-        up = pool.submit(_start_broker, broker, own)
+        # Jars wait for the line and drawing for the processor, so they go together; the broker comes up while the model
+        # is trained: nothing needs it before the stream.
+        jars = pool.submit(fetch_jars, settings.jars_folder)
         training, streamed = _generate(own.home / "images", count=count, seed=seed)
+        with step("fetching the jars of Kafka, Spark's connectors and Delta (70 MB, the first time only)"):
+            jars.result()
+        up = pool.submit(_start_broker, broker, own)
         try:
             summary = _run(own, training, streamed, up, keep=keep, verbose=verbose)
         finally:
@@ -172,7 +174,7 @@ def _demo_settings(settings: StreamSettings) -> StreamSettings:
             "home": home,
             "jars": settings.jars_folder,
             "kafka": type(settings.kafka)(bootstrap_servers=f"127.0.0.1:{_PORT}"),
-            "archive": settings.archive.model_copy(update={"folder": None, "trigger_s": 5.0}),
+            "archive": settings.archive.model_copy(update={"folder": None, "trigger_s": 2.0}),
             "metrics": settings.metrics.model_copy(update={"port": 0}),
         }
     )

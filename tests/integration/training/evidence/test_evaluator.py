@@ -216,7 +216,7 @@ def test_the_command_takes_the_manifests_split_and_refuses_a_leak(tmp_path: Path
     said = " ".join(refused.stderr.split())
     assert "in both training and test, wanted none: 1 pair(s) of copies" in said
     assert "the same side" in said
-    assert not (tmp_path / "home" / "models").exists()
+    assert [*(tmp_path / "home" / "models").iterdir()] == []
 
     done = _run(tmp_path / "home", "train", "--data", str(_with_split(manifest, rows)), "--json")
     assert done.returncode == 0, done.stderr
