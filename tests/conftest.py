@@ -1,6 +1,5 @@
 """Fixtures: one Spark session and one broker for a whole run, each started on first use."""
 
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ import pytest
 from pyspark.sql import SparkSession
 from xdist.scheduler import LoadScopeScheduling
 
+from benchmarks.chaos.scene import free_ports
 from schemas.errors import DependencyError
 from schemas.modelcard import ModelCard
 from sparkdl.spark.java import find_java
@@ -44,19 +44,6 @@ class SharedRun(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedRun:
     return SharedRun(config, log)
-
-
-def free_ports() -> int:
-    """Find a port whose successor is free too: the broker's controller takes that one."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,14 @@ def add_model(
     home: Path, version: str, *, labels: tuple[str, ...] = LABELS, created_at: str = "2026-01-31T12:00:00+00:00"
 ) -> ModelCard:
     """Put a model into XRAY_HOME."""
-    folder = home / "models" / version
+    return add_model_to(home / "models", version, labels=labels, created_at=created_at)
+
+
+def add_model_to(
+    models: Path, version: str, *, labels: tuple[str, ...] = LABELS, created_at: str = "2026-01-31T12:00:00+00:00"
+) -> ModelCard:
+    """Put a model into a folder of models."""
+    folder = models / version
     folder.mkdir(parents=True)
     (folder / "weights").write_text(version, encoding="utf-8")
     card = ModelCard(

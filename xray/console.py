@@ -10,19 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from schemas.envelope import DISCLAIMER
-
-__all__ = [
-    "DISCLAIMER",
-    "err",
-    "new_progress",
-    "new_table",
-    "out",
-    "print_json",
-    "say_positive",
-    "step",
-]
-
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 

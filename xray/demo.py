@@ -17,6 +17,7 @@ from pyspark.sql import SparkSession
 from rich.live import Live
 from rich.markup import escape
 
+from schemas.envelope import DISCLAIMER
 from schemas.errors import JobError
 from schemas.modelcard import UNDECIDED
 from schemas.registry import promote
@@ -30,7 +31,7 @@ from streaming.settings import StreamSettings
 from training.data.dataset import read_dataset
 from training.model.fit import train_model
 from xray.broker import LocalBroker
-from xray.console import DISCLAIMER, err, new_progress, new_table, out, say_positive, step
+from xray.console import err, new_progress, new_table, out, say_positive, step
 from xray.phantom import FINDINGS, Radiograph, encode_dicom, encode_jpeg, encode_png, generate_radiograph
 from xray.prepare import fetch_jars
 from xray.tabular import print_table

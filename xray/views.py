@@ -9,13 +9,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from schemas.envelope import DISCLAIMER
 from schemas.modelcard import UNDECIDED, Flag
 from streaming.account.audit import Account
 from streaming.deadletters.read import Details, Listing
 from streaming.deadletters.redrive import RedrivePlan, RedriveReport, Skip
 from streaming.results.watch import SeenPrediction, watch_predictions
 from streaming.settings import KafkaSettings
-from xray.console import DISCLAIMER, err, new_table, out, print_json
+from xray.console import err, new_table, out, print_json
 from xray.tabular import print_listing, print_table
 
 if TYPE_CHECKING:  # it brings Spark, and the other views are of commands that start without

@@ -18,21 +18,6 @@ from streaming.kafka.places import Headers, Origin, Place, header_text, headers_
 from streaming.kafka.reader import find_offsets, open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings
 
-__all__ = [
-    "DeadLetter",
-    "Details",
-    "HeaderView",
-    "Listing",
-    "Place",
-    "Selection",
-    "cut_runs",
-    "list_dead_letters",
-    "read_dead_letter",
-    "scan_letters",
-    "show_dead_letter",
-    "split_headers",
-]
-
 FAR = 1000
 """Offsets between two dead letters from which on what lies between them is jumped over and not read."""
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.scene import Scene, Site
+from benchmarks.chaos.scene import Scene, Site, free_ports
 from schemas.modelcard import hash_model_folder, write_card
 from streaming.settings import load_settings
-from tests.conftest import Trained, free_ports
+from tests.conftest import Trained
 from xray.broker import LocalBroker
 
 SEED = int(os.environ.get("CHAOS_SEED", "7"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import free_ports
+from benchmarks.chaos.scene import free_ports
 
 
 @dataclass(frozen=True)

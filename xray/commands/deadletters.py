@@ -63,7 +63,8 @@ def show_deadletter(
     The record's bytes, its key and values of headers that could be about a patient are not printed. --save writes the
     bytes as they came; such a file may hold patient data, and only you can read it.
     """
-    from streaming.deadletters.read import Place, show_dead_letter
+    from streaming.deadletters.read import show_dead_letter
+    from streaming.kafka.places import Place
     from xray import views
 
     settings = load_settings()
@@ -100,8 +101,9 @@ def redrive_deadletters(
     out, unless it failed anew. It does not ask; it tells how many it sends and why others are left out. Exit code 1
     when one was not confirmed.
     """
-    from streaming.deadletters.read import Place, Selection
+    from streaming.deadletters.read import Selection
     from streaming.deadletters.redrive import plan_redrive, redrive
+    from streaming.kafka.places import Place
     from xray.views import show_redrive_plan, show_redrive_report
 
     filters = bool(reason or since or until)

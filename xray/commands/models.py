@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from schemas.envelope import DISCLAIMER
 from schemas.errors import ModelLoadError
 from schemas.extras import check_extra
 from schemas.modelcard import CARD_FILE, ModelCard, read_card
@@ -29,7 +30,7 @@ from schemas.registry import (
 from streaming.settings import load_settings
 from training.lifecycle.promotion import MARGIN, decide
 from xray.commands.mirror import find_report, mirror_aliases, mirror_all, track_all
-from xray.console import DISCLAIMER, err, new_table, out, print_json, step
+from xray.console import err, new_table, out, print_json, step
 from xray.tabular import print_listing, print_table
 
 models_app = typer.Typer(

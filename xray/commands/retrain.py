@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from schemas.envelope import DISCLAIMER
 from schemas.errors import ChampionChangedError
 from schemas.extras import check_extra
 from schemas.modelcard import read_card
 from schemas.registry import CHAMPION_FILE, champion_folder, promote, read_aliases, set_challenger
 from streaming.settings import StreamSettings, load_settings
 from training.lifecycle.promotion import MARGIN, PromotionDecision, decide, read_report
-from xray.console import DISCLAIMER, err, new_progress, new_table, out, print_json, say_positive, step
+from xray.console import err, new_progress, new_table, out, print_json, say_positive, step
 from xray.tabular import print_table
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from schemas.envelope import DISCLAIMER
 from streaming.settings import load_settings
 from xray.commands.options import Verbose
-from xray.console import DISCLAIMER, err, out, print_json
+from xray.console import err, out, print_json
 
 
 def stream(

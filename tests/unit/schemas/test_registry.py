@@ -10,7 +10,7 @@ import pytest
 
 from schemas import registry
 from schemas.errors import ChampionChangedError, ModelLoadError
-from schemas.modelcard import ModelCard, hash_model_folder, write_card
+from schemas.modelcard import ModelCard
 from schemas.registry import (
     CHALLENGER_FILE,
     CHAMPION_FILE,
@@ -26,28 +26,11 @@ from schemas.registry import (
     rollback,
     set_challenger,
 )
+from tests import savedmodels
 
 
 def _add_model(models: Path, version: str, *, created_at: str = "2026-01-31T12:00:00+00:00") -> ModelCard:
-    folder = models / version
-    folder.mkdir(parents=True)
-    (folder / "weights").write_text(version, encoding="utf-8")
-    card = ModelCard(
-        name="cxr",
-        version=version,
-        labels=("normal", "ill"),
-        positive_label="ill",
-        threshold=0.5,
-        operating_point="not tuned",
-        network="EfficientNetLite0",
-        precision="fp32",
-        rendering_version=1,
-        sha256=hash_model_folder(folder),
-        created_at=created_at,
-        metrics={"accuracy": 0.5},
-    )
-    write_card(folder, card)
-    return card
+    return savedmodels.add_model_to(models, version, created_at=created_at)
 
 
 def test_promote_and_go_back(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from schemas.documents import load_schema
 from schemas.errors import JobError, Reason, SettingsError
 from streaming.account.audit import Account, Scope, audit_stream
 from streaming.deadletters.read import (
-    Place,
     Selection,
     list_dead_letters,
     read_dead_letter,
@@ -28,7 +27,7 @@ from streaming.deadletters.read import (
     split_headers,
 )
 from streaming.deadletters.redrive import RedriveReport, Skip, plan_redrive, redrive
-from streaming.kafka.places import Headers
+from streaming.kafka.places import Headers, Place
 from streaming.kafka.reader import open_reader, read_spans, scan_offsets
 from streaming.settings import KafkaSettings, StreamSettings
 from tests.conftest import Trained

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from benchmarks.chaos.scene import free_ports
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.topicchecks import check_topics
 from streaming.kafka.topics import create_topics
 from streaming.settings import KafkaSettings, StreamSettings
-from tests.conftest import free_ports
 from xray.broker import LocalBroker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.long]

@@ -23,6 +23,7 @@ from pydicom.uid import ExplicitVRLittleEndian, HTJ2KLossless, ImplicitVRLittleE
 from pyspark.sql import SparkSession
 from typer.testing import CliRunner
 
+from benchmarks.chaos.scene import free_ports
 from schemas.documents import load_tables
 from schemas.errors import BrokerError, ModelLoadError, Reason, SettingsError, XrayError
 from schemas.modelcard import hash_model_folder, read_card, write_card
@@ -39,7 +40,7 @@ from streaming.results.confirmations import open_confirmations
 from streaming.results.watch import watch_predictions
 from streaming.run.service import run_stream
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
-from tests.conftest import Trained, free_ports
+from tests.conftest import Trained
 from tests.integration.securebroker import SUPER_USER, SecureBroker
 from tests.integration.streams import running, wait_for_count
 from tests.stored import add_champion, score_images

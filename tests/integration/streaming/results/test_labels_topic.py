@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaExcepti
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from deltalake import DeltaTable
 
+from benchmarks.chaos.scene import free_ports
 from schemas.documents import load_schema
 from schemas.errors import BrokerError
 from schemas.labels import LabelReason
@@ -31,7 +32,6 @@ from streaming.kafka.topicchecks import check_label_topics
 from streaming.kafka.topics import LABEL_BYTES, create_topics, label_topics
 from streaming.results.labelevents import GROUP
 from streaming.settings import KafkaSettings, StreamSettings
-from tests.conftest import free_ports
 from tests.integration.consumers import Record, read_topic
 from tests.paths import ROOT
 from tests.stored import add_champion, score_images
