@@ -23,7 +23,7 @@ _NEEDED = {
     _TERMINATED: (_SINGLETON,),
     _PRODUCER_POOL: (_SINGLETON, "reset()"),
     "org.apache.spark.sql.execution.streaming.runtime.StreamingQueryWrapper": ("streamingQuery()", "exception()"),
-    "org.apache.spark.sql.execution.streaming.runtime.StreamExecution": ("state()", "awaitTermination(long)"),
+    "org.apache.spark.sql.execution.streaming.runtime.StreamExecution": ("state()", "queryExecutionThread()"),
     "org.apache.spark.SparkContext": ("statusStore()",),
     "org.apache.spark.status.AppStatusStore": ("executorList(boolean)",),
     "org.apache.spark.status.api.v1.ExecutorSummary": ("activeTasks()",),
@@ -91,14 +91,17 @@ def end_after_batch(query: StreamingQuery, timeout_s: float) -> bool:
 
     `StreamingQuery.stop` cancels the running batch; what it has published by then would be published again after a
     restart. Spark's loop asks before each batch whether the query is still active, so saying that it is not, without
-    the interrupt, ends it in order.
+    the interrupt, ends it in order. Whether it has ended its thread alone can tell: `awaitTermination` answers by the
+    state that was just set.
     """
     if not query.isActive:
         return True
     execution = query._jsq.streamingQuery()
     terminated = execution.getClass().getClassLoader().loadClass(_TERMINATED)
     execution.state().set(terminated.getField(_SINGLETON).get(None))
-    in_order: bool = execution.awaitTermination(int(timeout_s * 1000))
+    thread = execution.queryExecutionThread()
+    thread.join(max(1, int(timeout_s * 1000)))  # 0 would wait for ever
+    in_order = not thread.isAlive()
     query.stop()
     return in_order
 

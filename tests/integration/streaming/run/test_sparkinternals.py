@@ -1,5 +1,7 @@
 """Spark's private names, with the Spark that is installed."""
 
+import time
+
 import pyspark
 import pytest
 from pyspark.sql import SparkSession
@@ -47,6 +49,17 @@ def test_a_query_ends_in_order_and_leaves_nothing_behind(spark: SparkSession) ->
     assert list(list_causes(query)) == []
     assert count_running_tasks(spark) == 0
     close_kafka_producers(spark)
+
+
+def test_a_batch_that_takes_too_long_is_not_called_an_end_in_order(spark: SparkSession) -> None:
+    rows = spark.readStream.format("rate").option("rowsPerSecond", 10).load()
+    query = rows.selectExpr("java_method('java.lang.Thread', 'sleep', 60000L)").writeStream.format("noop").start()
+    deadline = time.monotonic() + 60
+    while not count_running_tasks(spark):
+        assert time.monotonic() < deadline, "no task began to sleep"
+        time.sleep(0.05)
+    assert not end_after_batch(query, 0.5)
+    assert not query.isActive
 
 
 def test_the_causes_of_a_failure_are_listed_from_the_outermost_on(spark: SparkSession) -> None:
