@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from schemas.modelcard import ModelCard, hash_model_folder, write_card
+from schemas.modelcard import ModelCard, hash_model_folder, read_card, write_card
 from training.evidence.evaluation import DataSummary, Evaluation, Provenance, SetFigures, Side
 from training.evidence.probes import Probe, Verdict
 from training.figures.bootstrap import Estimate
@@ -46,6 +48,14 @@ def add_model_to(
     )
     write_card(folder, card)
     return card
+
+
+def copy_model(models: Path, folder: Path, version: str) -> Path:
+    """Copy a model into a folder of models under another version and with a hash of its own."""
+    copy = Path(shutil.copytree(folder, models / version))
+    (copy / "note").write_text(version, encoding="utf-8")
+    write_card(copy, replace(read_card(folder), version=version, sha256=hash_model_folder(copy)))
+    return copy
 
 
 def evaluate(

@@ -1,17 +1,15 @@
 """Fixtures of the tests that kill: a broker of their own, and streams on it."""
 
 import os
-import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.chaos.scene import Scene, Site, free_ports
-from schemas.modelcard import hash_model_folder, write_card
 from streaming.settings import load_settings
 from tests.conftest import Trained
+from tests.savedmodels import copy_model
 from xray.broker import LocalBroker
 
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
@@ -31,20 +29,14 @@ def site(jars: Path, trained: Trained, tmp_path_factory: pytest.TempPathFactory)
         pytest.skip("processes are found through /proc, which this system does not have")
     folder = tmp_path_factory.mktemp("chaos")
     settings = load_settings(home=folder / "site", jars=jars, kafka={"bootstrap_servers": f"127.0.0.1:{free_ports()}"})
-    models = (add_version(folder, trained, "first"), add_version(folder, trained, "second"))
+    models = (
+        copy_model(folder / "models", trained.folder, "first"),
+        copy_model(folder / "models", trained.folder, "second"),
+    )
     broker = LocalBroker.of(settings)
     broker.start()
-    yield Site(folder, jars, broker, models)
+    yield Site(folder, jars, broker, (first, second))
     broker.stop()
-
-
-def add_version(folder: Path, trained: Trained, version: str) -> Path:
-    """Copy the model, with a hash of its own."""
-    copy = folder / "models" / version
-    shutil.copytree(trained.folder, copy)
-    (copy / "note").write_text(version, encoding="utf-8")
-    write_card(copy, replace(trained.card, version=version, sha256=hash_model_folder(copy)))
-    return copy
 
 
 @pytest.fixture(scope="session")

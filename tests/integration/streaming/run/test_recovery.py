@@ -14,7 +14,6 @@ from confluent_kafka import TopicPartition
 from pyspark.sql import SparkSession
 
 from schemas.errors import DataLossError, JobError, SettingsError
-from schemas.modelcard import read_card, write_card
 from schemas.registry import promote
 from streaming.account.audit import audit_stream
 from streaming.kafka.cluster import connect_admin
@@ -33,6 +32,7 @@ from tests.integration.streams import (
     wait_for_sample,
 )
 from tests.paths import ROOT
+from tests.savedmodels import copy_model
 from tests.testimages import good_files, png
 
 CRASH_MARK = b"ends-its-decoder"  # see crash/sitecustomize.py
@@ -179,7 +179,7 @@ def test_a_promoted_model_serves_from_the_next_batch_on_and_a_broken_one_never(
     spark: SparkSession, settings: StreamSettings, trained: Trained
 ) -> None:
     for version in ("one", "two", "broken"):
-        add_model(settings, trained, version)
+        copy_model(settings.models_folder, trained.folder, version)
     network = next((settings.models_folder / "broken").rglob("network.bin"))
     network.write_bytes(network.read_bytes()[:-1])
     promote(settings.models_folder, "one")
@@ -219,14 +219,6 @@ def test_a_promoted_model_serves_from_the_next_batch_on_and_a_broken_one_never(
     }
     assert audit_stream(settings).balanced
     print(f"one image, published with the promotion, was answered after {gap_s:.1f} s")  # noqa: T201
-
-
-def add_model(settings: StreamSettings, trained: Trained, version: str) -> None:
-    """Copy the model under another version."""
-    folder = settings.models_folder / version
-    shutil.copytree(trained.folder, folder)
-    card = read_card(folder)
-    write_card(folder, type(card)(**{**card.__dict__, "version": version}))
 
 
 def test_images_that_retention_removed_unread_stop_the_start_and_are_named(
