@@ -35,7 +35,7 @@ def site(jars: Path, trained: Trained, tmp_path_factory: pytest.TempPathFactory)
     )
     broker = LocalBroker.of(settings)
     broker.start()
-    yield Site(folder, jars, broker, (first, second))
+    yield Site(folder, jars, broker, models)
     broker.stop()
 
 

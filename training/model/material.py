@@ -80,7 +80,7 @@ class Procedure:
         if self.abstain is not None:
             words.append(f"abstains on {self.abstain:g}")
         if self.novelty_quantile is not None:
-            words.append(f"gate at {self.novelty_quantile:g}")
+            words.append(f"flags unlike images at {self.novelty_quantile:g}")
         return ", ".join(words) or "paper"
 
 

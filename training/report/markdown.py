@@ -217,7 +217,7 @@ def _ways_to_decide(evaluation: Evaluation) -> list[str]:
         parts += ["### Abstain band", words.describe_abstention(band), _all_figures("Images", shown)]
     if (novelty := evaluation.novelty) is not None:
         shown = [("All", novelty.all_images), ("Not flagged", novelty.judged)]
-        parts += ["### Gate for unlike images", words.describe_novelty(novelty), _all_figures("Images", shown)]
+        parts += ["### Flag for unlike images", words.describe_novelty(novelty), _all_figures("Images", shown)]
     if evaluation.candidates:
         rows = [
             (one.name, words.format_estimate(one.auroc), "chosen" if one.chosen else "")

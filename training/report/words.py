@@ -384,7 +384,7 @@ def list_unexamined(evaluation: Evaluation) -> tuple[str, ...]:
         "Whether the probabilities mean what they say: calibration was not measured.": (
             not any(variant.calibration for variant in evaluation.variants)
         ),
-        "Images unlike the training images: there is no gate for them.": evaluation.novelty is None,
+        "Images unlike the training images: none is flagged.": evaluation.novelty is None,
         "The model in service: it was not compared with.": not evaluation.in_service
         and "comparison with the model in service" not in noted,
     }

@@ -90,11 +90,11 @@ def _describe(state: "TableState | None") -> dict[str, str]:
         "files": f"{state.files:,}",
         "size": decimal(state.bytes),
         "mean file": decimal(state.mean_file_bytes),
-        "dead files": f"{state.dead_files:,}",
+        "replaced files": f"{state.dead_files:,}",
         "their size": decimal(state.dead_bytes),
         "version": str(state.version),
         "commits": f"{state.versions:,}",
-        "log": decimal(state.log_bytes),
+        "commit log": decimal(state.log_bytes),
     }
 
 
@@ -118,6 +118,6 @@ def _show_compactions(done: "dict[str, Compaction | None]", *, dry_run: bool) ->
         columns[name] = figures
     print_table(_draw(columns))
     if dry_run:
-        out.print("Nothing was done. Up to so many files would be joined, and so many dead ones removed.")
+        out.print("Nothing was done. Up to so many files would be joined, and so many replaced ones removed.")
     elif any(result is not None and result.joined_files for result in done.values()):
-        out.print("The files that were joined now are dead; a run after --keep removes them.")
+        out.print("The files that were joined are replaced now; a run after --keep removes them.")

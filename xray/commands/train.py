@@ -44,8 +44,9 @@ def train(
         float | None, typer.Option(min=0.01, max=0.5, help="Share of images too close to the threshold to decide on.")
     ] = None,
     flag_unlike: Annotated[
-        bool, typer.Option("--gate", help="Flag images unlike the training images instead of judging them.")
+        bool, typer.Option("--flag-unlike", help="Flag images unlike the training images instead of judging them.")
     ] = False,
+    gate: Annotated[bool, typer.Option("--gate", hidden=True, help="Former name of --flag-unlike.")] = False,
     seed: Annotated[int, typer.Option(help="Of the split and of random weights.")] = 0,
     promote: Annotated[
         bool, typer.Option(help="Let the stream serve the new model, unless it is worse than the one in service.")
@@ -78,7 +79,7 @@ def train(
         positive=positive,
         external=external or (),
         procedure=Procedure(
-            tune, class_weights, calibrate, sensitivity, abstain, NOVELTY_QUANTILE if flag_unlike else None
+            tune, class_weights, calibrate, sensitivity, abstain, NOVELTY_QUANTILE if flag_unlike or gate else None
         ),
         verbose=verbose,
         network=network or ["EfficientNetLite0"],

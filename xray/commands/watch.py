@@ -11,7 +11,7 @@ def watch(
     from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Begin with the oldest.")] = False,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many predictions.")] = None,
     timeout: Annotated[float | None, typer.Option(min=0.1, help="End after so many quiet seconds.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON line per prediction.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="A JSON line each: the event, and latency_seconds.")] = False,
 ) -> None:
     """Show predictions as they come."""
     from xray.views import watch_live

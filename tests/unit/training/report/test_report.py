@@ -743,7 +743,7 @@ def test_markdown_says_the_same_in_the_same_order() -> None:
     assert headings[1:] == [
         *("No shortcut found by these probes", "Figures", "Data", "Confusion matrix", "Calibration"),
         *("What an answer means", "Per source", "Ways to decide", "Operating point", "Abstain band"),
-        *("Gate for unlike images", "Settings tried", "Worst mistakes"),
+        *("Flag for unlike images", "Settings tried", "Worst mistakes"),
         *("Model in service", "Provenance", "What was not looked at"),
     ]
     text = render_markdown(confounded())
