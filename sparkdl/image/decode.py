@@ -29,6 +29,7 @@ from sparkdl.image.limits import DICOM, JPEG, PNG, DecodeLimits
 from sparkdl.image.pixels import blank_rendering, gray_if_gray, is_flat, resize_pixels
 from sparkdl.image.raster import JPEG_SIGNATURE, PNG_SIGNATURE, decode_raster
 from sparkdl.image.row import ImageRow, row_from_array
+from sparkdl.image.steps import Step
 
 _STRUCTURED_MODE = "application/cloudevents"
 
@@ -69,13 +70,16 @@ class DecodedImage:
     media_type : str
         What the bytes were: ``"image/png"``, ``"image/jpeg"`` or ``"application/dicom"``.
     original_height, original_width : int
-        Size in pixels before the resize, upright (after a JPEG's EXIF orientation).
+        Size in pixels before the resize, upright (after an EXIF orientation).
+    steps : tuple of Step
+        What was done to the pixels, in order, and what in the file decided it.
     """
 
     image: ImageRow
     media_type: str
     original_height: int
     original_width: int
+    steps: tuple[Step, ...] = ()
 
 
 def sniff_media_type(payload: bytes) -> str | None:
