@@ -110,6 +110,7 @@ def test_1_a_message_with_a_long_header_stops_nothing(
     assert audit_stream(settings).balanced
 
 
+@pytest.mark.long
 def test_1_the_largest_allowed_message_of_each_kind_passes(
     spark: SparkSession, settings: StreamSettings, model: Trained
 ) -> None:

@@ -153,6 +153,7 @@ def test_parameter_maps_share_the_loaded_images(
         numbered.fit(images, [{numbered.modelFile: "x.keras"}])
 
 
+@pytest.mark.long
 def test_it_works_inside_cross_validation(trainer: KerasImageFileEstimator, images: DataFrame) -> None:
     class ByLargest(MulticlassClassificationEvaluator):  # type: ignore[misc]
         def evaluate(self, dataset: DataFrame, params: object = None) -> float:

@@ -345,6 +345,7 @@ def test_an_event_whose_image_never_comes_is_left_out_in_the_end(place: StreamSe
 # --- kills and failures -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_kill_between_record_and_commit_reads_again_and_records_once(place: StreamSettings, card: ModelCard) -> None:
     digests = score_images(place.home, card, 6).digests
     send(place.kafka, *[{"label": "ill", "sha256": digest} for digest in digests], b"nonsense")

@@ -77,6 +77,7 @@ def test_what_was_published_before_a_kill_is_not_published_again(
     assert account.tables["predictions"].rows == 15
 
 
+@pytest.mark.long
 def test_the_first_batch_of_all_may_be_the_one_that_was_killed_and_only_the_rest_is_published(
     spark: SparkSession, settings: StreamSettings, trained: Trained
 ) -> None:

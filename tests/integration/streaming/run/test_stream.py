@@ -117,6 +117,7 @@ def test_streamed_predictions_equal_the_saved_model_applied_offline(
         assert event["label"] == labels[int(row["prediction"])]
 
 
+@pytest.mark.long
 def test_a_lost_checkpoint_repeats_ids_and_bytes_and_adds_no_row(
     spark: SparkSession, settings: StreamSettings, trained: Trained
 ) -> None:

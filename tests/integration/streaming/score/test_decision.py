@@ -216,6 +216,7 @@ def test_a_model_that_checks_nothing_flags_nothing(
     assert row["flags"] is None
 
 
+@pytest.mark.long
 def test_tables_of_the_first_version_get_the_new_column(
     spark: SparkSession, settings: StreamSettings, images: Images
 ) -> None:

@@ -204,6 +204,7 @@ def _with_split(manifest: Path, rows: list[dict[str, str]]) -> Path:
     return target
 
 
+@pytest.mark.long
 def test_the_command_takes_the_manifests_split_and_refuses_a_leak(tmp_path: Path) -> None:
     manifest = write_folder(tmp_path / "images", 24, seed=9)
     with manifest.open(encoding="utf-8", newline="") as stream:
