@@ -1,10 +1,11 @@
 """The topics that are wanted, with their properties, and making them."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from schemas import envelope
 from schemas.errors import BrokerError
@@ -30,6 +31,8 @@ SAFE_REPLICAS = 3
 
 SAFE_IN_SYNC = 2
 """With three replicas: a confirmed record is on two disks, and one broker may be away."""
+
+_POLL_S = 0.1
 
 _HOUR_MS = 3_600_000
 
@@ -121,12 +124,30 @@ def create_topics(kafka: KafkaSettings, topics: Mapping[str, Mapping[str, str]] 
         NewTopic(name, num_partitions=kafka.partitions, replication_factor=kafka.replication_factor, config=config)
         for name, config in missing.items()
     ]
-    for name, future in (admin.create_topics(new, request_timeout=TIMEOUT_S) if new else {}).items():
-        _await_creation(name, future)
+    futures = admin.create_topics(new, request_timeout=TIMEOUT_S) if new else {}
+    _await_leaders(admin, {name for name, future in futures.items() if _await_creation(name, future)})
     return sorted(missing)
 
 
-def _await_creation(name: str, future: Any) -> None:
+def _await_leaders(admin: AdminClient, created: set[str]) -> None:
+    """Wait until the broker shows topics that it has confirmed: a busy one needs a moment to learn of them itself."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while created:
+        found = admin.list_topics(timeout=TIMEOUT_S).topics
+        created = {name for name in created if name not in found or not _has_leaders(found[name])}
+        if created and time.monotonic() > deadline:
+            msg = f"created, but still not shown by the broker after {TIMEOUT_S} s: {', '.join(sorted(created))}"
+            raise BrokerError(msg)
+        if created:
+            time.sleep(_POLL_S)
+
+
+def _has_leaders(topic: Any) -> bool:
+    return topic.error is None and bool(topic.partitions) and all(p.leader >= 0 for p in topic.partitions.values())
+
+
+def _await_creation(name: str, future: Any) -> bool:
+    """Wait for the broker's answer; False where somebody else has created the topic in the meantime."""
     try:
         future.result()
     except KafkaException as exc:
@@ -137,3 +158,5 @@ def _await_creation(name: str, future: Any) -> None:
             hint = ". It is missing, or the user may not see it; see the roles in docs/security.md" if denied else ""
             msg = f"cannot create topic {name}: {exc.args[0].str()}{hint}"
             raise BrokerError(msg) from exc
+        return False
+    return True

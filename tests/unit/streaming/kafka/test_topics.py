@@ -1,10 +1,15 @@
 """What a found topic is judged by, without a broker; tests/integration/streaming/test_no_harm.py asks a real one."""
 
+from concurrent.futures import Future
+from types import SimpleNamespace
+
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from schemas.errors import BrokerError
+from streaming.kafka import topics as module
 from streaming.kafka.topicchecks import _Topic
-from streaming.kafka.topics import label_topics, wanted_topics
+from streaming.kafka.topics import create_topics, label_topics, wanted_topics
 from streaming.settings import KafkaSettings
 
 _SOUND = {
@@ -87,3 +92,67 @@ def test_a_topic_that_takes_too_little_is_refused(found: int, wanted: int) -> No
     topic.refuse_smaller(found)
     with pytest.raises(BrokerError, match=rf"up to {found} bytes, wanted {wanted}\. Raise .* or lower it\."):
         topic.refuse_smaller(wanted, " or lower it")
+
+
+# --- creation ---------------------------------------------------------------------------------------------------------
+
+
+def shown(*leaders: int, error: KafkaError | None = None) -> SimpleNamespace:
+    """Make what a broker tells of a topic."""
+    return SimpleNamespace(error=error, partitions={i: SimpleNamespace(leader=at) for i, at in enumerate(leaders)})
+
+
+class SlowAdmin:
+    """A fake broker that confirms topics before it shows them, as a busy one does; what it shows is told beforehand."""
+
+    def __init__(self, answers: list[dict[str, SimpleNamespace]], existing: tuple[str, ...] = ()) -> None:
+        self.answers, self.existing = answers, existing
+
+    def create_topics(self, new: list[object], request_timeout: float) -> dict[str, "Future[None]"]:
+        futures: dict[str, Future[None]] = {}
+        for topic in new:
+            futures[topic.topic] = future = Future()  # type: ignore[attr-defined]
+            if topic.topic in self.existing:  # type: ignore[attr-defined]
+                future.set_exception(KafkaException(KafkaError(KafkaError.TOPIC_ALREADY_EXISTS)))
+            else:
+                future.set_result(None)
+        return futures
+
+    def list_topics(self, timeout: float) -> SimpleNamespace:
+        return SimpleNamespace(topics=self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
+
+
+def create(monkeypatch: pytest.MonkeyPatch, admin: SlowAdmin) -> list[str]:
+    monkeypatch.setattr(module, "open_admin", lambda _: (admin, SimpleNamespace(topics={})))
+    monkeypatch.setattr(module, "_POLL_S", 0.0)
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
+    return create_topics(KafkaSettings(), {"a": {}, "b": {}})
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {},
+        {"a": shown(0)},
+        {"a": shown(0), "b": shown()},
+        {"a": shown(0, -1), "b": shown(0, 0)},
+        {"a": shown(0), "b": shown(0, error=KafkaError(KafkaError.LEADER_NOT_AVAILABLE))},
+    ],
+    ids=["none", "one of two", "without partitions", "without a leader", "with an error"],
+)
+def test_created_topics_are_waited_for_until_the_broker_shows_them(
+    monkeypatch: pytest.MonkeyPatch, first: dict[str, SimpleNamespace]
+) -> None:
+    admin = SlowAdmin([first, first, {"a": shown(0, 0), "b": shown(0, 0)}])
+    assert create(monkeypatch, admin) == ["a", "b"]
+    assert len(admin.answers) == 1, "it was asked until both were there"
+
+
+def test_a_topic_that_never_shows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BrokerError, match=r"not shown by the broker after 0\.2 s: b$"):
+        create(monkeypatch, SlowAdmin([{"a": shown(0)}]))
+
+
+def test_what_somebody_else_created_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user may have no right to see it."""
+    assert create(monkeypatch, SlowAdmin([{"a": shown(0)}], existing=("b",))) == ["a", "b"]
