@@ -48,6 +48,8 @@ class Reason(StrEnum):
     CORRUPT_IMAGE = "corrupt_image"
     DICOM_CORRUPT = "dicom_corrupt"
     DICOM_NO_PIXEL_DATA = "dicom_no_pixel_data"
+    DICOM_FOREIGN_MODALITY = "dicom_foreign_modality"
+    DICOM_FOR_PROCESSING = "dicom_for_processing"
     DICOM_UNSUPPORTED_TRANSFER_SYNTAX = "dicom_unsupported_transfer_syntax"
     DICOM_UNSUPPORTED_PIXELS = "dicom_unsupported_pixels"
     DICOM_UNSUPPORTED_LUT = "dicom_unsupported_lut"

@@ -27,6 +27,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    MPEG2MPML,
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRBigEndian,
@@ -35,7 +36,6 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
-    JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
@@ -355,9 +355,16 @@ def lookup_table(
     return Sequence([item])
 
 
-def shallow_lookup_table() -> Sequence:
-    """Say 16 bits of entries that take 12, as devices of several makes do."""
-    return lookup_table([round(64 * value**0.5) for value in range(4096)], first=0, bits=16)
+def unclear_lookup_table() -> Sequence:
+    """Give entries of 12 bits but for a few of 16: they may be damage, or the others dark."""
+    return lookup_table([*range(4056), *[65535] * 40], first=0, bits=16)
+
+
+def icon_only_dicom() -> bytes:
+    """Hold pixels in the Icon Image Sequence alone."""
+    dataset = dicom_dataset(PixelData=None)
+    dataset.IconImageSequence = Sequence([dicom_dataset(gray_pixels(8, 8), bits_stored=8)])
+    return write_dicom(dataset)
 
 
 def structured_report() -> bytes:
@@ -471,21 +478,26 @@ def wrong_dicom_files() -> dict[str, WrongFile]:
         "32_bits.dcm": WrongFile(
             dicom(twelve_bit_pixels().astype(np.uint32), bits_stored=32), Reason.DICOM_UNSUPPORTED_PIXELS
         ),
-        "high_bit.dcm": WrongFile(dicom(HighBit=15), Reason.DICOM_UNSUPPORTED_PIXELS),
-        "lut_12_of_16.dcm": WrongFile(dicom(VOILUTSequence=shallow_lookup_table()), Reason.DICOM_UNSUPPORTED_LUT),
+        "high_bit.dcm": WrongFile(dicom(HighBit=16), Reason.DICOM_UNSUPPORTED_PIXELS),
+        "unclear_lut.dcm": WrongFile(dicom(VOILUTSequence=unclear_lookup_table()), Reason.DICOM_UNSUPPORTED_LUT),
+        "icon_only.dcm": WrongFile(icon_only_dicom(), Reason.DICOM_NO_PIXEL_DATA),
+        "tomogram.dcm": WrongFile(dicom(Modality="CT"), Reason.DICOM_FOREIGN_MODALITY),
+        "raw.dcm": WrongFile(dicom(PresentationIntentType="FOR PROCESSING"), Reason.DICOM_FOR_PROCESSING),
         "window_elsewhere.dcm": WrongFile(dicom(WindowCenter=60_000, WindowWidth=400), Reason.BLANK_RENDERING),
         "flat_lut.dcm": WrongFile(
             dicom(VOILUTSequence=lookup_table([255] * 4096, first=0, bits=8)), Reason.BLANK_RENDERING
         ),
         "huge.dcm": WrongFile(dicom(Rows=60_000, Columns=60_000), Reason.TOO_MANY_PIXELS),
         "deflated.dcm": WrongFile(deflated_dicom(), unread),
-        "htj2k.dcm": WrongFile(encapsulated_dicom(b"\xff\x4f", HTJ2KLossless, gray_pixels(), bits_stored=8), unread),
-        "extended_12.dcm": WrongFile(encapsulated_dicom(jpeg(), JPEGExtended12Bit, twelve_bit_pixels()), unread),
+        "film.dcm": WrongFile(encapsulated_dicom(b"\0\0\1\xb3", MPEG2MPML, gray_pixels(), bits_stored=8), unread),
+        "htj2k.dcm": WrongFile(
+            encapsulated_dicom(b"\xff\x4f", HTJ2KLossless, gray_pixels(), bits_stored=8), Reason.DICOM_CORRUPT
+        ),
         "truncated.dcm": WrongFile(dicom()[:-1000], Reason.DICOM_CORRUPT),
         "truncated_jpeg.dcm": WrongFile(jpeg_baseline_dicom()[:-300], Reason.DICOM_CORRUPT),
         "other_size_inside.dcm": WrongFile(dicom_with_other_size_inside(), Reason.DICOM_CORRUPT),
         "no_rows.dcm": WrongFile(dicom(Rows=None), Reason.DICOM_CORRUPT),
         "zero_rows.dcm": WrongFile(dicom(Rows=0), Reason.DICOM_CORRUPT),
         "magic_only.dcm": WrongFile(bytes(128) + b"DICM", Reason.DICOM_CORRUPT),
-        "zero_window.dcm": WrongFile(dicom(WindowCenter=2048, WindowWidth=0), Reason.DICOM_CORRUPT),
+        "zero_slope.dcm": WrongFile(dicom(RescaleSlope=0, RescaleIntercept=0), Reason.DICOM_CORRUPT),
     }

@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import ContractError, Reason, UnsupportedImageError
-from sparkdl.image.dicom import looks_like_dicom, render_dicom
+from sparkdl.image.dicom import render_dicom
+from sparkdl.image.dicomfile import looks_like_dicom
 from sparkdl.image.limits import DICOM, JPEG, PNG, DecodeLimits
 from sparkdl.image.pixels import blank_rendering, gray_if_gray, is_flat, resize_pixels
 from sparkdl.image.raster import JPEG_SIGNATURE, PNG_SIGNATURE, decode_raster
@@ -155,10 +156,11 @@ def decode_image(
     payload = _checked_payload(payload, content_type, origin, limits)
     media_type = _agreed_media_type(payload, content_type, origin)
     if media_type == DICOM:
-        pixels, (height, width) = _decode_dicom(payload, size, origin, limits)
+        pixels, (height, width), steps = _decode_dicom(payload, size, origin, limits)
     else:
         pixels, (height, width) = decode_raster(payload, media_type, size, origin, limits)
-    return DecodedImage(row_from_array(gray_if_gray(pixels), origin=origin), media_type, height, width)
+        steps = ()
+    return DecodedImage(row_from_array(gray_if_gray(pixels), origin=origin), media_type, height, width, steps)
 
 
 def _checked_payload(payload: bytes | None, content_type: str | None, origin: str, limits: DecodeLimits) -> bytes:
@@ -197,11 +199,14 @@ def _agreed_media_type(payload: bytes, content_type: str | None, origin: str) ->
 
 def _decode_dicom(
     payload: bytes, size: tuple[int, int] | None, origin: str, limits: DecodeLimits
-) -> tuple[_Pixels, tuple[int, int]]:
-    """Render a DICOM image to gray pixels, resized if ``size`` is given, and give its original size too."""
+) -> tuple[_Pixels, tuple[int, int], tuple[Step, ...]]:
+    """Render a DICOM image to gray pixels, resized if ``size`` is given; give its original size and the steps too."""
     rendered = render_dicom(payload, origin=origin, limits=limits)
-    pixels = rendered if size is None else resize_pixels(rendered, size)
-    if is_flat(pixels) and not is_flat(rendered):  # what is flat before the resize `render_dicom` has judged
+    height, width = rendered.pixels.shape
+    if size is None or size == (height, width):
+        return rendered.pixels, (height, width), rendered.steps
+    pixels = resize_pixels(rendered.pixels, size)
+    if is_flat(pixels) and not is_flat(rendered.pixels):  # what is flat before the resize `render_dicom` has judged
         raise blank_rendering(pixels, origin)
-    height, width = rendered.shape
-    return pixels, (height, width)
+    resize = Step("resize", f"{height}x{width} to {size[0]}x{size[1]}, bilinear with antialiasing")
+    return pixels, (height, width), (*rendered.steps, resize)

@@ -1,97 +1,79 @@
 """DICOM files to 8-bit gray pixels, as a viewer would show them.
 
-The order is the standard's: stored value, Modality LUT, VOI LUT or window, inversion, 8 bit. All steps depend on the
-stored value alone, so they are worked out once for each of the at most 65,536 values and then looked up per pixel:
-a 3072 x 3072 image takes 12 ms instead of the 200 and more of float arithmetic per pixel.
-
-No text of the file, and so nothing about a patient, gets into an error: pydicom quotes element values in its messages,
-hence ``from None`` where it parses, its warnings suppressed, and its logger silenced.
+One direction: ``file -> what its elements say of the pixels -> stored words -> grays``. Each part has a module:
+`sparkdl.image.dicomfile` reads the file as far as its pixels, `sparkdl.image.codecs` decompresses a frame,
+`sparkdl.image.grayscale` works out the gray of every word that a pixel can be.
 
 References
 ----------
-DICOM PS3.3 C.11.1 (Modality LUT), C.11.2 (VOI LUT), C.7.6.3.1.2 (Photometric Interpretation), C.8.11.3 (DX
-images: Presentation LUT Shape); PS3.5 section 8 (encoding of pixels), Annex A (transfer syntaxes).
+DICOM PS3.3 C.7.6.3 (Image Pixel), C.8.11.1 (DX Series: Presentation Intent); PS3.5 section 8 (encoding of pixels),
+Annex A (transfer syntaxes).
 """
 
-from __future__ import annotations
-
-import io
-import logging
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 from pydicom import uid
-from pydicom.dataset import Dataset, FileDataset
-from pydicom.encaps import generate_frames
-from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 
-from schemas.errors import CorruptImageError, Reason, UnsupportedImageError
-from sparkdl.image.gdcm import DECODER
-
-if TYPE_CHECKING:
-    from sparkdl.image.limits import DecodeLimits
-
-# pydicom logs the values of broken elements; what matters comes back as an exception.
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-
-_PREAMBLE_BYTES = 128
-_MAGIC = b"DICM"
-_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # with a 32-bit length (PS3.5 7.1.2)
-_SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
-_GRAY = ("MONOCHROME1", "MONOCHROME2")
-_COLORS = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", *_GRAY)
-# SOF0 to SOF15 without the three that are not frame headers, and SOF55 of JPEG-LS.
-_JPEG_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
-_PIXEL_DATA, _FLOAT_PIXEL_DATA, _DOUBLE_FLOAT_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
-_PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # (7FE0,0010), little and big endian
-_BYTE, _WORD = 8, 16
-_OUTLIERS = 100
-_SAMPLES_A_SIDE = 64  # enough to find a second gray in a radiograph; the whole of 9.4 million pixels takes 14 ms
-
-# Pillow where it can: its codecs hold against damaged files. gdcm, which they can kill, runs in its own process.
-_PLUGIN_BY_SYNTAX: Final = {
-    uid.JPEGBaseline8Bit: "pillow",
-    uid.JPEGExtended12Bit: "pillow",
-    uid.JPEG2000Lossless: "pillow",
-    uid.JPEG2000: "pillow",
-    uid.JPEGLossless: "gdcm",
-    uid.JPEGLosslessSV1: "gdcm",
-    uid.JPEGLSLossless: "gdcm",
-    uid.JPEGLSNearLossless: "gdcm",
-    uid.RLELossless: "pydicom",
-}
-_NATIVE_SYNTAXES = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
-
-# What pydicom and its codecs are known to raise on damaged files.
-_FOREIGN_ERRORS = (
-    InvalidDicomError,
-    BytesLengthException,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    OverflowError,
-    RecursionError,
-    RuntimeError,
-    SyntaxError,
-    struct.error,
-    zlib.error,
+from schemas.errors import Reason, UnsupportedImageError
+from sparkdl.image.codecs import HTJ2K_SYNTAXES, JPEG_2000_SYNTAXES, SYNTAXES, CodecError, decode_frame, frame_size
+from sparkdl.image.dicomfile import (
+    NATIVE_SYNTAXES,
+    DicomFile,
+    corrupt,
+    join_fragments,
+    parsing,
+    read_code,
+    read_dicom,
+    refuse_syntax,
 )
+from sparkdl.image.grayscale import StoredValues, map_to_gray
+from sparkdl.image.limits import DecodeLimits
+from sparkdl.image.steps import Step
 
-_Values = npt.NDArray[np.float64]
-_Codes = npt.NDArray[np.unsignedinteger[Any]]
+_TELLS_VALUES = JPEG_2000_SYNTAXES | HTJ2K_SYNTAXES
+"""Syntaxes whose streams give values, with their sign, where others give samples of bits."""
+
+_GRAY = ("MONOCHROME1", "MONOCHROME2")
+_COLORS = frozenset(
+    "PALETTE COLOR|RGB|YBR_FULL|YBR_FULL_422|YBR_PARTIAL_420|YBR_ICT|YBR_RCT|MONOCHROME1|MONOCHROME2".split("|")
+)
+_BYTE, _WORD = 8, 16
+
+_UNNAMED = ("", "OT")
+"""What `Modality` is where it names none: absent, or "other", as programs write it that wrap a picture into DICOM."""
+
+_MODALITIES: Final = frozenset(
+    "CR DX RG DR DF DS SC OT CT MR US MG NM PT XA RF IO PX DG BMD XC ES GM SM OP OPT ECG SR PR KO SEG".split()
+)
+"""Words that an error may repeat."""
+
+_MODALITY_BY_CLASS: Final = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
+    "1.2.840.10008.5.1.4.1.1.1.2": "MG",
+    "1.2.840.10008.5.1.4.1.1.1.2.1": "MG",
+    "1.2.840.10008.5.1.4.1.1.1.3": "IO",
+    "1.2.840.10008.5.1.4.1.1.1.3.1": "IO",
+    "1.2.840.10008.5.1.4.1.1.6.1": "US",
+    "1.2.840.10008.5.1.4.1.1.3.1": "US",
+    "1.2.840.10008.5.1.4.1.1.12.1": "XA",
+    "1.2.840.10008.5.1.4.1.1.12.2": "RF",
+    "1.2.840.10008.5.1.4.1.1.20": "NM",
+    "1.2.840.10008.5.1.4.1.1.128": "PT",
+}
+"""SOP classes that tell the modality of a file that does not name it."""
+
+_FOR_PROCESSING_CLASSES = frozenset(
+    {"1.2.840.10008.5.1.4.1.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.2.1", "1.2.840.10008.5.1.4.1.1.1.3.1"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,35 +84,28 @@ class _Layout:
     columns: int
     bits_allocated: int
     bits_stored: int
+    high_bit: int
     signed: bool
     inverted: bool
-    syntax: uid.UID
 
 
-def looks_like_dicom(payload: bytes) -> bool:
-    """Tell whether bytes are a DICOM file or a bare data set.
+@dataclass(frozen=True, slots=True)
+class RenderedImage:
+    """A DICOM image as a viewer would show it.
 
     Parameters
     ----------
-    payload : bytes
-        Anything.
-
-    Returns
-    -------
-    bool
-        True with ``DICM`` after the 128-byte preamble, or where the bytes begin with two little-endian elements in
-        ascending order, the first of group 0002 or 0008: some devices and archives write no preamble.
+    pixels : numpy.ndarray
+        uint8 of shape (rows, columns), 0 = black.
+    steps : tuple of Step
+        What made them.
     """
-    if payload.startswith(_MAGIC, _PREAMBLE_BYTES):
-        return True
-    first = _element_at(payload, 0)
-    if first is None or first[0] >> 16 not in (0x0002, 0x0008):
-        return False
-    second = _element_at(payload, first[2])
-    return second is not None and second[0] > first[0] and second[0] >> 16 <= 0x7FE0  # noqa: PLR2004
+
+    pixels: npt.NDArray[np.uint8]
+    steps: tuple[Step, ...]
 
 
-def render_dicom(payload: bytes, *, origin: str, limits: DecodeLimits) -> npt.NDArray[np.uint8]:
+def render_dicom(payload: bytes, *, origin: str, limits: DecodeLimits) -> RenderedImage:
     """Render one single-frame gray DICOM image to 8 bit.
 
     Parameters
@@ -140,491 +115,200 @@ def render_dicom(payload: bytes, *, origin: str, limits: DecodeLimits) -> npt.ND
     origin : str
         Where it came from, for tracing.
     limits : DecodeLimits
-        ``max_pixels`` bounds rows x columns, in the header and in the compressed stream, before decompression.
+        ``max_pixels`` bounds rows x columns, in the header and in the compressed stream, before decompression;
+        ``modalities`` and ``for_processing`` say which images are rendered.
 
     Returns
     -------
-    numpy.ndarray
-        uint8 of shape (rows, columns), 0 = black. Without a VOI LUT or window the range is the smallest to the largest
-        value present, Pixel Padding excluded; a constant image is then all 0 before the inversion.
+    RenderedImage
+        At full size. Without a VOI LUT or window the range is that of the values present, Pixel Padding and a hundredth
+        of the pixels at either end excluded; a constant image is then all 0 before the inversion.
 
     Raises
     ------
     UnsupportedImageError
         ``MULTI_FRAME``, ``TOO_MANY_PIXELS``, ``UNSUPPORTED_COLOR``, ``DICOM_NO_PIXEL_DATA``,
-        ``DICOM_UNSUPPORTED_PIXELS`` (float pixels; other than 8 or 16 bits allocated; a high bit that is not the last
-        stored one), ``DICOM_UNSUPPORTED_TRANSFER_SYNTAX``, ``DICOM_UNSUPPORTED_LUT`` (the VOI LUT's entries take fewer
-        or more bits than its descriptor says), ``BLANK_RENDERING`` (the stored values differ, Pixel Padding left out,
-        but all would be shown as one gray).
+        ``DICOM_FOREIGN_MODALITY``, ``DICOM_FOR_PROCESSING``, ``DICOM_UNSUPPORTED_TRANSFER_SYNTAX``,
+        ``DICOM_UNSUPPORTED_PIXELS`` (float pixels; other than 8 or 16 bits allocated), ``DICOM_UNSUPPORTED_LUT``
+        (entries of the VOI LUT do not tell how many bits they have), ``BLANK_RENDERING`` (the stored values differ,
+        Pixel Padding left out, but all would be shown as one gray).
     CorruptImageError
         ``DICOM_CORRUPT``: the elements or the pixels do not decode, or contradict each other.
 
     Notes
     -----
-    A VOI LUT wins over a window, the first of several is taken. Not applied: overlays, shutters, Presentation LUT
-    Sequences, pixel aspect ratios.
+    A VOI LUT wins over a window, the first usable one of several is taken. Not applied: overlays, shutters,
+    Presentation LUT Sequences, pixel aspect ratios.
 
     References
     ----------
     DICOM PS3.3 C.11.1, C.11.2, C.7.6.3.1.2.
     """
-    with _quiet():
-        dataset = _read(payload, origin)
-        _check_pixel_element(dataset, payload, origin)
-        layout = _checked_layout(dataset, origin, limits)
-        codes = _stored_codes(dataset, layout, origin, limits)
-        stored = _stored_values(layout, 8 * codes.dtype.itemsize)
-        with _parsing(origin, "the display parameters"):
-            table = _display_table(dataset, layout, stored, codes, origin)
-        _check_not_blank(table, codes, stored, _padded(dataset, layout, stored), origin)
-    return table[codes]
-
-
-def _corrupt(origin: str, detail: str) -> CorruptImageError:
-    return CorruptImageError(Reason.DICOM_CORRUPT, origin, detail)
+    file = read_dicom(payload, origin=origin)
+    with parsing(origin, "the image pixel module"):
+        _check_purpose(file.dataset, origin, limits)
+        layout = _read_layout(file.dataset, origin)
+    _check_layout(layout, file.syntax, origin, limits)
+    codes, stored, how = _decode(file, layout, origin, limits)
+    table, steps = map_to_gray(file.dataset, stored, codes, inverted=layout.inverted, origin=origin)
+    return RenderedImage(table[codes], (how, *steps))
 
 
 def _refuse(reason: Reason, origin: str, detail: str) -> UnsupportedImageError:
     return UnsupportedImageError(reason, origin, detail)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def _parsing(origin: str, what: str) -> Iterator[None]:
-    """Turn what pydicom raises into an error that quotes nothing: its messages carry the values of elements."""
-    try:
-        yield
-    except _FOREIGN_ERRORS as exc:
-        raise _corrupt(origin, f"{what} cannot be read ({type(exc).__name__})") from None
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def _element_at(payload: bytes, offset: int) -> tuple[int, bytes, int] | None:
-    """Read one little-endian element: (tag, value, offset of the next), or None where there is no plausible one."""
-    if offset + 8 > len(payload):
-        return None
-    group, element = struct.unpack_from("<HH", payload, offset)
-    vr = payload[offset + 4 : offset + 6]
-    start = offset + 8
-    if vr in _SHORT_VRS:
-        (length,) = struct.unpack_from("<H", payload, offset + 6)
-    elif vr in _LONG_VRS and start + 4 <= len(payload):
-        (length,) = struct.unpack_from("<I", payload, start)
-        start += 4
-    else:  # implicit VR
-        (length,) = struct.unpack_from("<I", payload, offset + 4)
-    if length % 2 or start + length > len(payload):
-        return None
-    return group << 16 | element, payload[start : start + length], start + length
-
-
-def _declared_syntax(payload: bytes) -> bytes:
-    """Find the transfer syntax in the file meta information without pydicom; empty if it is not there."""
-    offset = _PREAMBLE_BYTES + len(_MAGIC) if payload.startswith(_MAGIC, _PREAMBLE_BYTES) else 0
-    while (element := _element_at(payload, offset)) and element[0] >> 16 == 0x0002:  # noqa: PLR2004
-        if element[0] == 0x00020010:  # noqa: PLR2004
-            return element[1].rstrip(b"\0 ")
-        offset = element[2]
-    return b""
-
-
-def _read(payload: bytes, origin: str) -> FileDataset:
-    # pydicom would inflate a deflated data set whole, whatever its size, before anything can be checked.
-    if _declared_syntax(payload) == uid.DeflatedExplicitVRLittleEndian.encode():
-        raise _bad_syntax(origin, uid.DeflatedExplicitVRLittleEndian)
-    with _parsing(origin, "the data set"):
-        return pydicom.dcmread(io.BytesIO(payload), force=True)
-
-
-def _bad_syntax(origin: str, syntax: uid.UID) -> UnsupportedImageError:
-    # A UID that is not in the dictionary may be any text, so it is not repeated.
-    known = f"{syntax.name} ({syntax})" if syntax in uid.UID_dictionary else "not one of the standard"
-    reason = Reason.DICOM_UNSUPPORTED_TRANSFER_SYNTAX
-    return _refuse(reason, origin, f"transfer syntax is {known}, which is not decoded here")
-
-
-def _transfer_syntax(dataset: FileDataset, origin: str) -> uid.UID:
-    """Give the transfer syntax; a bare data set has none and is native by its nature."""
-    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
-    if not syntax:
-        implicit, little = dataset.original_encoding
-        native = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
-        return uid.ImplicitVRLittleEndian if implicit else native
-    if syntax not in _NATIVE_SYNTAXES and syntax not in _PLUGIN_BY_SYNTAX:
-        raise _bad_syntax(origin, uid.UID(syntax))
-    return uid.UID(syntax)
-
-
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def _checked_layout(dataset: FileDataset, origin: str, limits: DecodeLimits) -> _Layout:
-    """Read what describes the pixels, and refuse what is not rendered, before any pixel is decompressed."""
-    with _parsing(origin, "the image pixel module"):
-        _check_color(dataset, origin)
-        frames = int(dataset.get("NumberOfFrames") or 1)
-        if frames > 1:
-            raise _refuse(Reason.MULTI_FRAME, origin, f"file has {frames} frames, expected 1")
-        shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
-        layout = _Layout(
-            rows=int(dataset.Rows),
-            columns=int(dataset.Columns),
-            bits_allocated=int(dataset.BitsAllocated),
-            bits_stored=int(dataset.BitsStored),
-            signed=bool(int(dataset.get("PixelRepresentation") or 0)),
-            # In a DX image the two go together (C.8.11.3): one inversion, not two.
-            inverted=dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE",
-            syntax=_transfer_syntax(dataset, origin),
-        )
-        high_bit = int(dataset.get("HighBit", layout.bits_stored - 1))
-    _check_size(layout.rows, layout.columns, origin, limits)
-    _check_bits(layout, high_bit, origin)
-    return layout
+def _check_purpose(dataset: Dataset, origin: str, limits: DecodeLimits) -> None:
+    """Refuse what is no radiograph to be looked at: raw data of a detector, images of other modalities."""
+    sop_class = str(dataset.get("SOPClassUID") or "").strip(" \0")
+    modality = read_code(dataset, "Modality")
+    if modality in _UNNAMED:
+        modality = _MODALITY_BY_CLASS.get(sop_class, "")
+    if modality and modality not in limits.modalities:
+        named = modality if modality in _MODALITIES else "something else"
+        detail = f"modality is {named}, expected one of {', '.join(limits.modalities)} or none"
+        raise _refuse(Reason.DICOM_FOREIGN_MODALITY, origin, detail)
+    raw = read_code(dataset, "PresentationIntentType") == "FOR PROCESSING" or sop_class in _FOR_PROCESSING_CLASSES
+    if raw and not limits.for_processing:
+        detail = "image is FOR PROCESSING, raw data of the detector; expected FOR PRESENTATION"
+        raise _refuse(Reason.DICOM_FOR_PROCESSING, origin, detail)
 
 
-def _check_pixel_element(dataset: FileDataset, payload: bytes, origin: str) -> None:
-    if _FLOAT_PIXEL_DATA in dataset or _DOUBLE_FLOAT_PIXEL_DATA in dataset:
-        raise _refuse(Reason.DICOM_UNSUPPORTED_PIXELS, origin, "pixels are floating point, expected integers")
-    if _PIXEL_DATA in dataset:
-        return
-    if not len(dataset) or any(tag in payload for tag in _PIXEL_DATA_TAGS):
-        # pydicom drops compressed pixels that never reach their delimiter: the file was cut.
-        raise _corrupt(origin, "data set ends before its elements do")
-    raise _refuse(Reason.DICOM_NO_PIXEL_DATA, origin, "data set has no Pixel Data element")
-
-
-def _check_color(dataset: FileDataset, origin: str) -> None:
+def _read_layout(dataset: Dataset, origin: str) -> _Layout:
+    """Read what describes the pixels, and refuse colour and several frames."""
     samples = int(dataset.get("SamplesPerPixel") or 1)
-    interpretation = str(dataset.PhotometricInterpretation)
+    if "PhotometricInterpretation" not in dataset:
+        raise corrupt(origin, "data set has no Photometric Interpretation")
+    interpretation = read_code(dataset, "PhotometricInterpretation")
     if samples != 1 or interpretation not in _GRAY:
         known = interpretation if interpretation in _COLORS else "something else"
         detail = f"pixels have {samples} samples, photometric interpretation {known}; expected 1 of MONOCHROME1 or 2"
         raise _refuse(Reason.UNSUPPORTED_COLOR, origin, detail)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise _refuse(Reason.MULTI_FRAME, origin, f"file has {frames} frames, expected 1")
+    bits_stored = int(dataset.BitsStored)
+    high_bit = dataset.get("HighBit")
+    return _Layout(
+        rows=int(dataset.Rows),
+        columns=int(dataset.Columns),
+        bits_allocated=int(dataset.BitsAllocated),
+        bits_stored=bits_stored,
+        high_bit=bits_stored - 1 if high_bit is None else int(high_bit),
+        signed=bool(int(dataset.get("PixelRepresentation") or 0)),
+        # In a DX image the two go together (PS3.3 C.8.11.3): one inversion, not two.
+        inverted=interpretation == "MONOCHROME1" or read_code(dataset, "PresentationLUTShape") == "INVERSE",
+    )
+
+
+def _check_layout(layout: _Layout, syntax: str, origin: str, limits: DecodeLimits) -> None:
+    """Refuse what is not read, before any pixel is decompressed."""
+    if syntax not in NATIVE_SYNTAXES and syntax not in SYNTAXES and syntax != uid.RLELossless:
+        raise refuse_syntax(origin, syntax)
+    _check_size(layout.rows, layout.columns, origin, limits)
+    if layout.bits_allocated not in (_BYTE, _WORD) or not 1 <= layout.bits_stored <= layout.bits_allocated:
+        detail = f"pixels have {layout.bits_stored} of {layout.bits_allocated} bits, expected up to 8 of 8 or 16 of 16"
+        raise _refuse(Reason.DICOM_UNSUPPORTED_PIXELS, origin, detail)
+    if not layout.bits_stored - 1 <= layout.high_bit < layout.bits_allocated:
+        detail = (
+            f"high bit is {layout.high_bit}, expected {layout.bits_stored - 1} to {layout.bits_allocated - 1} "
+            f"for {layout.bits_stored} bits stored of {layout.bits_allocated}"
+        )
+        raise _refuse(Reason.DICOM_UNSUPPORTED_PIXELS, origin, detail)
 
 
 def _check_size(rows: int, columns: int, origin: str, limits: DecodeLimits) -> None:
     if rows < 1 or columns < 1:
-        raise _corrupt(origin, f"image is {rows}x{columns}, expected 1x1 or more")
+        raise corrupt(origin, f"image is {rows}x{columns}, expected 1x1 or more")
     if rows * columns > limits.max_pixels:
         detail = f"image is {rows}x{columns}, expected at most {limits.max_pixels} pixels"
         raise _refuse(Reason.TOO_MANY_PIXELS, origin, detail)
 
 
-def _check_bits(layout: _Layout, high_bit: int, origin: str) -> None:
-    if layout.bits_allocated not in (_BYTE, _WORD) or not 1 <= layout.bits_stored <= layout.bits_allocated:
-        detail = f"pixels have {layout.bits_stored} of {layout.bits_allocated} bits, expected up to 8 of 8 or 16 of 16"
-        raise _refuse(Reason.DICOM_UNSUPPORTED_PIXELS, origin, detail)
-    if high_bit != layout.bits_stored - 1:
-        detail = f"high bit is {high_bit}, expected {layout.bits_stored - 1} for {layout.bits_stored} bits stored"
-        raise _refuse(Reason.DICOM_UNSUPPORTED_PIXELS, origin, detail)
-    if layout.syntax == uid.JPEGExtended12Bit and layout.bits_stored > _BYTE:
-        raise _bad_syntax(origin, layout.syntax)
-
-
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _stored_codes(dataset: FileDataset, layout: _Layout, origin: str, limits: DecodeLimits) -> _Codes:
-    """Give the pixels as the unsigned words of the file, shape (rows, columns): bits above the stored ones included."""
-    shape = layout.rows, layout.columns
-    if layout.syntax in _NATIVE_SYNTAXES:
-        return _native_codes(dataset, layout, origin).reshape(shape)
-    with _parsing(origin, "the encapsulated pixel data"):
-        frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
-    _check_codestream(frame, layout, origin, limits)
-    try:
-        pixels = _decompressed(dataset, frame, layout)
-    except _FOREIGN_ERRORS as exc:
-        detail = f"pixels do not decode as {layout.syntax.name} ({type(exc).__name__})"
-        raise _corrupt(origin, detail) from exc
-    if pixels.shape != shape:
-        raise _corrupt(origin, f"decoded pixels have shape {pixels.shape}, expected {shape}")
-    codes: _Codes = pixels.view(f"u{pixels.dtype.itemsize}")
-    return codes
+def _decode(
+    file: DicomFile, layout: _Layout, origin: str, limits: DecodeLimits
+) -> tuple[npt.NDArray[np.unsignedinteger[Any]], StoredValues, Step]:
+    """Give the pixels as unsigned words of shape (rows, columns), what the words mean, and what was done."""
+    bits, signed, sample_bits = layout.bits_stored, layout.signed, layout.bits_allocated
+    if file.syntax in NATIVE_SYNTAXES:
+        pixels = _read_native(file, layout, origin)
+    elif file.syntax == uid.RLELossless:
+        pixels = _decode_rle(join_fragments(file.pixels, origin=origin), layout, origin)
+    else:
+        frame = join_fragments(file.pixels, origin=origin)
+        _check_frame_size(frame, file.syntax, layout, origin, limits)
+        try:
+            decoded = decode_frame(frame, file.syntax)
+        except CodecError as exc:
+            raise corrupt(origin, f"pixels do not decode as {file.syntax.name} ({exc})") from exc
+        pixels, sample_bits = decoded.pixels, decoded.bits
+        if file.syntax in _TELLS_VALUES:  # its own header says the sign and the bits, and the values come out so
+            bits, signed = decoded.bits, decoded.signed
+    if pixels.shape != (layout.rows, layout.columns):
+        raise corrupt(origin, f"decoded pixels have shape {pixels.shape}, expected {(layout.rows, layout.columns)}")
+    codes = pixels.view(f"u{pixels.dtype.itemsize}")
+    # The stored bits end at the high bit, where the samples reach so far; a codec may know nothing of the bits below.
+    ends_at_high_bit = layout.high_bit < sample_bits and file.syntax not in _TELLS_VALUES
+    shift = layout.high_bit + 1 - layout.bits_stored if ends_at_high_bit else 0
+    stored = StoredValues.of(8 * codes.dtype.itemsize, bits, shift=shift, signed=signed)
+    what = f"{layout.rows}x{layout.columns}, {bits} bits{', signed' if signed else ''}, {file.syntax.name}"
+    decided_by = {
+        "TransferSyntaxUID": str(file.syntax),
+        "BitsAllocated": str(layout.bits_allocated),
+        "BitsStored": str(layout.bits_stored),
+        "HighBit": str(layout.high_bit),
+        "PixelRepresentation": str(int(layout.signed)),
+    }
+    return codes, stored, Step("decode", what, decided_by)
 
 
-def _decompressed(dataset: FileDataset, frame: bytes, layout: _Layout) -> npt.NDArray[Any]:
-    plugin = _PLUGIN_BY_SYNTAX[layout.syntax]
-    if plugin != "gdcm":
-        pixels: npt.NDArray[Any]
-        pixels, _ = get_decoder(layout.syntax).as_array(dataset, raw=True, index=0, decoding_plugin=plugin)
-        return pixels
-    options: dict[str, int | str] = {
+def _read_native(file: DicomFile, layout: _Layout, origin: str) -> npt.NDArray[Any]:
+    if file.is_encapsulated:
+        raise corrupt(origin, f"pixel data is compressed, but the transfer syntax is {file.syntax.name}")
+    count, width = layout.rows * layout.columns, layout.bits_allocated // 8
+    if len(file.pixels) < count * width:
+        raise corrupt(origin, f"pixel data has {len(file.pixels)} bytes, expected {count * width}")
+    big_endian = file.syntax == uid.ExplicitVRBigEndian
+    data: Any = file.pixels
+    if big_endian and width == 1 and file.pixel_vr == "OW":  # 8-bit pixels, two to a word
+        data = np.frombuffer(data[: len(data) // 2 * 2], "<u2").byteswap().tobytes() + bytes(data[-1:])
+    pixels = np.frombuffer(data, f"{'>' if big_endian else '<'}u{width}", count=count)
+    native: npt.NDArray[Any] = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    return native.reshape(layout.rows, layout.columns)
+
+
+def _decode_rle(frame: bytes, layout: _Layout, origin: str) -> npt.NDArray[Any]:
+    """Decode RLE by pydicom: it has no header of its own that could ask for another size."""
+    options: dict[str, Any] = {
         "rows": layout.rows,
         "columns": layout.columns,
         "number_of_frames": 1,
         "samples_per_pixel": 1,
-        "photometric_interpretation": str(dataset.PhotometricInterpretation),
+        "photometric_interpretation": "MONOCHROME2",
         "bits_allocated": layout.bits_allocated,
         "bits_stored": layout.bits_stored,
         "pixel_representation": int(layout.signed),
         "pixel_keyword": "PixelData",
     }
-    return DECODER.decode(frame, str(layout.syntax), options)
+    decoder = get_decoder(uid.RLELossless)
+    pixels: npt.NDArray[Any]
+    with parsing(origin, "the pixels as RLE Lossless"):
+        pixels, _ = decoder.as_array(encapsulate([frame]), raw=True, index=0, decoding_plugin="pydicom", **options)
+    return pixels
 
 
-def _native_codes(dataset: FileDataset, layout: _Layout, origin: str) -> _Codes:
-    with _parsing(origin, "the pixel data"):
-        element = dataset[_PIXEL_DATA]
-        data = bytes(element.value)
-    if element.is_undefined_length:
-        raise _corrupt(origin, f"pixel data is compressed, but the transfer syntax is {layout.syntax.name}")
-    count, width = layout.rows * layout.columns, layout.bits_allocated // 8
-    if len(data) < count * width:
-        raise _corrupt(origin, f"pixel data has {len(data)} bytes, expected {count * width}")
-    big_endian = layout.syntax == uid.ExplicitVRBigEndian
-    if big_endian and width == 1 and element.VR == "OW":
-        data = np.frombuffer(data[: len(data) // 2 * 2], "<u2").byteswap().tobytes()  # 8-bit pixels, two to a word
-    codes = np.frombuffer(data, f"{'>' if big_endian else '<'}u{width}", count=count)
-    native: _Codes = codes.astype(codes.dtype.newbyteorder("="), copy=False)
-    return native
-
-
-def _check_codestream(frame: bytes, layout: _Layout, origin: str, limits: DecodeLimits) -> None:
+def _check_frame_size(frame: bytes, syntax: uid.UID, layout: _Layout, origin: str, limits: DecodeLimits) -> None:
     """Compare the compressed stream's own size with Rows and Columns: codecs obey the first, the cap saw the others."""
-    if layout.syntax == uid.RLELossless:
-        return  # RLE has no size of its own
-    size = _jpeg2000_size(frame) if layout.syntax in (uid.JPEG2000, uid.JPEG2000Lossless) else _jpeg_size(frame)
+    size = frame_size(frame, syntax)
     if size is None:
-        raise _corrupt(origin, f"compressed pixels have no {layout.syntax.name} header")
+        raise corrupt(origin, f"compressed pixels have no {syntax.name} header")
     _check_size(*size, origin, limits)
     if size != (layout.rows, layout.columns):
         detail = f"compressed pixels are {size[0]}x{size[1]}, expected {layout.rows}x{layout.columns} (Rows x Columns)"
-        raise _corrupt(origin, detail)
-
-
-def _jpeg_size(stream: bytes) -> tuple[int, int] | None:
-    """Read (height, width) from the frame header of a JPEG, lossless JPEG or JPEG-LS stream."""
-    offset = 2
-    while stream.startswith(b"\xff\xd8") and offset + 9 <= len(stream) and stream[offset] == 0xFF:  # noqa: PLR2004
-        marker = stream[offset + 1]
-        if marker == 0xFF:  # noqa: PLR2004 (fill byte)
-            offset += 1
-        elif marker in _JPEG_FRAME_MARKERS:
-            height, width = struct.unpack_from(">HH", stream, offset + 5)
-            return height, width
-        else:
-            offset += 2 + max(2, int.from_bytes(stream[offset + 2 : offset + 4], "big"))
-    return None
-
-
-def _jpeg2000_size(stream: bytes) -> tuple[int, int] | None:
-    """Read (height, width) from the SIZ segment of a JPEG 2000 codestream."""
-    start = stream.find(
-        b"\xff\x4f\xff\x51"
-    )  # start of codestream and SIZ; DICOM has no JP2 boxes before, some files do
-    if start < 0 or start + 24 > len(stream):
-        return None
-    right, bottom, left, top = struct.unpack_from(">IIII", stream, start + 8)
-    return bottom - top, right - left
-
-
-# --- display ----------------------------------------------------------------------------------------------------------
-
-
-def _display_table(
-    dataset: FileDataset, layout: _Layout, stored: npt.NDArray[np.int64], codes: _Codes, origin: str
-) -> npt.NDArray[np.uint8]:
-    """Work out the 8-bit gray of every stored word: shape (256,) or (65536,)."""
-    values = _modality(dataset, layout, stored, origin)
-    shown = _voi(dataset, layout, values, origin)
-    if shown is None:
-        shown = _full_range(values, _present(dataset, stored, codes))
-    if layout.inverted:
-        shown = 1 - shown
-    return np.rint(shown * 255).astype(np.uint8)
-
-
-def _stored_values(layout: _Layout, word_bits: int) -> npt.NDArray[np.int64]:
-    """Give the value of every word: unused high bits dropped (they may hold overlays), the sign extended."""
-    values = np.arange(1 << word_bits) & ((1 << layout.bits_stored) - 1)
-    if layout.signed:
-        values[values >= 1 << (layout.bits_stored - 1)] -= 1 << layout.bits_stored
-    return values
-
-
-def _modality(dataset: FileDataset, layout: _Layout, stored: npt.NDArray[np.int64], origin: str) -> _Values:
-    """Bring stored values to the modality's units (C.11.1): by a LUT, or by slope and intercept."""
-    if sequence := dataset.get("ModalityLUTSequence"):
-        table, first, bits = _lookup_table(sequence[0], layout)
-        if not 1 <= bits <= _WORD:
-            msg = "the LUT has not the depth that its descriptor says"
-            raise ValueError(msg)
-        return _looked_up(table, first, stored)
-    slope, intercept = _number(dataset, "RescaleSlope", 1.0), _number(dataset, "RescaleIntercept", 0.0)
-    if slope == 0 or not np.isfinite([slope, intercept]).all():
-        raise _corrupt(origin, f"rescale slope is {slope}, intercept {intercept}; expected a finite slope other than 0")
-    rescaled: _Values = stored * slope + intercept
-    return rescaled
-
-
-def _voi(dataset: FileDataset, layout: _Layout, values: _Values, origin: str) -> _Values | None:
-    """Bring modality values to 0..1 by the first VOI LUT, else the first window (C.11.2); None without either."""
-    if sequence := dataset.get("VOILUTSequence"):
-        table, first, bits = _lookup_table(sequence[0], layout)
-        _check_lut_depth(table, bits, origin)
-        return np.clip(_looked_up(table, first, values) / ((1 << bits) - 1), 0, 1)
-    center, width = _number(dataset, "WindowCenter", None), _number(dataset, "WindowWidth", None)
-    if center is None or width is None:
-        return None
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    smallest = 1 if function == "LINEAR" else 0
-    if not np.isfinite([center, width]).all() or width < smallest or width == 0:
-        raise _corrupt(origin, f"window is {center} wide {width}; expected a finite one of width 1 or more")
-    if function not in _WINDOWS:
-        raise _corrupt(origin, "VOI LUT Function is none of LINEAR, LINEAR_EXACT, SIGMOID")
-    return _WINDOWS[function](values, center, width)
-
-
-def _check_lut_depth(table: _Values, bits: int, origin: str) -> None:
-    """Refuse a VOI LUT whose entries take other bits than its descriptor says: 12 of 16 would make the picture black.
-
-    One entry in a hundred may stand out above the others, and says nothing of their bits. Two more pass: a largest
-    entry of 2 ** bits, one too high, is clipped; zeros alone do not tell how many bits.
-    """
-    usual = len(table) - 1 - len(table) // _OUTLIERS
-    largest, typical = int(table.max()), int(np.partition(table, usual)[usual])
-    too_dark = largest > 0 and typical.bit_length() < bits
-    too_bright = (largest - 1).bit_length() > bits
-    if too_dark or too_bright or not 1 <= bits <= _WORD:
-        shown = typical if too_dark else largest
-        detail = (
-            f"largest entry of the VOI LUT is {shown}, which takes {shown.bit_length()} bits, "
-            f"but its descriptor says {bits}; expected the same"
-        )
-        raise _refuse(Reason.DICOM_UNSUPPORTED_LUT, origin, detail)
-
-
-def _linear(values: _Values, center: float, width: float) -> _Values:
-    """C.11.2.1.2.1: the window of width w covers w integer values, so its ends lie w - 1 apart."""
-    if width == 1:
-        return (values > center - 0.5).astype(np.float64)
-    return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
-
-
-def _linear_exact(values: _Values, center: float, width: float) -> _Values:
-    """C.11.2.1.3.2."""
-    return np.clip((values - center) / width + 0.5, 0, 1)
-
-
-def _sigmoid(values: _Values, center: float, width: float) -> _Values:
-    """C.11.2.1.3.1; the exponent is bounded where the result is 0 or 1 in 8 bits anyway."""
-    exponent: _Values = np.clip(-4 * (values - center) / width, -50, 50)
-    return 1 / (1 + np.exp(exponent))
-
-
-_WINDOWS = {"LINEAR": _linear, "LINEAR_EXACT": _linear_exact, "SIGMOID": _sigmoid}
-
-
-def _full_range(values: _Values, present: npt.NDArray[np.bool_]) -> _Values:
-    """Bring the smallest present value to 0 and the largest to 1."""
-    lowest, highest = values[present].min(), values[present].max()
-    shown: _Values = np.clip((values - lowest) / ((highest - lowest) or 1.0), 0, 1)
-    return shown
-
-
-def _present(dataset: FileDataset, stored: npt.NDArray[np.int64], codes: _Codes) -> npt.NDArray[np.bool_]:
-    """Mark the words that occur in the image, without those of the Pixel Padding (C.7.5.1.1.2) if others remain."""
-    present = np.zeros(stored.shape, dtype=bool)
-    present[codes] = True
-    ends = _padding_ends(dataset)
-    if ends is None:
-        return present
-    unpadded = present & ~((stored >= ends[0]) & (stored <= ends[1]))
-    return unpadded if unpadded.any() else present
-
-
-def _padding_ends(dataset: FileDataset) -> tuple[int, int] | None:
-    """Give the lowest and the highest value of the Pixel Padding, or None without one."""
-    padding = dataset.get("PixelPaddingValue")
-    if padding is None:
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit")
-    lowest, highest = sorted((int(padding), int(padding if limit is None else limit)))
-    return lowest, highest
-
-
-def _padded(dataset: FileDataset, layout: _Layout, stored: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Mark the words of the Pixel Padding, to leave them out of what decides whether a picture is blank.
-
-    Where its elements do not parse there is none: with a window nothing else needs them. Values that are written in the
-    other sign's VR are read with the sign of the pixels.
-    """
-    try:
-        ends = np.array(_padding_ends(dataset) or (), np.int64).astype(np.int16 if layout.signed else np.uint16)
-    except _FOREIGN_ERRORS:
-        ends = np.array(())
-    if not ends.size:
-        return np.zeros(stored.shape, dtype=bool)
-    return (stored >= ends.min()) & (stored <= ends.max())
-
-
-def _check_not_blank(
-    table: npt.NDArray[np.uint8],
-    codes: _Codes,
-    stored: npt.NDArray[np.int64],
-    padded: npt.NDArray[np.bool_],
-    origin: str,
-) -> None:
-    """Refuse stored values that differ but are all shown as one gray, Pixel Padding left out: its gray is another.
-
-    Nearly every picture shows two grays in a few thousand of its pixels, so only the others are looked at in full.
-    """
-    rows, columns = (max(1, side // _SAMPLES_A_SIDE) for side in codes.shape)
-    sample = codes[::rows, ::columns]
-    if _differ(table[sample[~padded[sample]]]):
-        return
-    present = np.zeros(stored.shape, dtype=bool)
-    present[codes] = True
-    unpadded = present & ~padded
-    words = unpadded if unpadded.any() else present
-    if _differ(stored[words]) and not _differ(table[words]):
-        values, shade = stored[words], table[words][0]
-        detail = (
-            f"stored values {values.min()} to {values.max()} are all shown as gray {shade} by their window or LUTs; "
-            "expected two grays or more"
-        )
-        raise _refuse(Reason.BLANK_RENDERING, origin, detail)
-
-
-def _differ(values: npt.NDArray[Any]) -> bool:
-    return bool(values.size) and bool(values.min() < values.max())
-
-
-def _number(dataset: Dataset, keyword: str, default: Any) -> Any:
-    """Give the first of a decimal element's values as float, or the default where it is absent or empty."""
-    value = dataset.get(keyword)
-    if isinstance(value, pydicom.multival.MultiValue):
-        value = value[0] if len(value) else None
-    return default if value is None or value == "" else float(value)
-
-
-def _lookup_table(item: Dataset, layout: _Layout) -> tuple[_Values, int, int]:
-    """Read a LUT item: (its entries, the input value of the first, bits per entry)."""
-    length, first, bits = (int(number) for number in item.LUTDescriptor)
-    count = length or 1 << 16  # 0 stands for 65,536, which 16 bits cannot say
-    data = item.LUTData
-    if isinstance(data, bytes):
-        packed = len(data) < 2 * count  # 8-bit entries may be packed two to a word
-        order = ">" if layout.syntax == uid.ExplicitVRBigEndian else "<"
-        entries = np.frombuffer(data, np.uint8 if packed else f"{order}u2", count=count)
-    else:
-        entries = np.atleast_1d(np.asarray(data, dtype=np.int64))[:count] & 0xFFFF
-    if len(entries) != count:
-        msg = "the LUT has not the length that its descriptor says"
-        raise ValueError(msg)
-    return entries.astype(np.float64), first, bits
-
-
-def _looked_up(table: _Values, first: int, values: npt.NDArray[Any]) -> _Values:
-    """Values below the first entry take that, values above the last take the last (C.11.1.1, C.11.2.1.1)."""
-    entries: _Values = table[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.intp)]
-    return entries
+        raise corrupt(origin, detail)

@@ -16,9 +16,14 @@ RENDERING_VERSION = 1
 PNG, JPEG, DICOM = "image/png", "image/jpeg", "application/dicom"
 
 
+# What a chest X-ray may call itself: computed, digital and film radiography, scanned film. What names no modality, or
+# "other", passes as well.
+MODALITIES = ("CR", "DX", "RG", "DR", "SC")
+
+
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What one record may cost.
+    """What one record may cost, and which DICOM images are rendered.
 
     Parameters
     ----------
@@ -26,7 +31,13 @@ class DecodeLimits:
         Largest encoded file, in bytes.
     max_pixels : int
         Largest height x width, read from the header before anything is decompressed.
+    modalities : tuple of str
+        Values of the DICOM element Modality that are rendered; a file that names none, or ``"OT"``, is as well.
+    for_processing : bool
+        Whether raw data of a detector (Presentation Intent Type FOR PROCESSING) are rendered.
     """
 
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
     max_pixels: int = MAX_PIXELS
+    modalities: tuple[str, ...] = MODALITIES
+    for_processing: bool = False

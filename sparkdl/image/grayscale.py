@@ -1,0 +1,302 @@
+"""The gray of every stored value of a DICOM image, as a viewer would show it.
+
+The order is the standard's: stored value, Modality LUT, VOI LUT or window, inversion, 8 bit. All steps depend on the
+stored value alone, so they are worked out once for each of the at most 65,536 words that a pixel can be, and then
+looked up per pixel.
+
+References
+----------
+DICOM PS3.3 C.11.1 (Modality LUT), C.11.2 (VOI LUT), C.7.5.1.1.2 (Pixel Padding), C.7.6.3.1.2 (Photometric
+Interpretation), C.8.11.3 (DX images: Presentation LUT Shape).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+
+from schemas.errors import Reason, UnsupportedImageError
+from sparkdl.image.dicomfile import PYDICOM_ERRORS, corrupt, parsing, read_code, read_decimals
+from sparkdl.image.lut import read_table
+from sparkdl.image.steps import Step
+
+TAIL_SHARE = 0.01
+"""Of the pixels, at either end, that may lie outside the range of an image without window: burned-in marks, dead
+pixels. A marker of a fiftieth of the width by a third of the height is less."""
+
+_SAMPLES_A_SIDE = 64  # enough to find a second gray in a radiograph; the whole of 9.4 million pixels takes 14 ms
+_WORD_VALUES = 1 << 16
+
+_Values = npt.NDArray[np.float64]
+_Words = npt.NDArray[np.bool_]
+_Codes = npt.NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredValues:
+    """What the words of a pixel mean: at word ``w`` stands the value that it stores.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        int64 of shape (256,) or (65536,).
+    signed : bool
+        They are two's complement.
+    """
+
+    values: npt.NDArray[np.int64]
+    signed: bool
+
+    @classmethod
+    def of(cls, word_bits: int, bits: int, *, shift: int = 0, signed: bool = False) -> "StoredValues":
+        """Work them out for ``bits`` stored bits, the lowest at ``shift``; the others may hold overlays: dropped."""
+        values = np.arange(1 << word_bits) >> shift & ((1 << bits) - 1)
+        if signed:
+            values[values >= 1 << (bits - 1)] -= 1 << bits
+        return cls(values, signed)
+
+    def value_of(self, word: int) -> int:
+        """Give the value that 16 bits of another element mean, whatever sign its own VR has."""
+        if not self.signed:
+            return word
+        sign = -int(self.values.min())
+        if sign <= word < 2 * sign:
+            return word - 2 * sign
+        return word - _WORD_VALUES if word >= _WORD_VALUES // 2 else word
+
+
+def map_to_gray(
+    dataset: Dataset, stored: StoredValues, codes: _Codes, *, inverted: bool, origin: str
+) -> tuple[npt.NDArray[np.uint8], list[Step]]:
+    """Work out the 8-bit gray of every word.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Has the display parameters.
+    stored : StoredValues
+        Of the words.
+    codes : numpy.ndarray
+        The words of the image, shape (rows, columns).
+    inverted : bool
+        Large values are dark.
+    origin : str
+        Where the file came from, for tracing.
+
+    Returns
+    -------
+    tuple of numpy.ndarray and list of Step
+        uint8 of shape (256,) or (65536,), 0 = black; and what was done.
+
+    Raises
+    ------
+    UnsupportedImageError
+        ``DICOM_UNSUPPORTED_LUT``, ``BLANK_RENDERING``.
+    CorruptImageError
+        ``DICOM_CORRUPT``: the display parameters do not parse.
+    """
+    with parsing(origin, "the display parameters"):
+        padded = _find_padding(dataset, stored)
+        values, modality = _apply_modality(dataset, stored, origin)
+        shown, how = _apply_voi(dataset, values, origin)
+    steps = [] if modality is None else [modality]
+    if shown is None:
+        shown, how = _spread_range(values, _count_unpadded(codes, padded))
+    if how is not None:
+        steps.append(how)
+    if inverted:
+        shown = 1 - shown
+        steps.append(Step("invert", "large values are dark", _tell(dataset, "PhotometricInterpretation")))
+    table = np.rint(shown * 255).astype(np.uint8)
+    _check_not_blank(table, codes, stored.values, padded, origin)
+    if padded.any() and _has_other(codes, padded):
+        table[padded] = 0  # after the inversion: a white frame of one make of device would be a mark to learn
+        steps.append(Step("padding", "shown as background", _tell(dataset, *_PADDING)))
+    return table, steps
+
+
+# --- Modality LUT -----------------------------------------------------------------------------------------------------
+
+
+def _apply_modality(dataset: Dataset, stored: StoredValues, origin: str) -> tuple[_Values, Step | None]:
+    """Bring stored values to the modality's units (C.11.1): by a LUT, or by slope and intercept."""
+    if (lut := read_table(dataset, "ModalityLUTSequence")) is not None:
+        what = f"Modality LUT of {len(lut.entries)} entries"
+        return lut.look_up(stored.values, signed=stored.signed), Step("modality", what)
+    slope, intercept = _first_of(dataset, "RescaleSlope", 1.0), _first_of(dataset, "RescaleIntercept", 0.0)
+    if slope == 0 or not np.isfinite([slope, intercept]).all():
+        raise corrupt(origin, f"rescale slope is {slope}, intercept {intercept}; expected a finite slope other than 0")
+    rescaled = stored.values.astype(np.float64) * slope + intercept
+    if (slope, intercept) == (1, 0):
+        return rescaled, None
+    decided_by = {"RescaleSlope": f"{slope:g}", "RescaleIntercept": f"{intercept:g}"}
+    return rescaled, Step("modality", f"value x {slope:g} + {intercept:g}", decided_by)
+
+
+def _first_of(dataset: Dataset, keyword: str, default: float) -> float:
+    value = next(iter(read_decimals(dataset, keyword)), None)
+    return default if value is None else value
+
+
+# --- VOI LUT or window ------------------------------------------------------------------------------------------------
+
+
+def _apply_voi(dataset: Dataset, values: _Values, origin: str) -> tuple[_Values | None, Step | None]:
+    """Bring modality values to 0..1 by the first VOI LUT, else the first window (C.11.2); None without either."""
+    if (lut := read_table(dataset, "VOILUTSequence")) is not None:
+        if lut.bits is None:
+            detail = (
+                f"entries of the VOI LUT go up to {lut.entries.max():.0f}, and nearly all take fewer bits; "
+                f"its descriptor says {lut.declared_bits}; expected entries that tell their depth"
+            )
+            raise UnsupportedImageError(Reason.DICOM_UNSUPPORTED_LUT, origin, detail)
+        shown = np.clip(lut.look_up(values, signed=bool(values.min() < 0)) / ((1 << lut.bits) - 1), 0, 1)
+        what = f"VOI LUT of {len(lut.entries)} entries of {lut.bits} bits"
+        return shown, Step("voi", what, {"LUTDescriptor bits": str(lut.declared_bits)})
+    windows = list(zip_longest(read_decimals(dataset, "WindowCenter"), read_decimals(dataset, "WindowWidth")))
+    usable = [(c, w) for c, w in windows if c is not None and w is not None and np.isfinite([c, w]).all() and w > 0]
+    if not usable:
+        return None, None
+    function = read_code(dataset, "VOILUTFunction") or "LINEAR"
+    if function not in _WINDOWS:
+        raise corrupt(origin, "VOI LUT Function is none of LINEAR, LINEAR_EXACT, SIGMOID")
+    smallest = 1 if function == "LINEAR" else 0
+    center, width = next(((c, w) for c, w in usable if w >= smallest), (0.0, 0.0))
+    if width == 0:
+        return None, None
+    decided_by = {"WindowCenter": f"{center:g}", "WindowWidth": f"{width:g}", "VOILUTFunction": function}
+    return _WINDOWS[function](values, center, width), Step("voi", f"window {center:g} wide {width:g}", decided_by)
+
+
+def _linear(values: _Values, center: float, width: float) -> _Values:
+    """C.11.2.1.2.1: the window of width w covers w integer values, so its ends lie w - 1 apart."""
+    if width == 1:
+        return (values > center - 0.5).astype(np.float64)
+    return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+
+
+def _linear_exact(values: _Values, center: float, width: float) -> _Values:
+    """C.11.2.1.3.2."""
+    return np.clip((values - center) / width + 0.5, 0, 1)
+
+
+def _sigmoid(values: _Values, center: float, width: float) -> _Values:
+    """C.11.2.1.3.1; the exponent is bounded where the result is 0 or 1 in 8 bits anyway."""
+    exponent = np.clip(-4 * (values - center) / width, -50, 50)
+    shown: _Values = 1 / (1 + np.exp(exponent))
+    return shown
+
+
+_WINDOWS: dict[str, Callable[[_Values, float, float], _Values]] = {
+    "LINEAR": _linear,
+    "LINEAR_EXACT": _linear_exact,
+    "SIGMOID": _sigmoid,
+}
+
+
+# --- without window ---------------------------------------------------------------------------------------------------
+
+
+def _spread_range(values: _Values, counts: npt.NDArray[np.int64]) -> tuple[_Values, Step]:
+    """Spread the values that the pixels have from black to white, but for a hundredth of the pixels at either end.
+
+    The smallest and the largest value would do as well, but for one burned-in marker or dead pixel. Where nearly all
+    pixels are one value, they have to do.
+    """
+    words = np.flatnonzero(counts)
+    words = words[np.argsort(values[words], kind="stable")]
+    below, total = np.cumsum(counts[words]), counts.sum()
+    tail = int(total * TAIL_SHARE)
+    low = values[words[np.searchsorted(below, tail, side="right")]]
+    high = values[words[np.searchsorted(below, total - tail, side="left")]]
+    if low == high:
+        low, high = values[words[0]], values[words[-1]]
+    shown: _Values = np.clip((values - low) / ((high - low) or 1.0), 0, 1)
+    return shown, Step(
+        "range", f"no window: {low:g} is black, {high:g} white; {TAIL_SHARE:.0%} of the pixels beyond each"
+    )
+
+
+def _count_unpadded(codes: _Codes, padded: _Words) -> npt.NDArray[np.int64]:
+    """Count the pixels of each word, without those of the Pixel Padding if others remain."""
+    counts = np.zeros(padded.shape, np.int64)
+    for some in np.array_split(codes, max(1, codes.size >> 20)):  # bincount makes 8 bytes of each pixel
+        counts += np.bincount(some.ravel(), minlength=len(counts))
+    unpadded = np.where(padded, 0, counts)
+    return unpadded if unpadded.any() else counts
+
+
+# --- Pixel Padding ----------------------------------------------------------------------------------------------------
+
+
+_PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+
+
+def _find_padding(dataset: Dataset, stored: StoredValues) -> _Words:
+    """Mark the words of the Pixel Padding (C.7.5.1.1.2), with the sign of the pixels whatever that of their VR.
+
+    Where its elements do not parse there is none: with a window nothing else needs them.
+    """
+    try:
+        ends = [_read_word(dataset, keyword) for keyword in _PADDING if dataset.get(keyword) not in (None, "", b"")]
+    except PYDICOM_ERRORS:
+        ends = []
+    if not ends or dataset.get(_PADDING[0]) is None:
+        return np.zeros(stored.values.shape, dtype=bool)
+    low, high = min(map(stored.value_of, ends)), max(map(stored.value_of, ends))
+    padded: _Words = (stored.values >= low) & (stored.values <= high)
+    # Bits above the stored ones, which are dropped, may be what marks the padding.
+    if ends[0] < len(padded):
+        padded[ends[0]] = True
+    return padded
+
+
+def _read_word(dataset: Dataset, keyword: str) -> int:
+    value = dataset[keyword].value
+    if isinstance(value, bytes):
+        return int.from_bytes(value[:2], "little" if dataset.original_encoding[1] is not False else "big")
+    return int(value) % _WORD_VALUES
+
+
+def _has_other(codes: _Codes, padded: _Words) -> bool:
+    """Tell whether some pixel is no padding: most often a few rows show one."""
+    some = codes[:: max(1, codes.shape[0] // 8)]
+    return not bool(padded[some].all()) or not bool(padded[codes].all())
+
+
+def _tell(dataset: Dataset, *keywords: str) -> dict[str, str]:
+    """Give elements that are numbers or words of a closed set, for a step."""
+    found = {keyword: dataset.get(keyword) for keyword in keywords}
+    return {keyword: str(value).strip() for keyword, value in found.items() if isinstance(value, int | str)}
+
+
+# --- blank ------------------------------------------------------------------------------------------------------------
+
+
+def _check_not_blank(
+    table: npt.NDArray[np.uint8], codes: _Codes, values: npt.NDArray[np.int64], padded: _Words, origin: str
+) -> None:
+    """Refuse stored values that differ but are all shown as one gray, Pixel Padding left out: its gray is another.
+
+    Nearly every picture shows two grays in a few thousand of its pixels, so only the others are looked at in full.
+    """
+    rows, columns = (max(1, side // _SAMPLES_A_SIDE) for side in codes.shape)
+    sample = codes[::rows, ::columns]
+    if _differ(table[sample[~padded[sample]]]):
+        return
+    words = np.flatnonzero(_count_unpadded(codes, padded))
+    if _differ(values[words]) and not _differ(table[words]):
+        found, shade = values[words], table[words][0]
+        detail = (
+            f"stored values {found.min()} to {found.max()} are all shown as gray {shade} by their window or LUTs; "
+            "expected two grays or more"
+        )
+        raise UnsupportedImageError(Reason.BLANK_RENDERING, origin, detail)
+
+
+def _differ(values: npt.NDArray[Any]) -> bool:
+    return bool(values.size) and bool(values.min() < values.max())
