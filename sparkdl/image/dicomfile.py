@@ -340,7 +340,7 @@ def _no_pixels(dataset: FileDataset, payload: bytes, origin: str) -> CorruptImag
         (each.value_tell + each.length for each in dataset.values() if isinstance(each, RawDataElement)), default=0
     )
     rest = payload[end:]
-    if not end or end > len(payload) or (len(rest) < _HEADER_BYTES and any(rest)):
+    if not len(dataset) or end > len(payload) or (len(rest) < _HEADER_BYTES and any(rest)):
         return corrupt(origin, "data set ends before its elements do")
     detail = "data set has no Pixel Data element"
     return UnsupportedImageError(Reason.DICOM_NO_PIXEL_DATA, origin, detail)

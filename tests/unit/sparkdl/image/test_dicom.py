@@ -882,7 +882,9 @@ def test_something_else_between_fragments_is_damage():
 
 def meta_of(syntax):
     """Give a file meta information, group length first."""
-    payload = testimages.encapsulated_dicom(bytes(8), syntax, gray_pixels()) if syntax in JPEG_LIKE else dicom(syntax=syntax)
+    payload = (
+        testimages.encapsulated_dicom(bytes(8), syntax, gray_pixels()) if syntax in JPEG_LIKE else dicom(syntax=syntax)
+    )
     end = 132 + 12 + int.from_bytes(payload[140:144], "little")
     return payload[132:end]
 
