@@ -182,6 +182,10 @@ class ScoreSettings(_Section):
     """Images above this many bytes become dead letters."""
     max_pixels: int = Field(default=50_000_000, ge=1024)
     """Images that claim more pixels become dead letters before anything is decompressed."""
+    modalities: str = Field(default="CR,DX,RG,DR,SC", pattern=r"^[A-Z0-9]{1,16}(,[A-Z0-9]{1,16})*$")
+    """DICOM images of other modalities become dead letters; those that name none, or OT, are scored."""
+    for_processing: bool = False
+    """Whether raw data of a detector (DICOM images FOR PROCESSING) are scored; else they become dead letters."""
     trigger_s: float = Field(default=0.0, ge=0)
     """Seconds between two micro-batches; 0 starts the next one as soon as there are images."""
     starting_offsets: Literal["earliest", "latest"] = "earliest"

@@ -179,7 +179,12 @@ def build_outcomes(
     DataFrame
         ``topic, key, value, headers``; one or two rows per image.
     """
-    limits = DecodeLimits(max_payload_bytes=settings.score.max_payload_bytes, max_pixels=settings.score.max_pixels)
+    limits = DecodeLimits(
+        max_payload_bytes=settings.score.max_payload_bytes,
+        max_pixels=settings.score.max_pixels,
+        modalities=tuple(settings.score.modalities.split(",")),
+        for_processing=settings.score.for_processing,
+    )
     decoding = DecodePlan(
         size=featurizer_of(model).network.input_size,
         limits=limits,

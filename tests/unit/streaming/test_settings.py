@@ -45,6 +45,8 @@ def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("XRAY_SPARK__DRIVER_MEMORY", "2 GB", "XRAY_SPARK__DRIVER_MEMORY: "),
         ("XRAY_SCORE__CANARY_S", "61", "XRAY_SCORE__CANARY_S: "),
         ("XRAY_METRICS__PORT", "http", "XRAY_METRICS__PORT: "),
+        ("XRAY_SCORE__MODALITIES", "CR;DX", "XRAY_SCORE__MODALITIES: "),
+        ("XRAY_SCORE__MODALITIES", "", "XRAY_SCORE__MODALITIES: "),
         ("XRAY_SCORE__MAX_IMAGES_PER_BATCHES", "5", "Did you mean XRAY_SCORE__MAX_IMAGES_PER_BATCH?"),
         ("XRAY_KAFKA__BOOTSTRAP_SERVERS", "broker", "'broker' is not one (found 'broker')"),
         ("XRAY_KAFKA__BOOTSTRAP_SERVERS", "one:9092,two:http", "wanted HOST:PORT"),
