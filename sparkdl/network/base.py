@@ -10,6 +10,9 @@ from typing import Any
 
 from schemas.errors import ModelLoadError
 
+NETWORK_FOLDER = "network"
+"""In a saved stage's folder: the files of its network."""
+
 MANIFEST_FILE = "network.json"
 XML_FILE = "network.xml"
 BIN_FILE = "network.bin"
@@ -17,6 +20,7 @@ KERAS_FILE = "network.keras"
 
 MANIFEST_FORMAT = 2
 _FIRST_FORMAT = 1
+_IMAGE_NDIM = 3
 
 # The files an engine runs, in the order they are hashed in.
 GRAPH_FILES: Mapping[str, tuple[str, ...]] = {"openvino": (XML_FILE, BIN_FILE), "tensorflow": (KERAS_FILE,)}
@@ -119,6 +123,32 @@ class Network:
         kept = {name: manifest[name] for name in _MANIFEST_FIELDS}
         shapes = {name: tuple(manifest[name]) for name in ("input_shape", "output_shape")}
         return cls(graph=graph, **(kept | shapes))
+
+
+def read_input_size(manifest: bytes) -> tuple[int, int]:
+    """Read what images a saved network takes, from its manifest alone.
+
+    Parameters
+    ----------
+    manifest : bytes
+        Content of ``network.json``.
+
+    Returns
+    -------
+    tuple of int
+        (height, width) in pixels.
+
+    Raises
+    ------
+    ModelLoadError
+        The manifest is unreadable or of another format, or the network takes no images.
+    """
+    shape = _read_manifest({MANIFEST_FILE: manifest})["input_shape"]
+    is_image = isinstance(shape, list) and len(shape) == _IMAGE_NDIM
+    if not is_image or not all(isinstance(side, int) and side > 0 for side in shape):
+        msg = f"saved network: input_shape is {shape!r}, expected height, width and channels of an image"
+        raise ModelLoadError(msg)
+    return shape[0], shape[1]
 
 
 _MANIFEST_FIELDS = tuple(item.name for item in fields(Network) if item.name != "graph")

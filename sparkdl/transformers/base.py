@@ -15,13 +15,11 @@ from pyspark.sql.types import DataType, StringType, StructField, StructType
 from schemas.errors import ModelLoadError, SettingsError
 from sparkdl.engine.cache import find_engine
 from sparkdl.engine.novelty import StoredDetector, find_detector
-from sparkdl.network.base import Network
+from sparkdl.network.base import NETWORK_FOLDER, Network
 from sparkdl.spark.hadoop import read_files, write_files
 from sparkdl.spark.worker import prepare_worker
 from sparkdl.transformers.batches import RESULT_DDL, ReadInput, run_batches
 from sparkdl.transformers.params import HasDevice, HasReasonCol
-
-NETWORK_FOLDER = "network"
 
 
 class NetworkTransformer(Transformer, HasInputCol, HasOutputCol, HasDevice, HasReasonCol, MLReadable, MLWritable):

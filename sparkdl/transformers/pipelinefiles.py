@@ -29,8 +29,7 @@ from pyspark.sql.types import BooleanType, IntegerType, StructField, StructType
 from schemas.errors import ModelLoadError
 from schemas.modelcard import BINARY
 from schemas.modelstages import check_stages
-from sparkdl.network.base import Network
-from sparkdl.transformers.base import NETWORK_FOLDER
+from sparkdl.network.base import NETWORK_FOLDER, Network
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 
 Floats = npt.NDArray[np.float64]
