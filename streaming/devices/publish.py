@@ -80,6 +80,21 @@ def _expand(text: str) -> list[Path]:
     return sorted(file for file in base.glob(pattern) if file.is_file()) if any(c in text for c in "*?[") else []
 
 
+def name_image(path: Path, digest: str, *, hide_names: bool) -> str:
+    """Give the id that a file's image is published under.
+
+    Parameters
+    ----------
+    path : Path
+        The file; only its name counts.
+    digest : str
+        SHA-256 of its bytes, 64 hexadecimal characters.
+    hide_names : bool
+        By the content alone: a file's name may be a patient's.
+    """
+    return digest[:32] if hide_names else f"{path.name}-{digest[:16]}"
+
+
 def image_message(
     payload: bytes, *, image_id: str, source: str, captured_at: datetime | None = None
 ) -> tuple[bytes, list[tuple[str, bytes]]]:
@@ -208,7 +223,7 @@ def publish_files(
             continue
         # Named by its content: publishing a folder again after a failure repeats ids, and adds no row to the table.
         digest = hashlib.sha256(payload).hexdigest()
-        image_id = digest[:32] if hide_names else f"{path.name}-{digest[:16]}"
+        image_id = name_image(path, digest, hide_names=hide_names)
         written_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         value, headers = image_message(payload, image_id=image_id, source=source, captured_at=written_at)
         publisher.publish(value, headers, key=(digest[:16] if hide_names else path.stem).encode(), token=path)
