@@ -16,9 +16,12 @@ err = Console(stderr=True, highlight=False)
 
 def say_positive(label: str, known_by: str) -> None:
     """Say on standard error which class is the positive one, before any work: a wrong one makes all of it wrong."""
-    text = f"positive: {label} ({known_by})"
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    err.print(shown, markup=False, soft_wrap=True)
+    err.print(make_printable(f"positive: {label} ({known_by})"), markup=False, soft_wrap=True)
+
+
+def make_printable(text: str) -> str:
+    """Keep a text that others wrote in its line: one that breaks it, or redraws the terminal, is replaced there."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def print_json(value: Mapping[str, Any] | list[Any]) -> None:

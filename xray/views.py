@@ -16,7 +16,7 @@ from streaming.deadletters.read import Details, Listing
 from streaming.deadletters.redrive import RedrivePlan, RedriveReport, Skip
 from streaming.results.watch import SeenPrediction, watch_predictions
 from streaming.settings import KafkaSettings
-from xray.console import err, new_table, out, print_json
+from xray.console import err, make_printable, new_table, out, print_json
 from xray.tabular import print_listing, print_table
 
 if TYPE_CHECKING:  # it brings Spark, and the other views are of commands that start without
@@ -352,7 +352,7 @@ def _print_foreign(count: int) -> None:
 
 def _cell(text: str) -> str:
     """Make a text from a message safe for one line of a table, where a second line would look like a row."""
-    return _plain(text.replace("\n", "\N{REPLACEMENT CHARACTER}"))
+    return escape(make_printable(text))
 
 
 def _plain(text: str) -> str:
