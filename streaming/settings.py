@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import SettingsError
+from sparkdl.image.limits import DecodeLimits
 
 ENV_FILE_NAME = "xray.env"
 """In XRAY_HOME: settings that would otherwise be exported in each terminal."""
@@ -194,6 +195,10 @@ class ScoreSettings(_Section):
     """Seconds between two canary images; 0 sends none. Spark ends idle Python workers after 60 s."""
     decode_tries: int = Field(default=2, ge=1, le=10)
     """Workers a micro-batch may lose before its images are decoded apart, and processes one image may end there."""
+
+    def to_limits(self) -> DecodeLimits:
+        """Give what one image may cost: the same to the stream and to whoever shows what it would do."""
+        return DecodeLimits(max_payload_bytes=self.max_payload_bytes, max_pixels=self.max_pixels)
 
 
 class ArchiveSettings(_Section):

@@ -33,7 +33,6 @@ from pyspark.sql.streaming import StreamingQuery
 
 from schemas.errors import ModelLoadError, Reason
 from schemas.modelcard import Flag, ModelCard
-from sparkdl.image.limits import DecodeLimits
 from sparkdl.spark.worker import prepare_worker
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from streaming.kafka.topics import HEADROOM_BYTES
@@ -179,15 +178,9 @@ def build_outcomes(
     DataFrame
         ``topic, key, value, headers``; one or two rows per image.
     """
-    limits = DecodeLimits(
-        max_payload_bytes=settings.score.max_payload_bytes,
-        max_pixels=settings.score.max_pixels,
-        modalities=tuple(settings.score.modalities.split(",")),
-        for_processing=settings.score.for_processing,
-    )
     decoding = DecodePlan(
         size=featurizer_of(model).network.input_size,
-        limits=limits,
+        limits=settings.score.to_limits(),
         model_sha256=card.sha256,
         max_record_bytes=settings.kafka.max_message_bytes,
         keep_payloads=plan.keep_payloads,

@@ -3,15 +3,18 @@
 import json
 import traceback
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from schemas.errors import SettingsError
+from sparkdl.image.limits import DecodeLimits
 from streaming.settings import (
     ENV_FILE_NAME,
     KafkaSettings,
+    ScoreSettings,
     SparkSettings,
     choose_env_file,
     find_sources,
@@ -222,6 +225,13 @@ def test_every_client_logs_in() -> None:
         'org.apache.kafka.common.security.scram.ScramLoginModule required username="stream" password="a\\"b\\\\c";'
     )
     assert spark["kafka.ssl.truststore.location"] == "/etc/ca.pem"
+
+
+def test_every_limit_of_an_image_is_a_setting() -> None:
+    given = ScoreSettings(max_payload_bytes=4096, max_pixels=5000).to_limits()
+    assert given == DecodeLimits(max_payload_bytes=4096, max_pixels=5000)
+    assert ScoreSettings().to_limits() == DecodeLimits()
+    assert {field.name for field in fields(DecodeLimits)} <= set(ScoreSettings.model_fields)
 
 
 def test_every_setting_says_what_it_means() -> None:
