@@ -16,6 +16,7 @@ from xray.commands.models import models_app
 from xray.commands.phantom import phantom
 from xray.commands.prepare import prepare
 from xray.commands.publish import publish
+from xray.commands.render import render
 from xray.commands.retrain import retrain
 from xray.commands.settings import settings
 from xray.commands.status import status
@@ -60,6 +61,7 @@ for command in (
     up,
     down,
     status,
+    render,
     publish,
     stream,
     watch,
