@@ -197,8 +197,13 @@ class ScoreSettings(_Section):
     """Workers a micro-batch may lose before its images are decoded apart, and processes one image may end there."""
 
     def to_limits(self) -> DecodeLimits:
-        """Give what one image may cost: the same to the stream and to whoever shows what it would do."""
-        return DecodeLimits(max_payload_bytes=self.max_payload_bytes, max_pixels=self.max_pixels)
+        """Give which images are decoded: the same to the stream and to whoever shows what it would do."""
+        return DecodeLimits(
+            max_payload_bytes=self.max_payload_bytes,
+            max_pixels=self.max_pixels,
+            modalities=tuple(self.modalities.split(",")),
+            for_processing=self.for_processing,
+        )
 
 
 class ArchiveSettings(_Section):

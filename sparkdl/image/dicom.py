@@ -167,7 +167,7 @@ def _check_purpose(dataset: Dataset, origin: str, limits: DecodeLimits) -> None:
     modality = read_code(dataset, "Modality")
     if modality in _UNNAMED:
         modality = _MODALITY_BY_CLASS.get(sop_class, "")
-    if modality and modality not in limits.modalities:
+    if modality and limits.modalities is not None and modality not in limits.modalities:
         named = modality if modality in _MODALITIES else "something else"
         detail = f"modality is {named}, expected one of {', '.join(limits.modalities)} or none"
         raise _refuse(Reason.DICOM_FOREIGN_MODALITY, origin, detail)

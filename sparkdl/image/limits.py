@@ -31,13 +31,14 @@ class DecodeLimits:
         Largest encoded file, in bytes.
     max_pixels : int
         Largest height x width, read from the header before anything is decompressed.
-    modalities : tuple of str
-        Values of the DICOM element Modality that are rendered; a file that names none, or ``"OT"``, is as well.
+    modalities : tuple of str or None
+        Values of the DICOM element Modality that are rendered; a file that names none, or ``"OT"``, is as well. None
+        is any.
     for_processing : bool
         Whether raw data of a detector (Presentation Intent Type FOR PROCESSING) are rendered.
     """
 
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
     max_pixels: int = MAX_PIXELS
-    modalities: tuple[str, ...] = MODALITIES
+    modalities: tuple[str, ...] | None = MODALITIES
     for_processing: bool = False

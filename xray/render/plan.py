@@ -51,7 +51,9 @@ class RenderPlan:
         """What is shown all the same: never less than what the stream takes."""
         most_bytes = max(self.limits.max_payload_bytes, LARGEST_FILE_BYTES)
         most_pixels = max(self.limits.max_pixels, MAX_PIXELS)
-        return replace(self.limits, max_payload_bytes=most_bytes, max_pixels=most_pixels)
+        return replace(
+            self.limits, max_payload_bytes=most_bytes, max_pixels=most_pixels, modalities=None, for_processing=True
+        )
 
 
 def make_plan(

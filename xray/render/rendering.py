@@ -26,6 +26,8 @@ SETTINGS: Mapping[str, str] = {
     Reason.RECORD_TOO_LARGE: "XRAY_KAFKA__MAX_MESSAGE_BYTES",
     Reason.PAYLOAD_TOO_LARGE: "XRAY_SCORE__MAX_PAYLOAD_BYTES",
     Reason.TOO_MANY_PIXELS: "XRAY_SCORE__MAX_PIXELS",
+    Reason.DICOM_FOREIGN_MODALITY: "XRAY_SCORE__MODALITIES",
+    Reason.DICOM_FOR_PROCESSING: "XRAY_SCORE__FOR_PROCESSING",
 }
 """The setting that decides on a reason; such a file is decoded by `RenderPlan.showing` all the same."""
 

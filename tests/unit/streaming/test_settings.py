@@ -228,8 +228,8 @@ def test_every_client_logs_in() -> None:
 
 
 def test_every_limit_of_an_image_is_a_setting() -> None:
-    given = ScoreSettings(max_payload_bytes=4096, max_pixels=5000).to_limits()
-    assert given == DecodeLimits(max_payload_bytes=4096, max_pixels=5000)
+    given = ScoreSettings(max_payload_bytes=4096, max_pixels=5000, modalities="DX,MG", for_processing=True).to_limits()
+    assert given == DecodeLimits(4096, 5000, ("DX", "MG"), for_processing=True)
     assert ScoreSettings().to_limits() == DecodeLimits()
     assert {field.name for field in fields(DecodeLimits)} <= set(ScoreSettings.model_fields)
 

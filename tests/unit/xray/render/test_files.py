@@ -34,6 +34,7 @@ from xray.render.files import choose_files, render_file, render_files
 from xray.render.folder import OutFolder
 from xray.render.plan import RenderPlan
 from xray.render.rendering import MADE_BY, UNREADABLE, Picture, Rendering
+from xray.render.words import tell_outcome
 
 GOOD, WRONG = good_files(), wrong_files()
 SIZE = (32, 64)
@@ -202,9 +203,27 @@ def test_a_file_that_is_too_large_to_be_shown_is_not_read(out: OutFolder, monkey
 
 def test_what_the_stream_takes_is_shown_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xray.render.plan.LARGEST_FILE_BYTES", 100)
+    whatever: dict[str, Any] = {"modalities": None, "for_processing": True}
     limits = DecodeLimits(max_payload_bytes=1000, max_pixels=10**9)
-    assert replace(PLAN, limits=limits).showing == limits
-    assert replace(PLAN, limits=DecodeLimits(10, 10)).showing == DecodeLimits(max_payload_bytes=100)
+    assert replace(PLAN, limits=limits).showing == replace(limits, **whatever)
+    assert replace(PLAN, limits=DecodeLimits(10, 10)).showing == DecodeLimits(max_payload_bytes=100, **whatever)
+
+
+@pytest.mark.parametrize(
+    ("elements", "setting"),
+    [
+        ({"Modality": "CT"}, "XRAY_SCORE__MODALITIES"),
+        ({"Modality": "MG"}, "XRAY_SCORE__MODALITIES"),
+        ({"PresentationIntentType": "FOR PROCESSING"}, "XRAY_SCORE__FOR_PROCESSING"),
+    ],
+)
+def test_an_image_that_a_setting_keeps_out_is_shown_with_its_name(
+    out: OutFolder, elements: dict[str, str], setting: str
+) -> None:
+    rendering = render_bytes(dicom(**elements), out)
+    assert rendering.refusal is not None
+    assert any(setting in said for said in tell_outcome(rendering))
+    assert rendering.network is not None
 
 
 # --- pictures and facts -----------------------------------------------------------------------------------------------
