@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, generate_latest
 
 from schemas.modelcard import ModelCard
+from sparkdl.image.limits import RENDERING_VERSION
 from streaming.metrics import StreamMetrics
 from training.figures.bootstrap import Estimate
 from training.figures.shift import ScoreShift, VectorShift
@@ -26,8 +27,8 @@ def render_metrics_page() -> str:
     registry = CollectorRegistry()
     card = ModelCard(
         name="cxr", version="1", labels=("normal", "opacities"), positive_label="opacities", threshold=0.5,
-        operating_point="", network="EfficientNetLite0", precision="fp32", rendering_version=1, sha256="0" * 64,
-        created_at="2026-01-01T00:00:00Z", metrics={},
+        operating_point="", network="EfficientNetLite0", precision="fp32", rendering_version=RENDERING_VERSION,
+        sha256="0" * 64, created_at="2026-01-01T00:00:00Z", metrics={},
     )  # fmt: skip
     metrics = StreamMetrics(registry, card)
     # Two families have no sample, and so show no label, before the first batch.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from schemas.modelcard import ModelCard, hash_model_folder, read_card, write_card
+from sparkdl.image.limits import RENDERING_VERSION
 from training.evidence.evaluation import DataSummary, Evaluation, Provenance, SetFigures, Side
 from training.evidence.probes import Probe, Verdict
 from training.figures.bootstrap import Estimate
@@ -19,14 +20,24 @@ LABELS = ("normal", "ill")
 
 
 def add_model(
-    home: Path, version: str, *, labels: tuple[str, ...] = LABELS, created_at: str = "2026-01-31T12:00:00+00:00"
+    home: Path,
+    version: str,
+    *,
+    labels: tuple[str, ...] = LABELS,
+    created_at: str = "2026-01-31T12:00:00+00:00",
+    rendering: int = RENDERING_VERSION,
 ) -> ModelCard:
     """Put a model into XRAY_HOME."""
-    return add_model_to(home / "models", version, labels=labels, created_at=created_at)
+    return add_model_to(home / "models", version, labels=labels, created_at=created_at, rendering=rendering)
 
 
 def add_model_to(
-    models: Path, version: str, *, labels: tuple[str, ...] = LABELS, created_at: str = "2026-01-31T12:00:00+00:00"
+    models: Path,
+    version: str,
+    *,
+    labels: tuple[str, ...] = LABELS,
+    created_at: str = "2026-01-31T12:00:00+00:00",
+    rendering: int = RENDERING_VERSION,
 ) -> ModelCard:
     """Put a model into a folder of models."""
     folder = models / version
@@ -41,7 +52,7 @@ def add_model_to(
         operating_point="not tuned",
         network="EfficientNetLite0",
         precision="fp32",
-        rendering_version=1,
+        rendering_version=rendering,
         sha256=hash_model_folder(folder),
         created_at=created_at,
         metrics={"accuracy": 0.5},
@@ -86,7 +97,7 @@ def evaluate(
             weights="imagenet",
             weights_sha256="51c0" * 16,
             precision=card.precision,
-            rendering_version=1,
+            rendering_version=RENDERING_VERSION,
             classifier="LogisticRegression(maxIter=10)",
             procedure="paper",
             seed=3,

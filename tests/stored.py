@@ -54,7 +54,13 @@ class Scored:
         return path
 
 
-def add_champion(home: Path, version: str = "20260101T000000Z", *, decision: Decision | None = None) -> ModelCard:
+def add_champion(
+    home: Path,
+    version: str = "20260101T000000Z",
+    *,
+    decision: Decision | None = None,
+    rendering: int = RENDERING_VERSION,
+) -> ModelCard:
     """Put the fixture's model into XRAY_HOME and promote it."""
     folder = home / "models" / version
     shutil.copytree(_MODEL, folder)
@@ -63,6 +69,7 @@ def add_champion(home: Path, version: str = "20260101T000000Z", *, decision: Dec
     card = replace(
         NO_CARD,
         version=version,
+        rendering_version=rendering,
         sha256=hash_model_folder(folder),
         abstain=decision.abstain,
         novelty=decision.novelty,

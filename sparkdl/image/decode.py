@@ -24,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import ContractError, Reason, UnsupportedImageError
+from sparkdl.image import version1
 from sparkdl.image.dicom import render_dicom
 from sparkdl.image.dicomfile import looks_like_dicom
-from sparkdl.image.limits import DICOM, JPEG, PNG, DecodeLimits
+from sparkdl.image.limits import DICOM, JPEG, PNG, RENDERING_VERSION, RENDERING_VERSIONS, DecodeLimits
 from sparkdl.image.pixels import blank_rendering, gray_if_gray, is_flat, resize_pixels
 from sparkdl.image.raster import JPEG_SIGNATURE, PNG_SIGNATURE, decode_raster
 from sparkdl.image.row import ImageRow, row_from_array
@@ -110,6 +111,7 @@ def decode_image(
     content_type: str | None = None,
     size: tuple[int, int] | None = None,
     limits: DecodeLimits = _DEFAULT_LIMITS,
+    rendering: int = RENDERING_VERSION,
 ) -> DecodedImage:
     """Decode one PNG, JPEG or DICOM file into an image row.
 
@@ -126,6 +128,8 @@ def decode_image(
         (height, width) in pixels to resize to; the aspect ratio is not kept. None keeps the original size.
     limits : DecodeLimits
         What one record may cost.
+    rendering : int
+        Rendering version, one of `RENDERING_VERSIONS`: that on the card of the model which is to see the image.
 
     Returns
     -------
@@ -143,6 +147,8 @@ def decode_image(
         (the file's pixels differ, but the image would be one gray or one colour).
     CorruptImageError
         ``TRUNCATED_IMAGE`` (PNG and JPEG whose end is missing), ``CORRUPT_IMAGE``, ``DICOM_CORRUPT``.
+    ValueError
+        There is no such rendering version (a mistake of the program, not of a record).
 
     Notes
     -----
@@ -153,8 +159,16 @@ def decode_image(
     ----------
     Spark ``ImageSchema``; PNG (ISO/IEC 15948); JPEG (ITU-T T.81); `sparkdl.image.dicom` for DICOM.
     """
+    if rendering not in RENDERING_VERSIONS:
+        msg = f"rendering version is {rendering}, expected one of {', '.join(map(str, RENDERING_VERSIONS))}"
+        raise ValueError(msg)
     payload = _checked_payload(payload, content_type, origin, limits)
-    media_type = _agreed_media_type(payload, content_type, origin)
+    old = rendering != RENDERING_VERSION
+    found = version1.sniff_media_type(payload) if old else sniff_media_type(payload)
+    media_type = _agreed_media_type(payload, found, content_type, origin)
+    if old:
+        pixels, (height, width) = version1.decode_pixels(payload, media_type, size, origin, limits)
+        return DecodedImage(row_from_array(pixels, origin=origin), media_type, height, width)
     if media_type == DICOM:
         pixels, (height, width), steps = _decode_dicom(payload, size, origin, limits)
     else:
@@ -178,8 +192,7 @@ def _checked_payload(payload: bytes | None, content_type: str | None, origin: st
     return payload
 
 
-def _agreed_media_type(payload: bytes, content_type: str | None, origin: str) -> str:
-    found = sniff_media_type(payload)
+def _agreed_media_type(payload: bytes, found: str | None, content_type: str | None, origin: str) -> str:
     if found is None:
         # Only names from a closed set: the payload's own bytes may be text about a patient.
         name = next(

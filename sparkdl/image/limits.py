@@ -11,7 +11,10 @@ MAX_PIXELS = 50_000_000
 
 # Changes with any change that can move a pixel of the result. It is stored with each model and each prediction, so a
 # model is never silently fed images rendered in another way than those it was trained on.
-RENDERING_VERSION = 1
+RENDERING_VERSION = 2
+
+# Those that `decode_image` has: the present one, and for the models of the release before its own.
+RENDERING_VERSIONS = (1, 2)
 
 PNG, JPEG, DICOM = "image/png", "image/jpeg", "application/dicom"
 
@@ -42,3 +45,29 @@ class DecodeLimits:
     max_pixels: int = MAX_PIXELS
     modalities: tuple[str, ...] | None = MODALITIES
     for_processing: bool = False
+
+
+def describe_other_rendering(version: int) -> str:
+    """Say what is to be done about a model that was trained on images of another rendering version than this one.
+
+    Parameters
+    ----------
+    version : int
+        Of the images that the model was trained on.
+
+    Returns
+    -------
+    str
+        Two sentences; empty where it is this version.
+    """
+    if version == RENDERING_VERSION:
+        return ""
+    served = (
+        "This release still decodes so for it, and the next one does not serve it"
+        if version in RENDERING_VERSIONS
+        else "This release does not decode so, and does not serve it"
+    )
+    return (
+        f"It was trained on images of rendering version {version}, and this is version {RENDERING_VERSION}. "
+        f"{served}: train a new one with 'xray train --data FOLDER'."
+    )

@@ -27,6 +27,7 @@ from schemas.modelcard import (
 )
 from sparkdl.engine import novelty as serving
 from sparkdl.engine.novelty import StoredDetector, find_detector, read_detector, write_detector
+from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.transformers.batches import run_batches
 from training.figures.bootstrap import Outcomes, estimate_image_share, gather_outcomes
 from training.model.decision import (
@@ -70,8 +71,8 @@ def decision() -> Decision:
 def card() -> ModelCard:
     return ModelCard(
         name="cxr", version="1", labels=("normal", "opacities"), positive_label="opacities", threshold=0.5,
-        operating_point="", network="EfficientNetLite0", precision="fp32", rendering_version=1, sha256="0" * 64,
-        created_at="2026-01-01T00:00:00Z", metrics={"accuracy": 0.9},
+        operating_point="", network="EfficientNetLite0", precision="fp32", rendering_version=RENDERING_VERSION,
+        sha256="0" * 64, created_at="2026-01-01T00:00:00Z", metrics={"accuracy": 0.9},
     )  # fmt: skip
 
 
