@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import shutil
-import stat
 import time
 import uuid
 from collections import Counter
@@ -32,10 +31,10 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import coalesce, col, when
 
-from schemas.errors import ContractError, DatasetError, JobError, Reason, SettingsError
+from schemas.errors import DatasetError, JobError, SettingsError
 from sparkdl.image.decode import decode_image, sniff_media_type
-from sparkdl.image.files import noting_error
-from sparkdl.image.limits import MAX_PAYLOAD_BYTES, RENDERING_VERSION
+from sparkdl.image.files import noting_error, read_file
+from sparkdl.image.limits import MAX_FILE_BYTES, RENDERING_VERSION, DecodeLimits
 from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL
 from sparkdl.spark.tasks import count_tasks
 from sparkdl.spark.worker import prepare_worker
@@ -94,6 +93,7 @@ def featurize_folder(
     *,
     images_per_batch: int = 1000,
     progress: Progress | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> FolderResult:
     """Compute the features of every image below a folder; go on where an earlier run was stopped.
 
@@ -113,6 +113,8 @@ def featurize_folder(
         Files in a batch, which is what a stop can cost. Another number may be given when a run is resumed.
     progress : callable, optional
         See `Progress`; earlier runs' files count as done. What it raises stops the run, and passes through.
+    max_file_bytes : int
+        Larger files are not read; their row says so. Each worker holds one file at a time.
 
     Returns
     -------
@@ -122,8 +124,8 @@ def featurize_folder(
     Raises
     ------
     SettingsError
-        ``out`` was made by another network, precision or rendering, or holds other files, or another run is writing
-        there; or ``images_per_batch`` is below 1.
+        ``out`` was made by another network, precision or rendering version, or holds other files, or another run is
+        writing there; or ``images_per_batch`` is below 1.
     DatasetError
         ``folder`` is no folder, cannot be read or holds no image.
     JobError
@@ -149,7 +151,7 @@ def featurize_folder(
             shutil.rmtree(left_over, ignore_errors=True)
         done = _done_paths(out)
         waiting = [file for file in files if _as_text(file) not in done]
-        run = _Run(spark, featurizer, out, len(files), len(files) - len(waiting), progress)
+        run = _Run(spark, featurizer, out, len(files), len(files) - len(waiting), progress, max_file_bytes)
         del files, done
         n_failed = run.do(waiting, images_per_batch)
     result = FolderResult(len(waiting), n_failed, run.n_before, time.perf_counter() - started, out)
@@ -298,8 +300,8 @@ def _check_identity(out: Path, wanted: dict[str, Any]) -> None:
     unlike = [f"{name} {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value]
     if unlike:
         msg = (
-            f"{out} was made with {'; '.join(unlike)}. Features of two networks do not compare: name a new folder for "
-            "these, give the network that it was made with, or delete it to start anew"
+            f"{out} was made with {'; '.join(unlike)}. Features of two networks or renderings do not compare: name a "
+            "new folder for these, give the network that it was made with, or delete it to start anew"
         )
         raise SettingsError(msg)
 
@@ -331,7 +333,9 @@ class _Run:
         n_total: int,
         n_before: int,
         progress: Progress | None,
+        max_file_bytes: int,
     ) -> None:
+        self.max_file_bytes = max_file_bytes
         self.spark, self.out, self.n_total, self.n_before = spark, out, n_total, n_before
         self.progress = progress or (lambda done, total: None)
         # One copy and one accumulator for all batches: Spark keeps what each of them registers.
@@ -361,7 +365,9 @@ class _Run:
 
         n_tasks = count_tasks(self.spark, len(paths))
         indices = self.spark.range(0, len(paths), 1, n_tasks)
-        decoded = indices.mapInArrow(_decoder(paths, self.featurizer.network.input_size, self.seen), _DECODED_DDL)
+        limits = DecodeLimits(max_payload_bytes=self.max_file_bytes)
+        decode = _decoder(paths, self.featurizer.network.input_size, limits, self.seen)
+        decoded = indices.mapInArrow(decode, _DECODED_DDL)
         features = when(col("features").isNotNull(), vector_to_array("features", "float32"))
         return self.featurizer.transform(decoded).select(
             "path", features.alias("features"), coalesce("error", "reason").alias("reason")
@@ -406,31 +412,21 @@ def _put_in_place(scratch: Path, part: Path, n_files: int) -> int:
 
 
 def _decoder(
-    paths: Sequence[str], size: tuple[int, int], seen: "Accumulator[int]"
+    paths: Sequence[str], size: tuple[int, int], limits: DecodeLimits, seen: "Accumulator[int]"
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def decode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         prepare_worker("decode")
         for batch in batches:
-            rows = [_decode_file(paths[index], size) for index in batch.column("id").to_pylist()]
+            rows = [_decode_file(paths[index], size, limits) for index in batch.column("id").to_pylist()]
             yield pa.RecordBatch.from_pylist(rows, schema=_DECODED)
             seen.add(batch.num_rows)
 
     return decode
 
 
-def _decode_file(path: str, size: tuple[int, int]) -> dict[str, Any]:
+def _decode_file(path: str, size: tuple[int, int], limits: DecodeLimits) -> dict[str, Any]:
     row: dict[str, Any] = {"path": _as_text(path)}
     with noting_error(row):
-        row["image"] = asdict(decode_image(_read_file(path), origin=row["path"], size=size).image)
+        payload = read_file(path, limits.max_payload_bytes)
+        row["image"] = asdict(decode_image(payload, origin=row["path"], size=size, limits=limits).image)
     return row
-
-
-def _read_file(path: str) -> bytes:
-    file = Path(path)
-    status = file.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")  # a pipe would never answer
-    if status.st_size > MAX_PAYLOAD_BYTES:  # refused before it is in memory
-        detail = f"file has {status.st_size} bytes, expected at most {MAX_PAYLOAD_BYTES}"
-        raise ContractError(Reason.PAYLOAD_TOO_LARGE, path, detail)
-    return file.read_bytes()

@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import SettingsError
-from sparkdl.image.limits import DecodeLimits
+from sparkdl.image.limits import MAX_FILE_BYTES, DecodeLimits
 
 ENV_FILE_NAME = "xray.env"
 """In XRAY_HOME: settings that would otherwise be exported in each terminal."""
@@ -206,6 +206,13 @@ class ScoreSettings(_Section):
         )
 
 
+class TrainSettings(_Section):
+    """Reading files, in training and for a folder's features."""
+
+    max_file_bytes: int = Field(default=MAX_FILE_BYTES, ge=1024)
+    """Files above this many bytes are left out by ``xray train`` and ``xray featurize``."""
+
+
 class ArchiveSettings(_Section):
     """The ARCHIVE query: outcomes into Delta tables."""
 
@@ -283,6 +290,7 @@ class StreamSettings(BaseSettings):
     kafka: KafkaSettings = KafkaSettings()
     spark: SparkSettings = SparkSettings()
     score: ScoreSettings = ScoreSettings()
+    train: TrainSettings = TrainSettings()
     archive: ArchiveSettings = ArchiveSettings()
     retry: RetrySettings = RetrySettings()
     audit: AuditSettings = AuditSettings()

@@ -9,6 +9,7 @@ from rich.progress import Progress, TaskID
 
 from schemas.errors import ChampionChangedError
 from schemas.registry import CHAMPION_FILE, promote, read_aliases
+from sparkdl.image.limits import DecodeLimits
 from sparkdl.spark.session import LateSession, start_session
 from streaming.run.folders import check_folder
 from streaming.settings import StreamSettings
@@ -114,6 +115,7 @@ def train_on(
                 seed=seed,
                 cache=cache,
                 report=tasks.report,
+                limits=DecodeLimits(max_payload_bytes=settings.train.max_file_bytes),
                 **options,
             )
             champion = read_aliases(settings.models_folder).get(CHAMPION_FILE)

@@ -1,10 +1,33 @@
-"""What becomes of an image file that cannot be decoded: its row says why, and the others go on."""
+"""Reading image files; what becomes of one that cannot be decoded: its row says why, and the others go on."""
 
+import errno
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from schemas.errors import Reason, RecordError
+from schemas.errors import ContractError, Reason, RecordError
+
+
+def read_file(path: str, max_bytes: int) -> bytes:
+    """Read a file, unless it is too large: that is told before any of it is in memory.
+
+    Raises
+    ------
+    ContractError
+        ``PAYLOAD_TOO_LARGE``.
+    OSError
+        It cannot be read, or is no regular file: a pipe would never answer.
+    """
+    file = Path(path)
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    if status.st_size > max_bytes:
+        detail = f"file has {status.st_size} bytes, expected at most {max_bytes}"
+        raise ContractError(Reason.PAYLOAD_TOO_LARGE, path, detail)
+    return file.read_bytes()
 
 
 @contextmanager

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 # The largest detector in common use gives 3072 x 3072 x 2 bytes = 18.9 MB uncompressed; its DICOM header fits as well.
 MAX_PAYLOAD_BYTES = 20_000_000
 
+# Files that come through no Kafka, in training and in folders: no gray image within the limit of pixels has half of it.
+MAX_FILE_BYTES = 268_435_456
+
 # Five times that detector (9.4 M) and three times the largest CR plate (15 M). A decoded image then costs at most
 # 150 MB (colour), which a worker survives; a PNG of 20 MB could otherwise ask for 20 GB.
 MAX_PIXELS = 50_000_000
@@ -45,6 +48,10 @@ class DecodeLimits:
     max_pixels: int = MAX_PIXELS
     modalities: tuple[str, ...] | None = MODALITIES
     for_processing: bool = False
+
+
+FILE_LIMITS = DecodeLimits(max_payload_bytes=MAX_FILE_BYTES)
+"""What one file of a folder may cost."""
 
 
 def describe_other_rendering(version: int) -> str:

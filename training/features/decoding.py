@@ -1,18 +1,19 @@
 """Training's first stages, inside a Spark Python worker: files to image rows, and files to what is known of each.
 
-Files are decoded as serving decodes them. It imports no Spark, so that a worker starts fast and the tests need no JVM.
+Files are decoded as serving decodes them, larger ones too. It imports no Spark, so that a worker starts fast and the
+tests need no JVM.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from sparkdl.image.decode import DecodedImage, decode_image
-from sparkdl.image.files import noting_error
+from sparkdl.image.files import noting_error, read_file
+from sparkdl.image.limits import FILE_LIMITS, RENDERING_VERSION, DecodeLimits
 from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL, array_from_row
 from training.data.duplicates import HASH_BITS, hash_image
 from training.data.summary import summarize_image
@@ -51,7 +52,13 @@ _FACTS = pa.schema(
 )
 
 
-def decode_files(paths: Sequence[str], size: tuple[int, int]) -> pa.RecordBatch:
+def decode_files(
+    paths: Sequence[str],
+    size: tuple[int, int],
+    *,
+    limits: DecodeLimits = FILE_LIMITS,
+    rendering: int = RENDERING_VERSION,
+) -> pa.RecordBatch:
     """Decode files; one that fails carries why.
 
     Parameters
@@ -60,39 +67,52 @@ def decode_files(paths: Sequence[str], size: tuple[int, int]) -> pa.RecordBatch:
         Files that this worker can read.
     size : tuple of int
         (height, width) in pixels that the network wants.
+    limits : DecodeLimits
+        What one file may cost.
+    rendering : int
+        Rendering version that the network's model is for.
 
     Returns
     -------
     pyarrow.RecordBatch
         Columns of `DECODED_DDL`, one row per path.
     """
-    rows = [_row(path, size, lambda decoded, _: {"image": asdict(decoded.image)}) for path in paths]
+    rows = [_row(path, size, limits, rendering, lambda decoded, _: {"image": asdict(decoded.image)}) for path in paths]
     return pa.RecordBatch.from_pylist(rows, schema=_DECODED)
 
 
-def examine_files(paths: Sequence[str]) -> pa.RecordBatch:
+def examine_files(paths: Sequence[str], *, limits: DecodeLimits = FILE_LIMITS) -> pa.RecordBatch:
     """Find out what training must know of files besides their features; for one that does not decode, why.
 
     Parameters
     ----------
     paths : sequence of str
         Files that this worker can read.
+    limits : DecodeLimits
+        What one file may cost.
 
     Returns
     -------
     pyarrow.RecordBatch
         Columns of `FACTS_DDL`, one row per path.
     """
-    rows = [_row(path, (EXAMINED_PX, EXAMINED_PX), _examine) for path in paths]
+    size = EXAMINED_PX, EXAMINED_PX
+    rows = [_row(path, size, limits, RENDERING_VERSION, _examine) for path in paths]
     return pa.RecordBatch.from_pylist(rows, schema=_FACTS)
 
 
-def _row(path: str, size: tuple[int, int], make: Callable[[DecodedImage, bytes], dict[str, Any]]) -> dict[str, Any]:
+def _row(
+    path: str,
+    size: tuple[int, int],
+    limits: DecodeLimits,
+    rendering: int,
+    make: Callable[[DecodedImage, bytes], dict[str, Any]],
+) -> dict[str, Any]:
     row: dict[str, Any] = {"path": path}
     with noting_error(row, unreadable="cannot be read"):
-        payload = Path(path).read_bytes()
+        payload = read_file(path, limits.max_payload_bytes)
         row["digest"] = hashlib.sha256(payload).hexdigest()
-        row |= make(decode_image(payload, origin=path, size=size), payload)
+        row |= make(decode_image(payload, origin=path, size=size, limits=limits, rendering=rendering), payload)
     return row
 
 

@@ -24,7 +24,7 @@ from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import col
 
-from sparkdl.image.limits import RENDERING_VERSION
+from sparkdl.image.limits import FILE_LIMITS, RENDERING_VERSION, DecodeLimits
 from sparkdl.network.base import Network
 from sparkdl.spark.tasks import count_tasks
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
@@ -96,7 +96,12 @@ def ignore(what: str, done: int, total: int) -> None:
 
 
 def examine(
-    spark: Session, paths: Sequence[Path], cache: FeatureCache | None = None, report: Progress = ignore
+    spark: Session,
+    paths: Sequence[Path],
+    cache: FeatureCache | None = None,
+    report: Progress = ignore,
+    *,
+    limits: DecodeLimits = FILE_LIMITS,
 ) -> list[ImageFacts]:
     """Find out what training must know of files.
 
@@ -110,6 +115,8 @@ def examine(
         What is there is not computed.
     report : callable
         See `Progress`.
+    limits : DecodeLimits
+        What one file may cost.
 
     Returns
     -------
@@ -119,7 +126,7 @@ def examine(
     digests = digest_files(paths)
 
     def compute(session: SparkSession, chosen: Sequence[str], done: Accumulator[int]) -> DataFrame:
-        return _map_files(session, chosen, done, examine_files, FACTS_DDL)
+        return _map_files(session, chosen, done, lambda some: examine_files(some, limits=limits), FACTS_DDL)
 
     job = _Job(spark, f"images-r{RENDERING_VERSION}-{_FACTS_VERSION}", _FACTS, compute, "examining images")
     known = {row[DIGEST]: row for row in job.run(paths, digests, cache, report).to_pylist()}
@@ -155,17 +162,22 @@ def compute_features(
     featurizer: DeepImageFeaturizer,
     cache: FeatureCache | None = None,
     report: Progress = ignore,
+    *,
+    limits: DecodeLimits = FILE_LIMITS,
+    rendering: int = RENDERING_VERSION,
 ) -> tuple[Features, list[str]]:
     """Compute the features of files that decode.
 
     Parameters
     ----------
-    spark, paths, cache, report
+    spark, paths, cache, report, limits
         See `examine`.
     digests : sequence of str
         SHA-256 of the files.
     featurizer : DeepImageFeaturizer
         From ``image`` to ``features``.
+    rendering : int
+        Rendering version of the images that the features' model is for.
 
     Returns
     -------
@@ -175,20 +187,21 @@ def compute_features(
     network = featurizer.network
 
     def compute(session: SparkSession, chosen: Sequence[str], done: Accumulator[int]) -> DataFrame:
-        decoded = _map_files(session, chosen, done, lambda some: decode_files(some, network.input_size), DECODED_DDL)
+        def decode(some: Sequence[str]) -> pa.RecordBatch:
+            return decode_files(some, network.input_size, limits=limits, rendering=rendering)
+
+        decoded = _map_files(session, chosen, done, decode, DECODED_DDL)
         features = vector_to_array(col("features"), dtype="float32").alias("features")
         return featurizer.transform(decoded).select("path", DIGEST, features, "error")
 
-    job = _Job(spark, f"features-{features_key(network)}", _FEATURES, compute, "computing features")
+    job = _Job(spark, f"features-{features_key(network, rendering)}", _FEATURES, compute, "computing features")
     rows = job.run(paths, digests, cache, report)
     return _to_matrix(rows, digests, network.n_features)
 
 
-def features_key(network: Network) -> str:
+def features_key(network: Network, rendering: int) -> str:
     """Name what features follow from besides the image."""
-    return make_key(
-        sha256=network.sha256, precision=network.precision, pooling=network.pooling, rendering=RENDERING_VERSION
-    )
+    return make_key(sha256=network.sha256, precision=network.precision, pooling=network.pooling, rendering=rendering)
 
 
 def _to_matrix(rows: pa.Table, digests: Sequence[str], n_features: int) -> tuple[Features, list[str]]:

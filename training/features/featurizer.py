@@ -12,6 +12,7 @@ import numpy.typing as npt
 from schemas.errors import RecordError
 from sparkdl.engine.quantize import INT8, quantize_network
 from sparkdl.image.decode import decode_image
+from sparkdl.image.limits import FILE_LIMITS, RENDERING_VERSION, DecodeLimits
 from sparkdl.image.row import array_from_row
 from sparkdl.network.base import Network
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
@@ -32,6 +33,7 @@ def make_featurizer(
     seed: int,
     calibration: Sequence[tuple[Path, str]],
     cache: FeatureCache | None = None,
+    limits: DecodeLimits = FILE_LIMITS,
 ) -> DeepImageFeaturizer:
     """Build the featurizer's network, or read it from the cache.
 
@@ -43,6 +45,8 @@ def make_featurizer(
         Training images that decode, and their SHA-256; up to 300 of them calibrate int8.
     cache : FeatureCache, optional
         Where built networks are kept.
+    limits : DecodeLimits
+        What a training image may cost.
 
     Returns
     -------
@@ -68,9 +72,9 @@ def make_featurizer(
 
     def quantize() -> Network:
         full = make_featurizer(
-            name, weights=weights, precision="fp32", seed=seed, calibration=calibration, cache=cache
+            name, weights=weights, precision="fp32", seed=seed, calibration=calibration, cache=cache, limits=limits
         ).network
-        return quantize_network(full, _decode_images([path for path, _ in chosen], full.input_size))
+        return quantize_network(full, _decode_images([path for path, _ in chosen], full.input_size, limits))
 
     featurizer._network = _cached(cache, asked, quantize)
     return featurizer
@@ -81,7 +85,10 @@ def _network_parts(
 ) -> dict[str, Any]:
     """Name everything that a built network follows from."""
     known = weights in ("imagenet", "random")
+    # int8 ranges are those of pixels; what needs no image is the same network with any rendering.
+    rendering = {"rendering": RENDERING_VERSION} if calibration else {}
     return {
+        **rendering,
         "name": name,
         "weights": [weights, "" if known else digest_files([Path(weights)])[0]],
         "seed": seed if weights == "random" else 0,
@@ -108,9 +115,11 @@ def _cached(cache: FeatureCache | None, parts: Mapping[str, Any], build: Callabl
     return network
 
 
-def _decode_images(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
+def _decode_images(
+    paths: Sequence[Path], size: tuple[int, int], limits: DecodeLimits
+) -> Iterator[npt.NDArray[np.uint8]]:
     for path in paths:
         try:
-            yield array_from_row(decode_image(path.read_bytes(), origin=str(path), size=size).image)
+            yield array_from_row(decode_image(path.read_bytes(), origin=str(path), size=size, limits=limits).image)
         except (OSError, RecordError):
             continue  # it decoded when it was examined; what changed since will be told when its features are computed

@@ -16,7 +16,7 @@ import numpy as np
 
 from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import BINARY, ModelCard
-from sparkdl.image.limits import RENDERING_VERSION
+from sparkdl.image.limits import FILE_LIMITS, RENDERING_VERSION, DecodeLimits
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from training.arrays import Features
 from training.data.dataset import Dataset, count_by_class
@@ -64,6 +64,7 @@ def train_model(  # noqa: PLR0913
     report: Progress = ignore,
     cache: FeatureCache | None = None,
     procedure: Procedure = Procedure(),
+    limits: DecodeLimits = FILE_LIMITS,
 ) -> TrainingResult:
     """Train, measure and save a model.
 
@@ -92,6 +93,8 @@ def train_model(  # noqa: PLR0913
         What is there is not computed.
     procedure : Procedure
         What is done beside the paper's.
+    limits : DecodeLimits
+        What one file may cost; a file beyond them does not decode.
 
     Returns
     -------
@@ -116,7 +119,7 @@ def train_model(  # noqa: PLR0913
     networks = (network,) if isinstance(network, str) else tuple(dict.fromkeys(network))
     _check_procedure(procedure, networks, dataset)
     material, split, failed = prepare(
-        spark, dataset, test_fraction=test_fraction, seed=seed, cache=cache, report=report
+        spark, dataset, test_fraction=test_fraction, seed=seed, cache=cache, report=report, limits=limits
     )
     build = _Builder(spark, material, weights, precision, seed, cache, _told(report, progress, len(failed)))
     featurizer, features, settings, candidates, out_of_fold = _choose(build, networks, procedure, report)
@@ -197,12 +200,13 @@ def prepare(
     seed: int = 0,
     cache: FeatureCache | None = None,
     report: Progress = ignore,
+    limits: DecodeLimits = FILE_LIMITS,
 ) -> tuple[Material, Split, tuple[FailedFile, ...]]:
     """Look at every file, find copies, and split.
 
     Parameters
     ----------
-    spark, dataset, test_fraction, seed, cache, report
+    spark, dataset, test_fraction, seed, cache, report, limits
         See `train_model`.
 
     Returns
@@ -210,7 +214,7 @@ def prepare(
     tuple
         What is known of the files that decode, the split, and those that do not.
     """
-    facts = examine(spark, [sample.path for sample in dataset.samples], cache, report)
+    facts = examine(spark, [sample.path for sample in dataset.samples], cache, report, limits=limits)
     failed = tuple(
         FailedFile(sample.path, fact.error) for sample, fact in zip(dataset.samples, facts, strict=True) if fact.error
     )
@@ -222,7 +226,8 @@ def prepare(
     groups = group_samples(readable.samples, pairs)
     test = {sample.path for sample in split.test}
     held_out = np.array([sample.path in test for sample in readable.samples], bool)
-    return Material(readable, known, tuple(groups[path] for path in paths), pairs, held_out), split, failed
+    material = Material(readable, known, tuple(groups[path] for path in paths), pairs, held_out, limits)
+    return material, split, failed
 
 
 def _without(dataset: Dataset, failed: Sequence[FailedFile]) -> Dataset:
@@ -260,9 +265,16 @@ class _Builder:
             seed=self.seed,
             calibration=[file for file, out in zip(files, material.held_out, strict=True) if not out],
             cache=self.cache,
+            limits=material.limits,
         )
         features, errors = compute_features(
-            self.spark, material.paths, material.digests, featurizer, self.cache, self.report
+            self.spark,
+            material.paths,
+            material.digests,
+            featurizer,
+            self.cache,
+            self.report,
+            limits=material.limits,
         )
         if wrong := [f"{path}: {error}" for path, error in zip(material.paths, errors, strict=True) if error]:
             msg = f"{len(wrong)} files decoded when they were examined, but not for their features: {wrong[0]}"

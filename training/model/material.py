@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.modelcard import ModelCard
+from sparkdl.image.limits import FILE_LIMITS, DecodeLimits
 from sparkdl.network.base import Network
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from training.arrays import Features, Floats, Ints
@@ -135,6 +136,8 @@ class Material:
         Copies; ids are paths.
     held_out : numpy.ndarray
         bool, shape (n,).
+    limits : DecodeLimits
+        What a file may cost.
     """
 
     dataset: Dataset
@@ -142,6 +145,7 @@ class Material:
     groups: tuple[str, ...]
     pairs: tuple[DuplicatePair, ...]
     held_out: npt.NDArray[np.bool_]
+    limits: DecodeLimits = FILE_LIMITS
 
     @property
     def labels(self) -> Ints:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from PIL import Image
 
 from schemas.errors import RecordError
 from sparkdl.image.decode import decode_image
+from sparkdl.image.limits import DecodeLimits
 from sparkdl.image.pixels import resize_pixels
 from sparkdl.image.row import array_from_row
 
 SIDE_PX = 160
 _JPEG_QUALITY = 85
+_LIMITS = DecodeLimits(max_payload_bytes=sys.maxsize)  # training has read these files, within its own limit
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def make_thumbnail(path: Path) -> Thumbnail:
     """
     try:
         # The name is left out of the error: the page shows it once, escaped and without folders.
-        row = decode_image(path.read_bytes(), origin=path.name).image
+        row = decode_image(path.read_bytes(), origin=path.name, limits=_LIMITS).image
     except RecordError as exc:
         return Thumbnail("", error=exc.reason.replace("_", " "))
     except OSError as exc:

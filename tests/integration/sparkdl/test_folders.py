@@ -1,5 +1,6 @@
 """Featurizing a folder: each file once, whatever stops the run."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,8 @@ from PIL import Image
 from pyspark.sql import SparkSession
 
 from schemas.errors import SettingsError
-from sparkdl.folders import count_reasons, featurize_folder
+from sparkdl.folders import IDENTITY_FILE, count_reasons, featurize_folder
+from sparkdl.image.limits import MAX_PAYLOAD_BYTES, RENDERING_VERSION
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from tests.testimages import good_files
 
@@ -177,6 +179,34 @@ def test_another_network_is_refused(
         featurize_folder(spark, folder, other, out)
     with pytest.raises(SettingsError, match="precision fp32, not bf16"):
         featurize_folder(spark, folder, featurizer.copy({featurizer.precision: "bf16"}), out)
+
+
+def test_features_of_another_rendering_are_not_added_to(
+    spark: SparkSession, folder: Path, featurizer: DeepImageFeaturizer, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(_Stop):
+        featurize_folder(spark, folder, featurizer, out, progress=_stop_after(0))
+    identity = json.loads((out / IDENTITY_FILE).read_text(encoding="utf-8"))
+    assert identity["rendering_version"] == RENDERING_VERSION
+    (out / IDENTITY_FILE).write_text(json.dumps({**identity, "rendering_version": 1}), encoding="utf-8")
+    with pytest.raises(SettingsError, match=rf"rendering_version 1, not {RENDERING_VERSION}\. .*name a new folder"):
+        featurize_folder(spark, folder, featurizer, out)
+
+
+def test_files_above_the_limit_have_a_row_that_says_so(
+    spark: SparkSession, folder: Path, featurizer: DeepImageFeaturizer, tmp_path: Path
+) -> None:
+    with (folder / "photo.JPG").open("ab") as stream:
+        stream.truncate(MAX_PAYLOAD_BYTES + 1)  # more than a message may have
+    featurize_folder(spark, folder, featurizer, tmp_path / "usual")
+    assert _rows(tmp_path / "usual")[str(folder / "photo.JPG")][1] is None
+    limit = (folder / "a.dcm").stat().st_size
+    featurize_folder(spark, folder, featurizer, tmp_path / "small", max_file_bytes=limit)
+    rows = _rows(tmp_path / "small")
+    assert rows[str(folder / "a.dcm")][1] is None
+    wanted = f"payload_too_large: file has {MAX_PAYLOAD_BYTES + 1} bytes, expected at most {limit}"
+    assert rows[str(folder / "photo.JPG")] == (None, wanted)
 
 
 @pytest.mark.e2e

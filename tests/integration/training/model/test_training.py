@@ -23,6 +23,7 @@ from schemas.modelcard import read_card
 from schemas.registry import champion_folder, list_models, promote
 from sparkdl import DeepImageFeaturizer
 from sparkdl.image.decode import decode_image
+from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.image.row import IMAGE_DDL
 from training.data.dataset import Dataset, read_dataset
 from training.features import extract, featurizer
@@ -136,7 +137,7 @@ def test_the_card_describes_the_folder(trained: TrainingResult) -> None:
     card = read_card(trained.folder)  # checks the hash too
     assert card == trained.card
     assert (card.labels, card.positive_label, card.threshold) == (("normal", "striped"), "striped", 0.5)
-    assert (card.network, card.precision, card.rendering_version) == ("EfficientNetLite0", "fp32", 1)
+    assert (card.network, card.precision, card.rendering_version) == ("EfficientNetLite0", "fp32", RENDERING_VERSION)
     assert card.metrics == trained.metrics
     assert (card.metrics["n_train"], card.metrics["n_test"]) == (28, 12)
     assert trained.folder.name == card.version
@@ -246,9 +247,9 @@ def test_int8_is_calibrated_on_training_images_alone(
     seen: list[Path] = []
     decode = featurizer._decode_images
 
-    def watched(paths: list[Path], size: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
+    def watched(paths: list[Path], *how: Any) -> Iterator[npt.NDArray[np.uint8]]:
         seen.extend(paths)
-        return decode(paths, size)
+        return decode(paths, *how)
 
     monkeypatch.setattr(featurizer, "_decode_images", watched)
     result = train_model(lambda: spark, two_classes, out=tmp_path, weights="random", precision="int8", seed=1)

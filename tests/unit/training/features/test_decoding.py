@@ -2,11 +2,19 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sparkdl.image.decode import decode_image
+from sparkdl.image.decode import DecodedImage, decode_image
+from sparkdl.image.limits import (
+    MAX_FILE_BYTES,
+    MAX_PAYLOAD_BYTES,
+    RENDERING_VERSION,
+    RENDERING_VERSIONS,
+    DecodeLimits,
+)
 from sparkdl.image.row import ImageRow
 from tests.testimages import png, rgb_pixels, wrong_files
 from training.features.decoding import decode_files, examine_files
@@ -91,3 +99,54 @@ def test_a_missing_package_is_not_the_files_fault(tmp_path: Path, monkeypatch: p
         decode_files([path], _SIZE)
     with pytest.raises(ModuleNotFoundError):
         examine_files([path])
+
+
+@pytest.mark.parametrize("version", RENDERING_VERSIONS)
+def test_files_are_decoded_by_the_rendering_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    asked = []
+
+    def decode(payload: bytes, **options: Any) -> DecodedImage:
+        asked.append(options["rendering"])
+        return decode_image(payload, **options)
+
+    monkeypatch.setattr("training.features.decoding.decode_image", decode)
+    path = _write(tmp_path, "a.png", png())
+    [row] = decode_files([path], _SIZE, rendering=version).to_pylist()
+    assert row["error"] is None
+    examine_files([path])  # what is known of images goes by the present one
+    assert asked == [version, RENDERING_VERSION]
+
+
+def _large(tmp_path: Path, n_bytes: int) -> str:
+    """A PNG with bytes behind its end, of which a file system keeps no block."""
+    path = Path(_write(tmp_path, "large.png", png()))
+    with path.open("ab") as stream:
+        stream.truncate(n_bytes)
+    return str(path)
+
+
+@pytest.mark.parametrize("n_bytes", [MAX_PAYLOAD_BYTES + 1, 100_000_000, MAX_FILE_BYTES])
+def test_files_may_be_larger_than_messages(tmp_path: Path, n_bytes: int) -> None:
+    path = _large(tmp_path, n_bytes)
+    [row] = decode_files([path], _SIZE).to_pylist()
+    assert row["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "limit"), [(MAX_FILE_BYTES + 1, MAX_FILE_BYTES), (10**12, MAX_FILE_BYTES), (5000, 4999)]
+)
+def test_a_larger_file_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_bytes: int, limit: int
+) -> None:
+    path = _large(tmp_path, n_bytes)
+
+    def read(_: Path) -> bytes:
+        pytest.fail("it was read")
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    limits = DecodeLimits(max_payload_bytes=limit)
+    for rows in (decode_files([path], _SIZE, limits=limits), examine_files([path], limits=limits)):
+        [row] = rows.to_pylist()
+        assert row["error"] == f"payload_too_large: file has {n_bytes} bytes, expected at most {limit}"

@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS
 from tests.testimages import png, rgb_pixels, wrong_files
 from training.features.cache import FeatureCache
 from training.features.decoding import examine_files
-from training.features.extract import _FACTS, _FEATURES, accept_rows, digest_files, keep_computed
+from training.features.extract import _FACTS, _FEATURES, accept_rows, digest_files, features_key, keep_computed
+from training.features.featurizer import _network_parts
 
 
 def _examine(paths: Sequence[Path], digests: Sequence[str]) -> pa.Table:
@@ -75,3 +79,19 @@ def test_an_error_is_not_kept(paths: list[Path], tmp_path: Path) -> None:
     assert keep_computed(known).num_rows == 1
     (tmp_path / "away.png").rename(paths[1])
     assert _examine(paths, digests)["error"].to_pylist()[1] is None
+
+
+def test_features_of_two_renderings_are_kept_apart() -> None:
+    network: Any = SimpleNamespace(sha256="a" * 64, precision="fp32", pooling="avg")
+    keys = [features_key(network, version) for version in (*RENDERING_VERSIONS, 3)]
+    assert len(set(keys)) == len(keys)
+    # That of version 1 is the key of the release before: what it computed is found again.
+    assert keys[0] == "48ef56d59e7bc228e8eed904"
+
+
+def test_what_an_int8_network_follows_from_names_the_rendering() -> None:
+    """Its ranges were measured on pixels; no other network has seen an image."""
+    plain = _network_parts("EfficientNetLite0", "random", "fp32", 0)
+    assert "rendering" not in plain
+    calibrated = _network_parts("EfficientNetLite0", "random", "int8", 0, ["b" * 64])
+    assert calibrated["rendering"] == RENDERING_VERSION

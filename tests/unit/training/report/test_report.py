@@ -16,6 +16,7 @@ from PIL import Image
 
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DependencyError
+from sparkdl.image.limits import MAX_FILE_BYTES, MAX_PAYLOAD_BYTES, RENDERING_VERSION
 from training.evidence.evaluation import DataSummary, Evaluation, Mistake, Provenance, SetFigures, Side, Variant
 from training.evidence.probes import Probe, give_verdict
 from training.figures.bootstrap import Estimate, Outcomes, estimate_share, gather_outcomes
@@ -29,6 +30,7 @@ from training.model.material import Candidate
 from training.model.novelty import NoveltyFigures
 from training.model.probability import calibrate, fit_calibrator
 from training.report import render_markdown, render_page, words, write_report
+from training.report.thumbnails import make_thumbnail
 
 pytest.importorskip("sklearn", reason="needs the train extra (scikit-learn)")
 pytest.importorskip("jinja2", reason="needs the train extra (Jinja)")
@@ -72,7 +74,7 @@ def _provenance(**changes: object) -> Provenance:
         weights="imagenet",
         weights_sha256="51c0" * 16,
         precision="fp32",
-        rendering_version=1,
+        rendering_version=RENDERING_VERSION,
         classifier="logistic regression, regParam 0.01, standardised",
         procedure="paper",
         seed=0,
@@ -711,6 +713,16 @@ def test_a_page_stays_small(tmp_path: Path) -> None:
     root = Page(page.read_text("utf-8")).root
     assert len(root.find("img")) == 30
     assert "5,000 files were left out" in root.text
+
+
+@pytest.mark.parametrize("n_bytes", [MAX_PAYLOAD_BYTES + 1, MAX_FILE_BYTES, MAX_FILE_BYTES + 1])
+def test_a_file_that_training_has_read_has_a_picture_however_large_it_is(tmp_path: Path, n_bytes: int) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.arange(600, dtype=np.uint8).reshape(20, 30)).save(path)
+    with path.open("ab") as stream:
+        stream.truncate(n_bytes)
+    thumbnail = make_thumbnail(path)
+    assert (thumbnail.error, thumbnail.width, thumbnail.height) == ("", 30, 20)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
