@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import SettingsError
-from sparkdl.image.limits import MAX_FILE_BYTES, DecodeLimits
+from sparkdl.image.limits import MAX_FILE_BYTES, MAX_PAYLOAD_BYTES, MAX_PIXELS, DecodeLimits
 
 ENV_FILE_NAME = "xray.env"
 """In XRAY_HOME: settings that would otherwise be exported in each terminal."""
@@ -179,9 +179,9 @@ class ScoreSettings(_Section):
     """Upper bound of a micro-batch. Larger ones cost less per image, smaller ones commit more often."""
     max_batch_bytes: int = Field(default=500_000_000, ge=1_000_000)
     """About how many bytes of images a micro-batch may have; where images are large, it gets fewer of them."""
-    max_payload_bytes: int = Field(default=20_000_000, ge=1024)
+    max_payload_bytes: int = Field(default=MAX_PAYLOAD_BYTES, ge=1024)
     """Images above this many bytes become dead letters."""
-    max_pixels: int = Field(default=50_000_000, ge=1024)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1024)
     """Images that claim more pixels become dead letters before anything is decompressed."""
     modalities: str = Field(default="CR,DX,RG,DR,SC", pattern=r"^[A-Z0-9]{1,16}(,[A-Z0-9]{1,16})*$")
     """DICOM images of other modalities become dead letters; those that name none, or OT, are scored."""

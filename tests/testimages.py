@@ -47,6 +47,9 @@ HEIGHT, WIDTH = 48, 80
 PATIENT_NAME = "Example^Synthetic"  # in every DICOM file, so a test can search for it where it must not be
 PATIENT_ID = "SYN-0001"
 
+MAX_PAYLOAD_BYTES = 20_000_000
+"""The limit that `wrong_files` break: a file above the default one gets through no broker."""
+
 
 @dataclass(frozen=True)
 class WrongFile:
@@ -439,7 +442,7 @@ def wrong_files() -> dict[str, WrongFile]:
     wrong = {
         "tombstone": WrongFile(None, Reason.TOMBSTONE),
         "empty": WrongFile(b"", Reason.EMPTY_PAYLOAD),
-        "too_large.png": WrongFile(png() + bytes(20_000_000), Reason.PAYLOAD_TOO_LARGE),
+        "too_large.png": WrongFile(png() + bytes(MAX_PAYLOAD_BYTES), Reason.PAYLOAD_TOO_LARGE),
         "structured": WrongFile(b'{"specversion":"1.0"}', Reason.STRUCTURED_MODE, "application/cloudevents+json"),
         "text": WrongFile(b"this is no image", Reason.UNSUPPORTED_FORMAT),
         "gray.gif": WrongFile(encode(gray_pixels(), "GIF"), Reason.UNSUPPORTED_FORMAT),

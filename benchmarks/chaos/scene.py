@@ -19,6 +19,7 @@ from benchmarks.chaos.traffic import Message, Traffic
 from schemas.errors import JobError
 from streaming.kafka.topics import create_topics
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
+from tests.testimages import MAX_PAYLOAD_BYTES
 from xray.broker import LocalBroker
 
 PARTITIONS = 2
@@ -77,6 +78,7 @@ class Site:
             "XRAY_KAFKA__PARTITIONS": str(PARTITIONS),
             "XRAY_METRICS__PORT": "0",
             "XRAY_ARCHIVE__TRIGGER_S": "1",
+            "XRAY_SCORE__MAX_PAYLOAD_BYTES": str(MAX_PAYLOAD_BYTES),
         }
 
 

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 
-# The largest detector in common use gives 3072 x 3072 x 2 bytes = 18.9 MB uncompressed; its DICOM header fits as well.
-MAX_PAYLOAD_BYTES = 20_000_000
+# Kafka's largest message, as brokers and topics are set here: the largest CR plate (3520 x 4280 x 2 bytes = 30.1 MB)
+# goes through it uncompressed, the largest flat detector in common use (3072 x 3072 x 2 bytes = 18.9 MB) as well.
+MAX_PAYLOAD_BYTES = 33_554_432
 
 # Files that come through no Kafka, in training and in folders: no gray image within the limit of pixels has half of it.
 MAX_FILE_BYTES = 268_435_456
 
 # Five times that detector (9.4 M) and three times the largest CR plate (15 M). A decoded image then costs at most
-# 150 MB (colour), which a worker survives; a PNG of 20 MB could otherwise ask for 20 GB.
+# 150 MB (colour), which a worker survives; a PNG of 30 MB could otherwise ask for 30 GB.
 MAX_PIXELS = 50_000_000
 
 # Changes with any change that can move a pixel of the result. It is stored with each model and each prediction, so a

@@ -197,8 +197,8 @@ def read_events(batch: DataFrame, kafka: KafkaSettings) -> DataFrame:
     -------
     DataFrame
         ``topic, partition, offset, headers`` (a map), ``prediction`` and ``features`` (what the JSON says; null on
-        other topics), ``payload_sha256`` and ``payload_bytes`` of a dead letter, whose bytes can be 20 MB and are in no
-        table, and ``event_id``, null where the record has none: such a record is not this stream's.
+        other topics), ``payload_sha256`` and ``payload_bytes`` of a dead letter, whose bytes can be 32 MiB and are in
+        no table, and ``event_id``, null where the record has none: such a record is not this stream's.
     """
     # As decoding reads them: in any case, the last one counts (`DELTA_CONF`).
     lowered = transform(

@@ -47,7 +47,7 @@ from tests.integration.consumers import Record
 from tests.integration.streams import Headers, drain, environment, outcomes, publish, running, score, starting
 from tests.paths import FIXTURES
 from tests.stored import NO_CARD, add_champion
-from tests.testimages import gray_pixels, png
+from tests.testimages import dicom, gray_pixels, png
 
 pytestmark = [pytest.mark.kafka, pytest.mark.spark, pytest.mark.delta]
 
@@ -133,7 +133,7 @@ def test_1_the_largest_allowed_message_of_each_kind_passes(
     assert [value for name, value in prediction.headers if name in envelope.TRACE_HEADERS] == [
         value for name, value in worst if name in envelope.TRACE_HEADERS
     ]
-    assert reasons(dead_letters) == {"image": "payload_too_large", "header": "header_too_large"}
+    assert reasons(dead_letters) == {"image": "unsupported_format", "header": "header_too_large"}
     assert sorted(len(r.value or b"") + len(r.headers[0][1]) for r in dead_letters if r.key == b"header") == [
         len(png()) + largest
     ]
@@ -177,8 +177,25 @@ def test_1_a_backlog_of_the_largest_messages_stops_nothing(settings: StreamSetti
 
     predictions, dead_letters = outcomes(settings)
     assert predictions == []
-    assert [r.text("xray_reason") for r in dead_letters] == ["payload_too_large"] * 16
+    assert [r.text("xray_reason") for r in dead_letters] == ["unsupported_format"] * 16
     assert all(r.value == noise for r in dead_letters)
+    assert audit_stream(settings).balanced
+
+
+@pytest.mark.long
+def test_1_a_backlog_of_the_largest_plates_is_scored_by_default(settings: StreamSettings, model: Trained) -> None:
+    """CR plates of 3520 x 4280 pixels and 16 bits, 30.1 MB, uncompressed."""
+    pixels = np.random.default_rng(6).integers(0, 4096, (3520, 4280)).astype(np.uint16)
+    plate = dicom(pixels)
+    for number in range(16):
+        name = f"plate-{number}"
+        publish(settings, {name: (plate, [("ce_id", name.encode()), ("ce_source", b"/t")])})
+    command = [sys.executable, "-m", "xray", "stream", "--available-now", "--model", str(model.folder)]
+    subprocess.run(command, env=environment(settings), check=True, timeout=240)
+
+    predictions, dead_letters = outcomes(settings)
+    assert (len(predictions), dead_letters) == (16, [])
+    assert {json.loads(r.value or b"")["image"]["payload_bytes"] for r in predictions} == {len(plate)}
     assert audit_stream(settings).balanced
 
 

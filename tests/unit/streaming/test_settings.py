@@ -236,3 +236,9 @@ def test_every_limit_of_an_image_is_a_setting() -> None:
 
 def test_every_setting_says_what_it_means() -> None:
     assert all(variable_names().values())
+
+
+def test_the_largest_message_may_be_an_image() -> None:
+    settings = load_settings()
+    assert settings.score.max_payload_bytes == settings.kafka.max_message_bytes
+    assert settings.train.max_file_bytes > settings.score.max_payload_bytes

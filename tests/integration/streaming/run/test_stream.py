@@ -27,7 +27,7 @@ from streaming.settings import StreamSettings
 from tests.conftest import Trained
 from tests.integration.consumers import read_topic
 from tests.integration.streams import Headers, drain, outcomes, publish, read_samples, running, score, wait_for_count
-from tests.testimages import good_files, png, wrong_files
+from tests.testimages import MAX_PAYLOAD_BYTES, good_files, png, wrong_files
 
 pytestmark = [pytest.mark.kafka, pytest.mark.spark, pytest.mark.delta]
 
@@ -35,6 +35,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.spark, pytest.mark.delta]
 def test_every_record_is_one_outcome_and_every_message_keeps_its_contract(
     spark: SparkSession, settings: StreamSettings, trained: Trained
 ) -> None:
+    score = settings.score.model_copy(update={"max_payload_bytes": MAX_PAYLOAD_BYTES})
+    settings = settings.model_copy(update={"score": score})
     good, wrong = good_files(), wrong_files()
     extra: Headers = [("x-site", b"\xff\x00bytes"), ("traceparent", b"00-abc-def-01")]
     messages: dict[str, tuple[bytes | None, Headers]] = {name: (payload, extra) for name, payload in good.items()}

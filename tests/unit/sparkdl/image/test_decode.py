@@ -14,7 +14,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from schemas.errors import ContractError, CorruptImageError, Reason, RecordError, UnsupportedImageError
 from sparkdl.image.decode import decode_image, sniff_media_type
-from sparkdl.image.limits import DecodeLimits
+from sparkdl.image.limits import RENDERING_VERSIONS, DecodeLimits
 from sparkdl.image.pixels import resize_pixels
 from sparkdl.image.row import array_from_row
 from tests import testimages
@@ -34,6 +34,7 @@ from tests.testimages import (
 
 ORIGIN = "xray.images-3@1024"
 GOOD, WRONG = testimages.good_files(), testimages.wrong_files()
+LIMITS = DecodeLimits(max_payload_bytes=testimages.MAX_PAYLOAD_BYTES)
 COLOUR = {"colour.png", "colour16.png", "rgba.png", "palette.png", "colour.jpg"}
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "dcm": "application/dicom"}
 
@@ -71,7 +72,7 @@ def test_good_files_give_a_row_of_the_size_asked_for(name, size):
 def test_wrong_files_give_their_reason(name):
     wrong = WRONG[name]
     with pytest.raises(RecordError) as failure:
-        decode_image(wrong.payload, origin=ORIGIN, content_type=wrong.content_type, size=(20, 24))
+        decode_image(wrong.payload, origin=ORIGIN, content_type=wrong.content_type, size=(20, 24), limits=LIMITS)
     error = failure.value
     assert error.reason == wrong.reason
     assert error.origin == ORIGIN
@@ -549,3 +550,14 @@ def test_decoding_imports_no_spark():
         "sys.exit('pyspark' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("shape", [(3520, 4280), (3408, 3320)])
+@pytest.mark.parametrize("version", RENDERING_VERSIONS)
+def test_plates_are_read_with_the_limits_of_the_stream(shape, version):
+    """The largest CR plates, uncompressed: up to 30.1 MB."""
+    pixels = (np.arange(shape[0] * shape[1], dtype=np.uint32) % 4096).astype(np.uint16).reshape(shape)
+    payload = testimages.dicom(pixels)
+    assert len(payload) > 2 * shape[0] * shape[1]
+    decoded = decode_image(payload, origin=ORIGIN, size=(20, 24), rendering=version)
+    assert (decoded.original_height, decoded.original_width) == shape
