@@ -25,6 +25,12 @@ class Flag(StrEnum):
     UNLIKE_TRAINING = "unlike_training"
 
 
+class Remark(StrEnum):
+    """What else is to be known of a prediction, which may be acted on: every value of a message's ``remarks``."""
+
+    OLD_RENDERING = "old_rendering"
+
+
 UNDECIDED = "undecided"
 """What people are shown instead of the label of a flagged prediction: a label reads like an answer to act on."""
 
@@ -82,7 +88,7 @@ class ModelCard:
     network, precision : str
         The featurizer's network and the precision that it runs in.
     rendering_version : int
-        Version of the decoding rules that made the training pixels; serving with another is refused.
+        Version of the decoding rules that made the training pixels; what is scored is decoded by the same.
     sha256 : str
         Hash of the folder, see `hash_model_folder`.
     created_at : str

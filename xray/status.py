@@ -5,6 +5,7 @@ from typing import Any
 from confluent_kafka import Consumer, TopicPartition
 
 from schemas.errors import BrokerError, ModelLoadError
+from schemas.modelcard import read_card
 from schemas.registry import champion_folder
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.topics import label_topics, wanted_topics
@@ -19,13 +20,15 @@ def describe_status(settings: StreamSettings) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``bootstrap_servers``, ``kafka`` (whether it answers), ``topics`` (partitions and messages by name), ``home``
-        and ``champion`` (version or None).
+        ``bootstrap_servers``, ``kafka`` (whether it answers), ``topics`` (partitions and messages by name), ``home``,
+        ``champion`` (version or None) and ``champion_rendering_version`` (None where its card cannot be read as well).
     """
+    champion, rendering = _champion(settings)
     state: dict[str, Any] = {
         "bootstrap_servers": settings.kafka.bootstrap_servers,
         "home": str(settings.home),
-        "champion": _champion(settings),
+        "champion": champion,
+        "champion_rendering_version": rendering,
         "kafka": True,
         "topics": {},
     }
@@ -55,8 +58,12 @@ def _count(consumer: Consumer, topic: str, partition: int) -> int:
     return int(high - low)
 
 
-def _champion(settings: StreamSettings) -> str | None:
+def _champion(settings: StreamSettings) -> tuple[str | None, int | None]:
     try:
-        return champion_folder(settings.models_folder).name
+        folder = champion_folder(settings.models_folder)
     except ModelLoadError:
-        return None
+        return None, None
+    try:
+        return folder.name, read_card(folder).rendering_version
+    except ModelLoadError:  # the stream says what is wrong with it
+        return folder.name, None

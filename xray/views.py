@@ -1,7 +1,7 @@
 """How results look on a terminal: the account, a training run, predictions as they come."""
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +196,8 @@ def _write_prediction(prediction: SeenPrediction, *, as_json: bool) -> None:
         return
     name, said, flags, score, latency, size = _prediction_cells(prediction)
     line = f"{name}  {said}  score {score}  {latency} ms  {size}{'  ' if flags else ''}{', '.join(flags)}"
-    out.print(line, soft_wrap=True)
+    remarks = [_cell(remark) for remark in list_remarks(prediction.event)]
+    out.print(f"{line}{'  remarks: ' if remarks else ''}{', '.join(remarks)}", soft_wrap=True)
     out.file.flush()
 
 
@@ -212,7 +213,7 @@ def _prediction_cells(prediction: SeenPrediction) -> tuple[str, str, list[str], 
 
 
 def prediction_table(seen: deque[SeenPrediction], total: int) -> Table:
-    """Draw the last predictions.
+    """Draw the last predictions, and below them what is remarked of some.
 
     Parameters
     ----------
@@ -238,6 +239,10 @@ def prediction_table(seen: deque[SeenPrediction], total: int) -> Table:
     for prediction in seen:
         name, said, flags, score, latency, size = _prediction_cells(prediction)
         table.add_row(name, said, "\n".join(flags), score, latency, size)
+    remarks = Counter(_cell(remark) for prediction in seen for remark in list_remarks(prediction.event))
+    if remarks:
+        told = ", ".join(f"{remark} ({count} of these {len(seen)})" for remark, count in sorted(remarks.items()))
+        table.caption, table.caption_justify = f"remarks: {told}", "left"
     return table
 
 
@@ -254,8 +259,28 @@ def list_flags(event: Mapping[str, Any]) -> list[str]:
     list of str
         Empty where the model checks nothing, or found nothing.
     """
-    flags = event.get("flags") or []
-    return [str(flag) for flag in (flags if isinstance(flags, list) else [flags])]
+    return _list_words(event, "flags")
+
+
+def list_remarks(event: Mapping[str, Any]) -> list[str]:
+    """Give what else is to be known of a prediction, which may be acted on; words that are not known here as well.
+
+    Parameters
+    ----------
+    event : Mapping
+        The message's value.
+
+    Returns
+    -------
+    list of str
+        Empty where there is nothing to remark.
+    """
+    return _list_words(event, "remarks")
+
+
+def _list_words(event: Mapping[str, Any], name: str) -> list[str]:
+    words = event.get(name) or []
+    return [str(word) for word in (words if isinstance(words, list) else [words])]
 
 
 def _said(event: Mapping[str, Any]) -> str:

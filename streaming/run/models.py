@@ -9,10 +9,10 @@ from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
 
 from schemas.errors import ModelLoadError, SettingsError
-from schemas.modelcard import NOVELTY_FILE, ModelCard, read_card
+from schemas.modelcard import NOVELTY_FILE, ModelCard, Remark, read_card
 from schemas.registry import champion_folder
 from sparkdl.engine.novelty import read_detector
-from sparkdl.image.limits import RENDERING_VERSION
+from sparkdl.image.limits import RENDERING_VERSIONS, describe_other_rendering
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from sparkdl.transformers.pipelinefiles import is_featurizer_and_regression, load_pipeline
 from streaming.score.query import featurizer_of
@@ -48,7 +48,8 @@ def serve_model(folder: Path) -> ServedModel:
     Raises
     ------
     ModelLoadError
-        It is missing, was changed after training, decodes by other rules, or is no pipeline that the stream can serve.
+        It is missing, was changed after training, is for images of a rendering version that is not known here, or is no
+        pipeline that the stream can serve.
     """
     card = check_card(folder)
     return ServedModel(folder, card, load_model(folder))
@@ -63,15 +64,23 @@ def check_card(folder: Path) -> ModelCard:
         See `serve_model`.
     """
     card = read_card(folder)
-    if card.rendering_version != RENDERING_VERSION:
-        msg = (
-            f"model {card.version} was trained on images of rendering version {card.rendering_version}; "
-            f"this installation decodes with version {RENDERING_VERSION}. Train it anew."
-        )
+    if card.rendering_version not in RENDERING_VERSIONS:
+        msg = f"model {card.version} cannot be served. {describe_other_rendering(card.rendering_version)}"
         raise ModelLoadError(msg)
     if card.novelty is not None:
         _check_detector(folder / NOVELTY_FILE, card.novelty.threshold)
     return card
+
+
+def warn_of_rendering(card: ModelCard) -> None:
+    """Say of a model that goes into service that the next release will not serve it, where that is so."""
+    if told := describe_other_rendering(card.rendering_version):
+        log.warning(
+            "model %s is of an old rendering. %s Each of its predictions says %s.",
+            card.version,
+            told,
+            Remark.OLD_RENDERING.value,
+        )
 
 
 def _check_detector(path: Path, threshold: float) -> None:

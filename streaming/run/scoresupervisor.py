@@ -19,7 +19,7 @@ from streaming.account.losses import check_losses, find_losses
 from streaming.kafka.topicchecks import check_outcome_sizes
 from streaming.kafka.topicids import check_topic_ids
 from streaming.metrics import StreamMetrics
-from streaming.run.models import ChampionWatch, ServedModel, serve_model
+from streaming.run.models import ChampionWatch, ServedModel, serve_model, warn_of_rendering
 from streaming.run.supervisor import FailureKind, QueryFailure, QuerySupervisor
 from streaming.score.progress import ProgressListener
 from streaming.score.published import find_published
@@ -176,6 +176,7 @@ class ScoreSupervisor:
                 self._watch.accept(folder)
                 self._metrics.use_model(self._served.card)
                 log.info("serving model %s from now on", self._served.card.version)
+                warn_of_rendering(self._served.card)
         except ModelLoadError as exc:
             if folder is not None:
                 self._watch.refuse(folder)

@@ -35,7 +35,7 @@ from streaming.kafka.topics import create_topics
 from streaming.metrics import StreamMetrics, serve_metrics
 from streaming.run.folders import check_folders
 from streaming.run.jars import SPARK_JARS, resolve_jars
-from streaming.run.models import ChampionWatch, ServedModel, check_card, load_model
+from streaming.run.models import ChampionWatch, ServedModel, check_card, load_model, warn_of_rendering
 from streaming.run.scoresupervisor import ScoreSupervisor
 from streaming.run.sparkinternals import check_internals
 from streaming.run.supervisor import FailureKind, QueryFailure, QuerySupervisor
@@ -132,6 +132,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
         check_internals(spark)
         served = ServedModel(folder, card, load_model(folder))
         check_outcome_sizes(settings.kafka, card, featurizer_of(served.pipeline).network.n_features)
+        warn_of_rendering(card)
         listener = ProgressListener(metrics, card)
         spark.streams.addListener(listener)
         stack.callback(spark.streams.removeListener, listener)

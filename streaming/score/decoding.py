@@ -73,6 +73,8 @@ class DecodePlan:
         Caps on bytes and pixels.
     model_sha256 : str
         Part of every prediction's id.
+    rendering : int
+        Rendering version of the model's card.
     max_record_bytes : int
         Largest record whose dead letter can hold all of it: key, headers and value together. Brokers and clients
         limit a batch of records as it was compressed, so what is unpacked here can be larger.
@@ -83,6 +85,7 @@ class DecodePlan:
     size: tuple[int, int]
     limits: DecodeLimits
     model_sha256: str
+    rendering: int
     max_record_bytes: int = envelope.MAX_MESSAGE_BYTES
     keep_payloads: bool = False
 
@@ -260,7 +263,12 @@ def decode_record(row: Mapping[str, Any], payload: bytes | None, plan: DecodePla
             identity = (header.source, header.id)
         added |= {"source": header.source, "id": header.id, "captured_at": header.time}
         decoded = decode_image(
-            payload, origin=origin, content_type=header.content_type, size=plan.size, limits=plan.limits
+            payload,
+            origin=origin,
+            content_type=header.content_type,
+            size=plan.size,
+            limits=plan.limits,
+            rendering=plan.rendering,
         )
         added |= _describe(decoded)
         added["event_id"] = envelope.derive_event_id(*identity, sha256, plan.model_sha256)

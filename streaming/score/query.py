@@ -182,6 +182,7 @@ def build_outcomes(
         size=featurizer_of(model).network.input_size,
         limits=settings.score.to_limits(),
         model_sha256=card.sha256,
+        rendering=card.rendering_version,
         max_record_bytes=settings.kafka.max_message_bytes,
         keep_payloads=plan.keep_payloads,
     )

@@ -38,7 +38,8 @@ from pyspark.sql.functions import hex as hex_
 
 from schemas import envelope
 from schemas.errors import Reason
-from schemas.modelcard import Flag, ModelCard
+from schemas.modelcard import Flag, ModelCard, Remark
+from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.transformers.featurizer import NOVEL_COLUMN
 from streaming.score.published import NOTHING, ImageOffsets, Published
 from streaming.settings import KafkaSettings
@@ -187,6 +188,8 @@ def _prediction(topic: str, route: Route) -> Column:
             lit(card.operating_point).alias("operating_point"),
             # Null, and so left out, where the model checks nothing: its messages are what they were before flags.
             col("flags"),
+            # Likewise where there is nothing to remark.
+            _list_remarks(card).alias("remarks"),
             lit(envelope.DISCLAIMER).alias("disclaimer"),
         )
     )
@@ -195,6 +198,12 @@ def _prediction(topic: str, route: Route) -> Column:
         _header(envelope.PREDICT_SECONDS, col("predict_seconds")),
     ]
     return _outcome(topic, value, _cloud_event(envelope.PREDICTION_TYPE, timings, route))
+
+
+def _list_remarks(card: ModelCard) -> Column:
+    if card.rendering_version == RENDERING_VERSION:
+        return lit(None).cast("array<string>")
+    return array(lit(Remark.OLD_RENDERING.value))
 
 
 def _features(route: Route) -> Column:

@@ -1,7 +1,9 @@
 """``xray status``: what runs and what is there."""
 
 import typer
+from rich.markup import escape
 
+from sparkdl.image.limits import describe_other_rendering
 from streaming.settings import load_settings
 from xray.commands.options import Json
 from xray.console import new_table, out, print_json
@@ -25,6 +27,9 @@ def status(json_: Json = False) -> None:
         out.print(f"Kafka at {state['bootstrap_servers']} {answer}.", soft_wrap=True)
         out.print(f"State folder: {state['home']}", markup=False, soft_wrap=True)
         out.print(f"Champion: {state['champion'] or 'none; train one with xray train'}")
+        rendering = state["champion_rendering_version"]
+        if rendering is not None and (told := describe_other_rendering(rendering)):
+            out.print(f"[bold yellow]warning:[/] {escape(told)}", soft_wrap=True)
         if state["topics"]:
             print_table(table)
     if not state["kafka"]:

@@ -10,6 +10,7 @@ from schemas.documents import SCHEMA_NAMES, load_schema, load_tables
 from schemas.envelope import derive_event_id
 from schemas.errors import Reason
 from schemas.labels import LABELS_COLUMNS
+from schemas.modelcard import Flag, Remark
 from tests.paths import CONTRACTS
 
 _CONTRACTS = CONTRACTS
@@ -81,3 +82,16 @@ def test_tables_keep_their_columns() -> None:
 def test_event_id_depends_on_every_part_and_on_where_parts_end() -> None:
     assert derive_event_id("a", "bc") == derive_event_id("a", "bc")
     assert len({derive_event_id(*parts) for parts in (("a", "bc"), ("ab", "c"), ("a", "b", "c"), ("abc",))}) == 4
+
+
+def test_words_of_flags_and_remarks_are_the_codes() -> None:
+    properties = load_schema("prediction")["properties"]
+    assert properties["flags"]["items"]["enum"] == [flag.value for flag in Flag]
+    assert properties["remarks"]["items"]["enum"] == [remark.value for remark in Remark]
+
+
+@pytest.mark.parametrize("remarks", [[], ["uncertain"], ["old_rendering", "old_rendering"], "old_rendering", None])
+def test_remarks_are_known_words_or_absent(remarks: Any) -> None:
+    jsonschema.validate(_MESSAGES["prediction"] | {"remarks": ["old_rendering"]}, load_schema("prediction"))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(_MESSAGES["prediction"] | {"remarks": remarks}, load_schema("prediction"))

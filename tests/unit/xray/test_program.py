@@ -1,5 +1,6 @@
 """The program itself: its version, and errors of the machine as one line with the next step."""
 
+import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import DependencyError
+from schemas.registry import promote
+from sparkdl.image.limits import RENDERING_VERSION
+from tests.savedmodels import add_model
 from xray import __main__ as program
 
 
@@ -98,8 +102,45 @@ def test_a_broker_without_port_is_refused_at_once(call, monkeypatch: pytest.Monk
 def test_in_a_pipe_a_sentence_is_one_line(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("COLUMNS", "80")
     champion = "many words " * 20 + "end"
-    state = {"bootstrap_servers": "127.0.0.1:1", "home": "h", "champion": champion, "kafka": True, "topics": {}}
+    state = {
+        "bootstrap_servers": "127.0.0.1:1",
+        "home": "h",
+        "champion": champion,
+        "champion_rendering_version": None,
+        "kafka": True,
+        "topics": {},
+    }
     monkeypatch.setattr("xray.status.describe_status", lambda _: state)
     code, told, _ = call("status")
     assert code == 0
     assert f"Champion: {champion}" in told.splitlines()
+
+
+@pytest.mark.parametrize(("version", "told"), [(1, True), (0, True), (RENDERING_VERSION, False), (None, False)])
+def test_status_tells_of_a_champion_of_an_old_rendering(  # type: ignore[no-untyped-def]
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int | None, told: bool
+) -> None:
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    monkeypatch.setattr("xray.status._describe_topics", lambda _: {})
+    if version is not None:
+        add_model(tmp_path, "v1", rendering=version)
+        promote(tmp_path / "models", "v1")
+    code, said, _ = call("status")
+    assert code == 0
+    assert (f"rendering version {version}" in said) is ("xray train --data" in said) is told
+    code, said, _ = call("status", "--json")
+    state = json.loads(said)
+    assert (state["champion"], state["champion_rendering_version"]) == (None if version is None else "v1", version)
+
+
+def test_status_of_a_damaged_champion_names_it_all_the_same(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    monkeypatch.setattr("xray.status._describe_topics", lambda _: {})
+    add_model(tmp_path, "v1")
+    promote(tmp_path / "models", "v1")
+    (tmp_path / "models" / "v1" / "weights").write_text("others", encoding="utf-8")
+    _, said, _ = call("status", "--json")
+    state = json.loads(said)
+    assert (state["champion"], state["champion_rendering_version"]) == ("v1", None)

@@ -175,3 +175,53 @@ def test_where_the_program_failed_is_shown_where_asked_for(capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert "the end is missing" in printed
     assert ("Traceback" in printed) is asked
+
+
+REMARKS = (["old_rendering"], ["of_a_later_version"], ["old_rendering", "of_a_later_version"], "a word alone")
+
+
+@pytest.mark.parametrize("remarks", REMARKS)
+@pytest.mark.parametrize("flags", [[], None])
+def test_a_remark_is_told_and_the_prediction_stays_one_to_act_on(remarks: Any, flags: list[str] | None) -> None:
+    remarked, plain = seen("opacities", remarks=remarks, flags=flags), seen("opacities", flags=flags)
+    rows = draw(remarked, plain)
+    assert cells(rows[0]) == cells(rows[1])
+    assert cells(rows[0])[1] == "opacities"
+    caption = prediction_table(deque([remarked, plain]), 2).caption
+    for word in remarks if isinstance(remarks, list) else [remarks]:
+        assert f"{word} (1 of these 2)" in str(caption)
+
+
+def test_without_a_remark_the_table_is_what_it_was() -> None:
+    assert prediction_table(deque([seen(), seen(flags=["uncertain"])]), 2).caption is None
+
+
+def test_a_remark_draws_nothing_either() -> None:
+    caption = str(prediction_table(deque([seen(remarks=["[red]x\x1b[2J\ny"])]), 1).caption)
+    assert "\x1b" not in caption
+    assert "\n" not in caption
+    assert "\\[red]" in caption
+
+
+@pytest.mark.parametrize(
+    ("remarks", "flags", "end"),
+    [
+        (["old_rendering"], [], "3072x2560  remarks: old_rendering"),
+        (["old_rendering"], ["uncertain"], "uncertain  remarks: old_rendering"),
+        (["a", "b"], [], "3072x2560  remarks: a, b"),
+        (None, [], "3072x2560"),
+    ],
+)
+def test_watch_writes_remarks_behind_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], remarks: Any, flags: list[str], end: str
+) -> None:
+    event = seen(remarks=remarks, flags=flags)
+    monkeypatch.setattr(views, "watch_predictions", lambda *_, **__: iter([event]))
+    monkeypatch.setattr(views, "out", Console(width=80, highlight=False))
+    watch_live(KafkaSettings(), from_beginning=False, count=1, timeout_s=1, as_json=False)
+    assert capsys.readouterr().out.rstrip("\n").endswith(end)
+
+
+def test_the_demo_counts_a_remarked_prediction_as_decided() -> None:
+    remarked = [seen("normal", remarks=["old_rendering"], flags=[]), seen(remarks=["old_rendering"], flags=None)]
+    assert count_undecided(remarked) == 0

@@ -1,6 +1,7 @@
 """Small parts of the service: model cards, checkpoints, losses, folders, histograms, files to publish."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,20 +10,33 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from schemas.errors import DataLossError, DatasetError, JobError, ModelLoadError, SettingsError
 from schemas.modelcard import CARD_FILE, ModelCard, hash_model_folder, read_card, write_card
+from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS
 from streaming.account.checkpoints import UnfinishedBatch, committed_offsets, last_committed, unfinished_batch
 from streaming.account.losses import Loss, check_losses
 from streaming.devices.publish import find_files, image_message
 from streaming.metrics import BucketHistogram, parse_offsets
 from streaming.run.folders import check_folders
-from streaming.run.models import ChampionWatch
+from streaming.run.models import ChampionWatch, check_card, warn_of_rendering
 from streaming.run.supervisor import summarize
 from streaming.settings import KafkaSettings, load_settings
+from tests.savedmodels import add_model
 from tests.testimages import png
 
 
 def card(sha256: str) -> ModelCard:
     return ModelCard(
-        "cxr", "v1", ("normal", "covid"), "covid", 0.5, "untuned", "Lite0", "fp32", 1, sha256, "2026", {"accuracy": 0.9}
+        "cxr",
+        "v1",
+        ("normal", "covid"),
+        "covid",
+        0.5,
+        "untuned",
+        "Lite0",
+        "fp32",
+        RENDERING_VERSION,
+        sha256,
+        "2026",
+        {"accuracy": 0.9},
     )
 
 
@@ -186,3 +200,26 @@ def test_published_message_is_a_cloud_event_for_another_library() -> None:
     assert (event.get_id(), event.get_source(), event.get_type()) == ("a.png-1", "/dx-1", "xray.image.v1")
     assert event.get_datacontenttype() == "image/png"
     assert event.get_data() == png()
+
+
+@pytest.mark.parametrize("version", RENDERING_VERSIONS)
+def test_models_of_every_known_rendering_are_served(
+    tmp_path: Path, version: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = add_model(tmp_path, "v1", rendering=version)
+    assert check_card(tmp_path / "models" / "v1") == card
+    warn_of_rendering(card)
+    told = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == int(version != RENDERING_VERSION)
+    for record in told:
+        text = record.getMessage()
+        assert "\n" not in text
+        for part in ("model v1", "rendering version 1", "the next one does not", "xray train --data", "old_rendering"):
+            assert part in text
+
+
+@pytest.mark.parametrize("version", [-1, 0, max(RENDERING_VERSIONS) + 1])
+def test_models_of_an_unknown_rendering_are_refused(tmp_path: Path, version: int) -> None:
+    add_model(tmp_path, "v1", rendering=version)
+    with pytest.raises(ModelLoadError, match=rf"v1 cannot be served\. .* version {version}, .*xray train --data"):
+        check_card(tmp_path / "models" / "v1")

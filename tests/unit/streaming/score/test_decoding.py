@@ -8,12 +8,13 @@ import pyarrow as pa
 import pytest
 
 from schemas.errors import CorruptImageError, Reason
-from sparkdl.image.limits import DecodeLimits
+from sparkdl.image.decode import DecodedImage, decode_image
+from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS, DecodeLimits
 from streaming.score import decoding
 from streaming.score.decoding import DecodePlan, RecordSizes, decode_batches, decode_record, measure_records
 from tests.testimages import good_files, png
 
-_PLAN = DecodePlan(size=(20, 30), limits=DecodeLimits(), model_sha256="m" * 64)
+_PLAN = DecodePlan(size=(20, 30), limits=DecodeLimits(), model_sha256="m" * 64, rendering=RENDERING_VERSION)
 
 
 def record(payload: bytes | None, headers: Sequence[tuple[str, bytes | None]] = (), offset: int = 7) -> dict[str, Any]:
@@ -202,3 +203,18 @@ def test_payloads_are_kept_where_the_plan_says_so() -> None:
     batch = batch_of({}, {"value": b"no image"}, {"value": None})
     [decoded] = decode_batches(iter([batch]), replace(_PLAN, keep_payloads=True))
     assert decoded.column("payload").to_pylist() == [png(), b"no image", None]
+
+
+@pytest.mark.parametrize("version", RENDERING_VERSIONS)
+def test_an_image_is_decoded_by_the_rendering_of_the_models_card(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    asked = []
+
+    def decode(payload: bytes, **options: Any) -> DecodedImage:
+        asked.append(options["rendering"])
+        return decode_image(payload, **options)
+
+    monkeypatch.setattr(decoding, "decode_image", decode)
+    row = {"topic": "images", "partition": 0, "offset": 1, "headers": []}
+    plan = replace(_PLAN, rendering=version)
+    assert decode_record(row, png(), plan).get("reason") is None
+    assert asked == [version]
