@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -159,7 +159,13 @@ def promote(
     return card
 
 
-def rollback(models_folder: Path, *, why: str = "", command: str = "xray models rollback") -> Rollback:
+def rollback(
+    models_folder: Path,
+    *,
+    why: str = "",
+    command: str = "xray models rollback",
+    find_fault: Callable[[ModelCard], str] = lambda _: "",
+) -> Rollback:
     """Serve the champion before the last promotion again; done twice, the one before that.
 
     Parameters
@@ -168,11 +174,13 @@ def rollback(models_folder: Path, *, why: str = "", command: str = "xray models 
         Where the models are.
     why, command : str
         For the history.
+    find_fault : callable
+        Says why a version cannot be served; empty where it can.
 
     Returns
     -------
     Rollback
-        What serves now. Earlier champions that are gone or damaged were skipped.
+        What serves now. Earlier champions that are gone, damaged or cannot be served were skipped.
 
     Raises
     ------
@@ -192,6 +200,9 @@ def rollback(models_folder: Path, *, why: str = "", command: str = "xray models 
             except ModelLoadError as exc:
                 skipped.append((version, str(exc)))
                 continue
+            if fault := find_fault(card):
+                skipped.append((version, fault))
+                continue
             _move(
                 models_folder,
                 history,
@@ -200,7 +211,7 @@ def rollback(models_folder: Path, *, why: str = "", command: str = "xray models 
             _log.info("rolled back from model %s to %s", champion, version)
             return Rollback(card, champion, tuple(skipped))
     told = "".join(f"; not {version}: {reason}" for version, reason in skipped)
-    msg = f"no champion before {champion} can be served{told}. 'xray models promote VERSION' takes any model."
+    msg = f"no champion before {champion} can be served{told}. 'xray models promote VERSION' takes another model."
     raise ModelLoadError(msg)
 
 

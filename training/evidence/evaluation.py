@@ -278,6 +278,8 @@ class Evaluation:
         Against the model in service, on the same held-out images; empty where there is none.
     in_service_name : str
         That model's version, with a remark on how many of these images it was trained on.
+    in_service_on : Side or None
+        The images that the two were compared on, where that model has no features of some that are held out.
     """
 
     verdict: Verdict
@@ -300,6 +302,7 @@ class Evaluation:
     mistakes: tuple[Mistake, ...] = ()
     in_service: Mapping[str, Comparison] | None = None
     in_service_name: str = ""
+    in_service_on: Side | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Render for JSON: dataclasses become objects, arrays lists, what is not a number null.

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import BINARY, ModelCard, read_card
 from schemas.registry import CHAMPION_FILE, champion_folder
-from sparkdl.image.limits import RENDERING_VERSION
+from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS
 from training.arrays import Mask
 from training.data.dataset import MANIFEST_FILE, Dataset, Sample, count_by_class, read_dataset
 from training.data.duplicates import find_duplicates, union_groups
@@ -38,6 +38,7 @@ from training.model.regression import fit_regression
 
 _MAX_COPIES_SHOWN = 10
 _MAX_MISTAKES = 12
+_COMPARED = "comparison with the model in service"
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,12 @@ def evaluate_model(
     report("judging", 2, 3)
     others = (*without_source, *(evaluator.measure_external(one) for one in external))
     verdict = give_verdict(figures["auroc"].value, probes)
-    in_service, name, more = evaluator.compare_with_service(outcomes, models_folder, reports_folder)
+    service = evaluator.compare_with_service(outcomes, models_folder, reports_folder)
     two = outcomes.n_classes == BINARY
     held_out = result.fitted.features[result.material.held_out]
     abstention, novelty = measure_decision(result.fitted.decision, outcomes, held_out, seed=seed)
     evaluation = Evaluation(
-        verdict=replace(verdict, notes=(*verdict.notes, *notes, *more)),
+        verdict=replace(verdict, notes=(*verdict.notes, *notes, *service.notes)),
         provenance=evaluator.provenance(),
         data=evaluator.summarize_data(),
         metrics={key: result.metrics[key] for key in ("accuracy", "f1", "weightedPrecision", "weightedRecall")},
@@ -158,11 +159,22 @@ def evaluate_model(
         novelty=novelty,
         candidates=result.fitted.candidates,
         mistakes=evaluator.mistakes(outcomes),
-        in_service=in_service,
-        in_service_name=name,
+        in_service=service.figures,
+        in_service_name=service.name,
+        in_service_on=service.on,
     )
     report("judging", 3, 3)
     return evaluation
+
+
+@dataclass(frozen=True)
+class _InService:
+    """What came of asking the model in service; the fields are those of `Evaluation`."""
+
+    notes: tuple[str, ...] = ()
+    figures: Mapping[str, Comparison] | None = None
+    name: str = ""
+    on: Side | None = None
 
 
 @dataclass(frozen=True)
@@ -362,7 +374,8 @@ class _Evaluator:
     def measure_external(self, external: External) -> SetFigures:
         """Measure the model on another set, without what is also in this one."""
         samples = external.dataset.samples
-        facts = examine(self.spark, [sample.path for sample in samples], self.cache, self.report)
+        paths = [sample.path for sample in samples]
+        facts = examine(self.spark, paths, self.cache, self.report, limits=self.material.limits)
         readable = [(sample, fact) for sample, fact in zip(samples, facts, strict=True) if not fact.error]
         own = {f"own:{path}": group for path, group in zip(self.material.paths, self.material.groups, strict=True)}
         theirs = {f"external:{sample.path}": sample.patient_id for sample, _ in readable}
@@ -389,6 +402,7 @@ class _Evaluator:
             self.result.fitted.featurizer,
             self.cache,
             self.report,
+            limits=self.material.limits,
         )
         good = np.array([not error for error in errors], bool)
         chosen = [sample for sample, fine in zip(chosen, good, strict=True) if fine]
@@ -411,33 +425,61 @@ class _Evaluator:
 
     def compare_with_service(
         self, outcomes: Outcomes, models_folder: Path | None, reports_folder: Path | None
-    ) -> tuple[Mapping[str, Comparison] | None, str, tuple[str, ...]]:
-        """Ask the promoted model about the same held-out images."""
+    ) -> _InService:
+        """Ask the promoted model about the same held-out files, each rendered as that model knows images."""
         if models_folder is None or not (models_folder / CHAMPION_FILE).exists():
-            return None, "", ()
+            return _InService()
         try:
             folder = champion_folder(models_folder)
             card = read_card(folder)
             if why := self.why_incomparable(card):
-                return None, "", (f"comparison with the model in service: {card.version} {why}",)
+                return _InService((f"{_COMPARED}: {card.version} {why}",))
             featurizer, head = load_served(folder)
         except ModelLoadError as exc:
-            return None, "", (f"comparison with the model in service: {exc}",)
+            return _InService((f"{_COMPARED}: {exc}",))
         mask = self.material.held_out
-        paths = [sample.path for sample in self.taken(mask)]
+        samples = self.taken(mask)
         digests = [digest for digest, out in zip(self.material.digests, mask, strict=True) if out]
-        features, errors = compute_features(self.spark, paths, digests, featurizer, self.cache, self.report)
-        if any(errors):
-            return None, "", (f"comparison with the model in service: {card.version} has no features of some images",)
+        features, errors = compute_features(
+            self.spark,
+            [sample.path for sample in samples],
+            digests,
+            featurizer,
+            self.cache,
+            self.report,
+            limits=self.material.limits,
+            rendering=card.rendering_version,
+        )
         head = head.reorder([card.labels.index(label) for label in self.labels])
         served = self.material.gather(head.predict(features), held_out=True, threshold=card.threshold)
-        return compare(served, outcomes, seed=self.seed), name_served(card.version, digests, reports_folder), ()
+        # A file that it gets no features of becomes a dead letter where it serves: nothing to compare with.
+        known = np.array([not error for error in errors], bool)
+        asked = [digest for digest, good in zip(digests, known, strict=True) if good]
+        shared = outcomes.take(known)
+        counts = count_by_class([sample for sample, good in zip(samples, known, strict=True) if good], self.labels)
+        return _InService(
+            self.describe_comparison(card, known),
+            compare(served.take(known), shared, seed=self.seed),
+            name_served(card.version, asked, reports_folder),
+            None if known.all() else Side(len(asked), shared.n_patients, counts),
+        )
+
+    def describe_comparison(self, card: ModelCard, known: Mask) -> tuple[str, ...]:
+        notes = {
+            f"{card.version} was asked about images as rendering version {card.rendering_version} makes them, which "
+            f"it was trained on and is served with; this one is for version {RENDERING_VERSION}": (
+                card.rendering_version != RENDERING_VERSION
+            ),
+            f"{int((~known).sum())} of {known.size} held-out images are left out, as {card.version} gets no features "
+            "of them": not known.all(),
+        }
+        return tuple(f"{_COMPARED}: {note}" for note, applies in notes.items() if applies)
 
     def why_incomparable(self, card: ModelCard) -> str:
         if set(card.labels) == set(self.labels) and card.positive_label != self.labels[-1]:
             return f"has {card.positive_label!r} as its positive class, this one {self.labels[-1]!r}"
         if set(card.labels) != set(self.labels):
             return f"is for {', '.join(card.labels)}"
-        if card.rendering_version != RENDERING_VERSION:
-            return f"has rendering version {card.rendering_version}, this one {RENDERING_VERSION}"
+        if card.rendering_version not in RENDERING_VERSIONS:
+            return f"is for images of rendering version {card.rendering_version}, which are not made any more"
         return ""

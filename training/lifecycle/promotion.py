@@ -11,6 +11,7 @@ from typing import Any
 
 from schemas.errors import ModelLoadError
 from schemas.modelcard import BINARY, ModelCard
+from sparkdl.image.limits import RENDERING_VERSION
 
 MARGIN = 0.01
 """How much worse a figure may be before a model is refused, where nobody says otherwise."""
@@ -42,7 +43,7 @@ class Figures:
     note : str
         Why the interval is not to be relied on, e.g. for too few patients; empty where it is.
     n_images, n_patients : int
-        Held out.
+        Held out, and compared on.
     """
 
     name: str
@@ -86,16 +87,23 @@ class PromotionDecision:
         One sentence without a full stop.
     figures : Figures or None
         What was decided by first, AUROC or accuracy; None where there is no comparison with the present champion.
+    final : bool
+        Whether it may not be promoted by force either.
     """
 
     allowed: bool
     why: str
     figures: Figures | None = None
+    final: bool = False
 
     @property
     def compared(self) -> bool:
         """Whether the two models were asked about the same images."""
         return self.figures is not None
+
+    def permits(self, *, force: bool) -> bool:
+        """Tell whether it is promoted, where one may insist."""
+        return self.allowed or (force and not self.final)
 
 
 def decide(
@@ -103,11 +111,13 @@ def decide(
 ) -> PromotionDecision:
     """Decide whether a model may take the champion's place.
 
-    It may not where its AUROC (accuracy, of more than two classes) is more than the margin below the champion's, or
-    where the difference's interval lies wholly below 0. Of two classes it may not either where its sensitivity, at the
-    thresholds that the two decide with, is below the champion's by both: by more than the margin, and surely. An
-    interval with a remark, e.g. of too few patients, makes nothing sure. Where the two were not compared, it may: a
-    first model has nothing to be compared with, and an older one was compared with another champion.
+    It may not, by force either, where it is for images of another rendering version than this release's: the next one
+    would not serve it. It may not where its AUROC (accuracy, of more than two classes) is more than the margin below
+    the champion's, or where the difference's interval lies wholly below 0. Of two classes it may not either where its
+    sensitivity, at the thresholds that the two decide with, is below the champion's by both: by more than the margin,
+    and surely. An interval with a remark, e.g. of too few patients, makes nothing sure. Where the two were not
+    compared, it may: a first model has nothing to be compared with, and an older one was compared with another
+    champion.
 
     Parameters
     ----------
@@ -125,6 +135,13 @@ def decide(
     PromotionDecision
         With figures where the two were compared.
     """
+    if card.rendering_version != RENDERING_VERSION and card.version != champion:
+        why = (
+            f"it is for images of rendering version {card.rendering_version}, and models of version "
+            f"{RENDERING_VERSION} alone are promoted: train one with 'xray train --data FOLDER'; 'xray models "
+            "rollback' goes back to an earlier champion of any version that is served"
+        )
+        return PromotionDecision(False, why, final=True)
     if champion is None:
         return PromotionDecision(True, "there is no model in service to compare it with")
     why_not = _why_not_compared(card, report, champion)
@@ -202,7 +219,8 @@ def _why_not_compared(card: ModelCard, report: Mapping[str, Any] | None, champio
 
 
 def _read_figures(report: Mapping[str, Any], name: str, served_name: str) -> Figures | None:
-    found, internal = report["in_service"].get(name), report["internal"]
+    # Reports of the release before have no "in_service_on": there all held-out images were compared on.
+    found, on = report["in_service"].get(name), report.get("in_service_on") or report["internal"]
     if found is None or found["difference"]["value"] is None:
         return None
     difference = found["difference"]
@@ -216,6 +234,6 @@ def _read_figures(report: Mapping[str, Any], name: str, served_name: str) -> Fig
         high=difference["high"],
         p_like=found["p_like"],
         note=difference.get("note", ""),
-        n_images=internal["n_images"],
-        n_patients=internal["n_patients"],
+        n_images=on["n_images"],
+        n_patients=on["n_patients"],
     )

@@ -110,7 +110,7 @@ def retrain_model(
     DatasetError
         There are too few labels, or a class is missing on one side.
     SettingsError
-        The champion was made with other decoding rules than these.
+        See `check_rendering`.
     ModelLoadError
         It cannot be loaded, or is another kind of pipeline.
 
@@ -123,6 +123,7 @@ def retrain_model(
     images, the new one does so for the same share of images.
     """
     started = time.perf_counter()
+    check_rendering(card)
     check_labels(stored, card, min_labels=min_labels)
     held_out = choose_held_out(stored.patients)
     featurizer, served = load_served(champion)
@@ -138,7 +139,6 @@ def retrain_model(
         card,
         threshold=threshold,
         operating_point=_describe_decision(fitted, card) + fitted.decision.describe(),
-        rendering_version=RENDERING_VERSION,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         metrics=metrics,
         abstain=fitted.decision.abstain,
@@ -187,21 +187,32 @@ def _put_positive_last(stored: StoredSet, served: Head, card: ModelCard) -> tupl
     return replace(stored, labels=labels), served.reorder(order), replace(card, labels=names)
 
 
+def check_rendering(card: ModelCard) -> None:
+    """Refuse a champion from whose vectors no model may be made any more; to be called before they are read.
+
+    Raises
+    ------
+    SettingsError
+        It is for images of another rendering version than this release's.
+    """
+    if card.rendering_version != RENDERING_VERSION:
+        msg = (
+            f"{card.version}, the model in service, is for images of rendering version {card.rendering_version}, and "
+            f"models are made for version {RENDERING_VERSION} alone: its stored vectors are of no use for them. Train "
+            "anew with 'xray train --data FOLDER', and retrain that one once it has scored images with labels."
+        )
+        raise SettingsError(msg)
+
+
 def check_labels(stored: StoredSet, card: ModelCard, *, min_labels: int = MIN_LABELS) -> None:
     """Refuse what nothing can be learned from; to be called before Spark is started.
 
     Raises
     ------
-    DatasetError, SettingsError
+    DatasetError
         See `retrain_model`.
     """
     held_out = choose_held_out(stored.patients)
-    if card.rendering_version != RENDERING_VERSION:
-        msg = (
-            f"{card.version} was made with decoding rules {card.rendering_version}, these are {RENDERING_VERSION}: "
-            "stored vectors are of no use any more, train anew with 'xray train --data FOLDER'"
-        )
-        raise SettingsError(msg)
     n_images = len(stored.labels)
     if n_images < min_labels:
         msg = (

@@ -98,7 +98,8 @@ def compare_shadow(
     DatasetError
         There is no archive yet.
     ModelLoadError
-        The challenger has another featurizer or other labels than the champion, or is another kind of pipeline.
+        The challenger has another featurizer, rendering version or labels than the champion, or is another kind of
+        pipeline.
     JobError
         The archive cannot be read.
     """
@@ -150,6 +151,13 @@ def _load(champion: _Model, challenger: _Model) -> _Rival:
     """Read the challenger's classifier, where it can be asked about the champion's vectors."""
     (folder, card), (own_folder, own) = champion, challenger
     featurizer = describe_featurizer(folder, card)
+    if own.rendering_version != card.rendering_version:
+        msg = (
+            f"{own.version} is for images of rendering version {own.rendering_version} and {card.version} for those of "
+            f"{card.rendering_version}, so the stored vectors say nothing about it; its comparison is that of 'xray "
+            f"train', see 'xray models show {own.version}'"
+        )
+        raise ModelLoadError(msg)
     if describe_featurizer(own_folder, own) != featurizer:
         msg = (
             f"{own.version} has another featurizer than {card.version}, so the stored vectors say nothing about it. "

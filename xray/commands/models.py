@@ -27,6 +27,7 @@ from schemas.registry import (
     rollback,
     set_challenger,
 )
+from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS, describe_other_rendering
 from streaming.settings import load_settings
 from training.lifecycle.promotion import MARGIN, decide
 from xray.commands.mirror import find_report, mirror_aliases, mirror_all, track_all
@@ -73,11 +74,14 @@ def list_versions(json_: Json = False) -> None:
             ", ".join(f"[green]{name}[/]" if name == CHAMPION_FILE else name for name in names),
             _headline(card, report),
             _show_verdict(report),
-            escape(f"{card.network} {card.precision}"),
+            escape(f"{card.network} {card.precision}{_name_rendering(card.rendering_version)}"),
         )
         for card, report, names in rows
     ]
     print_listing(columns, shown, whole=2)
+    for card, _, names in rows:
+        if CHAMPION_FILE in names:
+            _warn_of_rendering(card)
     out.print("The champion is served by the stream. Figures of different held-out sets do not compare.")
 
 
@@ -134,14 +138,16 @@ def promote_version(
 ) -> None:
     """Let the stream serve a version: a running one from its next batch on. Exit code 1: refused.
 
-    It is refused where the report on it shows that it is worse than the champion.
+    It is refused where the report on it shows that it is worse than the champion, and, with --force as well, where it
+    is for images of an old rendering version.
     """
     settings = load_settings()
     card = read_card(find_model(settings.models_folder, version))
     champion = read_aliases(settings.models_folder).get(CHAMPION_FILE)
     report, remark = find_report(settings, card.version)
     decision = decide(card, report, champion, margin=margin)
-    promoted, forced = decision.allowed or force, force and not decision.allowed
+    promoted = decision.permits(force=force)
+    forced = promoted and not decision.allowed
     if remark:
         err.print(f"note: {remark}", markup=False, soft_wrap=True)
     if promoted and champion != card.version:
@@ -160,7 +166,8 @@ def promote_version(
         if json_:
             print_json(answer)
         err.print(f"[bold red]refused:[/] {escape(decision.why)}.", soft_wrap=True)
-        err.print("It is promoted all the same with --force; --margin says how much worse a model may be.")
+        if not decision.final:
+            err.print("It is promoted all the same with --force; --margin says how much worse a model may be.")
         raise typer.Exit(1)
     if not json_ and champion == card.version:
         out.print(f"{card.name} {card.version} is the champion already.", markup=False)
@@ -173,6 +180,7 @@ def promote_version(
         out.print(f"{decision.why[0].upper()}{decision.why[1:]}.", markup=False, soft_wrap=True)
     if warning := _warn_of(report):
         err.print(f"[bold yellow]warning:[/] {escape(warning)}.", soft_wrap=True)
+    _warn_of_rendering(card)
     mirrored = mirror and mirror_aliases(settings, card.name)
     if json_:
         print_json({**answer, "mirrored": mirrored})
@@ -182,7 +190,7 @@ def promote_version(
 def roll_back(why: Why = "", mirror: Mirror = True, json_: Json = False) -> None:
     """Serve the champion before the last promotion again; once more goes further back."""
     settings = load_settings()
-    done = rollback(settings.models_folder, why=why)
+    done = rollback(settings.models_folder, why=why, find_fault=_find_fault)
     for version, reason in done.skipped:
         err.print(f"skipped {version}: {reason}", markup=False, soft_wrap=True)
     if not json_:
@@ -191,6 +199,7 @@ def roll_back(why: Why = "", mirror: Mirror = True, json_: Json = False) -> None
             "A running stream serves it from its next batch on.",
             markup=False,
         )
+    _warn_of_rendering(done.card)
     mirrored = mirror and mirror_aliases(settings, done.card.name)
     if json_:
         skipped = dict(done.skipped)
@@ -217,6 +226,7 @@ def challenge(
         name = _name_of(folder, before)
         said = f"{before} is the challenger no more." if before else "There was no challenger."
     else:
+        _refuse_other_rendering(read_card(find_model(folder, version)))
         card = set_challenger(folder, version, why=why)
         name = card.name
         said = f"{card.name} {card.version} is the challenger."
@@ -334,6 +344,29 @@ def _warn_of(report: Mapping[str, Any] | None) -> str:
     return ""
 
 
+def _warn_of_rendering(card: ModelCard) -> None:
+    if told := describe_other_rendering(card.rendering_version):
+        err.print(f"[bold yellow]warning:[/] {escape(told)}", soft_wrap=True)
+
+
+def _refuse_other_rendering(card: ModelCard) -> None:
+    if told := describe_other_rendering(card.rendering_version):
+        msg = f"{card.version} cannot be the next champion. {told}"
+        raise ModelLoadError(msg)
+
+
+def _find_fault(card: ModelCard) -> str:
+    """Say why the stream does not serve a model; empty where it does."""
+    return "" if card.rendering_version in RENDERING_VERSIONS else describe_other_rendering(card.rendering_version)
+
+
+def _name_rendering(version: int) -> str:
+    """Give what stands behind a network; nothing where images are rendered as now."""
+    if version == RENDERING_VERSION:
+        return ""
+    return f", {'old ' if version < RENDERING_VERSION else ''}rendering {version}"
+
+
 def _headline(card: ModelCard, report: Mapping[str, Any] | None) -> str:
     """Give the one figure to know a model by; without a report there is no interval."""
     if report is None:
@@ -360,6 +393,7 @@ def _describe_row(card: ModelCard, report: Mapping[str, Any] | None, aliases: li
         "created_at": card.created_at,
         "network": card.network,
         "precision": card.precision,
+        "rendering_version": card.rendering_version,
         "labels": list(card.labels),
         "verdict": _verdict_of(report) or None,
         **card.metrics,
@@ -371,7 +405,7 @@ def _print_facts(folder: Path, card: Mapping[str, Any], damage: str, aliases: li
     table = new_table("", "")
     table.show_header = False
     table.columns[1].overflow = "fold"
-    labels = card.get("labels")
+    labels, rendering = card.get("labels"), card.get("rendering_version")
     facts = {
         "model": f"{card.get('name', '')} {folder.name}",
         "alias": ", ".join(aliases) or "none",
@@ -379,7 +413,8 @@ def _print_facts(folder: Path, card: Mapping[str, Any], damage: str, aliases: li
         "classes": ", ".join(map(str, labels)) if isinstance(labels, list | tuple) else labels,
         "positive class": card.get("positive_label"),
         "decides": card.get("operating_point"),
-        "network": f"{card.get('network', '')} {card.get('precision', '')}, rendering {card.get('rendering_version')}",
+        "network": f"{card.get('network', '')} {card.get('precision', '')}",
+        "rendering": (describe_other_rendering(rendering) if isinstance(rendering, int) else "") or rendering,
         "folder": folder,
         "report": page if page.is_file() else "none",
         "SHA-256": card.get("sha256"),

@@ -89,7 +89,7 @@ def retrain(
     settings = load_settings()
     outcome = retrain_on(settings, min_labels=min_labels, margin=margin, seed=seed)
     decision, version = outcome.decision, outcome.retrained.card.version
-    promoted = promote_ and (decision.allowed or force)
+    promoted = promote_ and decision.permits(force=force)
     refused = promote_ and not promoted
     if promoted:
         promote(
@@ -145,12 +145,13 @@ def retrain_on(settings: StreamSettings, *, min_labels: int, margin: float, seed
     from training.lifecycle.drift import measure_drift
     from training.lifecycle.driftpage import write_drift
     from training.lifecycle.findings import describe_inherited
-    from training.lifecycle.retrain import check_labels, retrain_model
+    from training.lifecycle.retrain import check_labels, check_rendering, retrain_model
     from training.report import write_report
 
     started = time.perf_counter()
     folder = champion_folder(settings.models_folder)
     card = read_card(folder)
+    check_rendering(card)
     reports = settings.reports_folder
     say_positive(card.positive_label, describe_inherited(card))
     with new_progress() as progress:

@@ -14,6 +14,7 @@ import pytest
 from schemas import extras
 from schemas.envelope import DISCLAIMER
 from schemas.registry import champion_folder, promote, read_aliases, read_history, set_challenger
+from sparkdl.image.limits import RENDERING_VERSION
 from streaming.settings import load_settings
 from tests.challenger import add_challenger, add_labels_said
 from tests.savedmodels import add_model, add_report, evaluate
@@ -354,6 +355,89 @@ def test_challenge_wants_one_of_two(registry: Path, models: Models, words: tuple
 
 
 # --- shadow -----------------------------------------------------------------------------------------------------------
+
+
+# --- models of an old rendering ---------------------------------------------------------------------------------------
+
+
+OLD = "It was trained on images of rendering version 1, and this is version 2."
+NEXT_STEP = "train a new one with 'xray train --data FOLDER'"
+
+
+@pytest.fixture
+def upgraded(home: Path) -> Path:
+    """v1, of the release before, serves; so is v0, which served before it; v2 is of this one."""
+    for version in ("v0", "v1"):
+        add_model(home, version, rendering=1)
+        promote(home / "models", version)
+    add_report(home, evaluate(add_model(home, "v2"), served="v1"))
+    return home
+
+
+@without_mlflow
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_an_old_model_is_not_promoted(upgraded: Path, models: Models, force: tuple[str, ...]) -> None:
+    done = models("promote", "v0", *force)
+    assert done.code == 1
+    assert "refused:" in done.err
+    for part in ("rendering version 1", "'xray train --data FOLDER'", "'xray models rollback'"):
+        assert part in done.err
+    assert "--force;" not in done.err  # it would not help
+    answer = models("promote", "v0", *force, "--json")
+    assert (answer.code, answer.json["promoted"], answer.json["forced"]) == (1, False, False)
+    assert read_aliases(upgraded / "models") == {"champion": "v1"}
+    assert [move.after for move in read_history(upgraded / "models")] == ["v0", "v1"]
+
+
+@without_mlflow
+def test_an_old_champion_that_is_promoted_again_stays_with_a_warning(upgraded: Path, models: Models) -> None:
+    done = models("promote", "v1")
+    assert done.code == 0
+    assert "is the champion already" in done.out
+    assert OLD in done.err
+
+
+@without_mlflow
+def test_a_rollback_to_an_old_model_is_allowed_with_a_warning(upgraded: Path, models: Models) -> None:
+    assert models("promote", "v2").code == 0
+    for version in ("v1", "v0"):
+        done = models("rollback")
+        assert (done.code, read_aliases(upgraded / "models")) == (0, {"champion": version})
+        assert f"Back from v2 to cxr {version}" in done.out or f"Back from v1 to cxr {version}" in done.out
+        assert OLD in done.err
+        assert NEXT_STEP in done.err
+    assert OLD not in models("promote", "v2").err
+
+
+@without_mlflow
+@pytest.mark.parametrize("version", [-1, 0, RENDERING_VERSION + 1])
+def test_a_rollback_leaves_out_what_no_stream_serves(home: Path, models: Models, version: int) -> None:
+    for name, rendering in (("good", 1), ("unknown", version), ("last", RENDERING_VERSION)):
+        add_model(home, name, rendering=rendering)
+        promote(home / "models", name)
+    done = models("rollback")
+    assert (done.code, read_aliases(home / "models")) == (0, {"champion": "good"})
+    assert f"skipped unknown: It was trained on images of rendering version {version}" in done.err
+
+
+@without_mlflow
+def test_an_old_model_is_no_challenger(upgraded: Path, models: Models) -> None:
+    done = models("challenge", "v0")
+    assert done.code == 1
+    assert "v0 cannot be the next champion" in done.err
+    assert NEXT_STEP in done.err
+    assert read_aliases(upgraded / "models") == {"champion": "v1"}
+    assert models("challenge", "v2").code == 0
+
+
+def test_list_and_show_tell_of_an_old_model(upgraded: Path, models: Models) -> None:
+    done = models("list")
+    rows = {line.split()[1]: line for line in done.out.splitlines() if line.startswith("│ v") and "created" not in line}
+    assert ["old rendering 1" in rows[name] for name in ("v0", "v1", "v2")] == [True, True, False]
+    assert done.err.count(OLD) == 1  # of the champion alone
+    assert [row["rendering_version"] for row in models("list", "--json").json] == [1, 1, 2]
+    assert OLD in " ".join(models("show", "v1").out.replace("│", " ").split())
+    assert OLD not in " ".join(models("show", "v2").out.replace("│", " ").split())
 
 
 def test_shadow_shows_the_sentence_and_the_tables_and_writes_them_down(home: Path, models: Models) -> None:

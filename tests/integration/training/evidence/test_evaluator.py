@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -13,13 +14,15 @@ import pytest
 from pyspark.sql import SparkSession
 
 from schemas.errors import DatasetError
-from schemas.modelcard import read_card
+from schemas.modelcard import read_card, write_card
 from schemas.registry import promote
+from sparkdl.image.limits import RENDERING_VERSIONS
 from training.data.dataset import Dataset, read_dataset
 from training.evidence.evaluation import Evaluation
 from training.evidence.evaluator import External, evaluate_model, read_external
 from training.evidence.served import write_images
 from training.features.cache import FeatureCache
+from training.features.extract import _FEATURES, features_key
 from training.model.fit import train_model
 from training.model.material import Procedure, TrainingResult
 from xray.phantom import write_folder
@@ -164,6 +167,26 @@ def test_the_model_in_service_is_asked_the_same(spark: SparkSession, honest: Jud
         evaluation.in_service_name
         == f"{honest.result.card.version} (trained on {seen} of these {len(asked)} images; patients were not compared)"
     )
+
+
+def test_a_model_of_an_old_rendering_is_asked_about_the_same_files_rendered_for_it(
+    spark: SparkSession, honest: Judged, cache: FeatureCache, tmp_path: Path
+) -> None:
+    models, champion = tmp_path / "models", honest.result.card.version
+    shutil.copytree(honest.result.folder, models / champion)
+    write_card(models / champion, replace(honest.result.card, rendering_version=1))
+    promote(models, champion)
+    evaluation = evaluate_model(lambda: spark, honest.result, models_folder=models, cache=cache)
+    assert evaluation.in_service is not None
+    assert math.isfinite(evaluation.in_service["auroc"].first)
+    assert evaluation.in_service_on is None
+    assert any(f"{champion} was asked about images as rendering version 1" in note for note in evaluation.verdict.notes)
+    # Its vectors are beside those of the present rendering, never among them: the network is the same.
+    asked, network = _digests(honest.result, held_out=True), honest.result.fitted.network
+    kinds = [f"features-{features_key(network, version)}" for version in RENDERING_VERSIONS]
+    assert len(set(kinds)) == len(kinds)
+    for kind in kinds:
+        assert set(cache.read_rows(kind, asked, _FEATURES)["digest"].to_pylist()) == asked
 
 
 def _digests(result: TrainingResult, *, held_out: bool) -> set[str]:

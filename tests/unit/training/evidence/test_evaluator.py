@@ -12,6 +12,7 @@ import pytest
 
 from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import AbstainBand, ModelCard, hash_model_folder, write_card
+from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS
 from tests.stored import NO_CARD, add_champion
 from training.data.dataset import Dataset, Sample
 from training.data.duplicates import DuplicatePair
@@ -20,6 +21,7 @@ from training.evidence.served import IMAGES_FILE, load_served, name_served
 from training.features.extract import ImageFacts
 from training.figures.bootstrap import Estimate
 from training.figures.curves import OperatingPoint
+from training.figures.measure import measure
 from training.model.classifier import PAPER, Head
 from training.model.decision import Decision
 from training.model.fit import _list_held_out
@@ -183,9 +185,13 @@ def _with(evaluator: _Evaluator, **changes: Any) -> _Evaluator:
 # --- the model in service ---------------------------------------------------------------------------------------------
 
 
-def _compare(evaluator: _Evaluator, home: Path) -> tuple[Any, str, tuple[str, ...]]:
-    outcomes = evaluator.held_out(evaluator.result.fitted.final)
+def _compare(evaluator: _Evaluator, home: Path) -> Any:
+    outcomes = evaluator.held_out(_final(evaluator))
     return evaluator.compare_with_service(outcomes, home / "models", home / "reports")
+
+
+def _final(evaluator: _Evaluator) -> Step:
+    return evaluator.result.fitted.final
 
 
 def _rewrite_hash(folder: Path, card: ModelCard) -> None:
@@ -196,10 +202,10 @@ def test_a_champion_with_another_positive_class_is_told(tmp_path: Path) -> None:
     # Of a champion whose figures are about health neither is better: they are about something else.
     card = replace(add_champion(tmp_path), labels=("ill", "normal"), positive_label="normal")
     write_card(tmp_path / "models" / card.version, card)
-    compared, name, [note] = _compare(evaluator_of(), tmp_path)
-    assert (compared, name) == (None, "")
-    assert note == (
-        f"comparison with the model in service: {card.version} has 'normal' as its positive class, this one 'ill'"
+    found = _compare(evaluator_of(), tmp_path)
+    assert (found.figures, found.name, found.on) == (None, "", None)
+    assert found.notes == (
+        f"comparison with the model in service: {card.version} has 'normal' as its positive class, this one 'ill'",
     )
 
 
@@ -211,9 +217,10 @@ def test_a_champion_of_other_classes_than_a_model_is_made_of_is_not_loaded(tmp_p
     part.write_text(json.dumps({**metadata, "class": "os.system"}) + "\n", encoding="utf-8")
     _rewrite_hash(folder, card)
 
-    compared, name, [note] = _compare(evaluator_of(), tmp_path)
+    found = _compare(evaluator_of(), tmp_path)
 
-    assert (compared, name) == (None, "")
+    assert (found.figures, found.name) == (None, "")
+    [note] = found.notes
     assert note.startswith(f"comparison with the model in service: the model at {folder} is not loaded: ")
     assert "is of class 'os.system'" in note
 
@@ -226,14 +233,83 @@ def test_a_champion_that_cannot_be_loaded_is_a_note_and_no_end(tmp_path: Path, l
     shutil.rmtree(part)
     _rewrite_hash(folder, card)
 
-    compared, name, [note] = _compare(evaluator_of(), tmp_path)
+    found = _compare(evaluator_of(), tmp_path)
 
-    assert (compared, name) == (None, "")
+    assert (found.figures, found.name) == (None, "")
+    [note] = found.notes
     assert note.startswith("comparison with the model in service: the ")
     assert str(folder) in note
     assert len(note.splitlines()) == 1
     with pytest.raises(ModelLoadError):
         load_served(folder)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Gives features in place of files, and keeps how they were asked for; ``errors`` are by the file's number."""
+    kept: dict[str, Any] = {"errors": {}}
+
+    def compute(_spark: Any, paths: list[Path], *_: Any, **options: Any) -> tuple[np.ndarray, list[str]]:
+        kept.update(options, paths=paths)
+        errors = [kept["errors"].get(int(path.stem), "") for path in paths]
+        features = np.random.default_rng(8).normal(size=(len(paths), 3)).astype(np.float32)
+        features[[bool(error) for error in errors]] = 0
+        return features, errors
+
+    monkeypatch.setattr("training.evidence.evaluator.compute_features", compute)
+    return kept
+
+
+@pytest.mark.parametrize("version", RENDERING_VERSIONS)
+def test_a_champion_is_asked_about_files_rendered_as_it_knows_them(
+    tmp_path: Path, asked: dict[str, Any], version: int
+) -> None:
+    card = add_champion(tmp_path, rendering=version)
+    evaluator = evaluator_of()
+    found = _compare(evaluator, tmp_path)
+    assert asked["rendering"] == version
+    assert asked["limits"] == evaluator.material.limits
+    assert len(asked["paths"]) == int(evaluator.material.held_out.sum())
+    assert found.figures["auroc"].second == pytest.approx(measure(evaluator.held_out(_final(evaluator)))["auroc"].value)
+    assert found.on is None
+    told = [note for note in found.notes if f"{card.version} was asked about images as rendering version" in note]
+    assert len(told) == len(found.notes) == int(version != RENDERING_VERSION)
+
+
+@pytest.mark.parametrize("version", [-1, 0, max(RENDERING_VERSIONS) + 1])
+def test_a_champion_whose_rendering_is_not_known_is_not_asked(
+    tmp_path: Path, asked: dict[str, Any], version: int
+) -> None:
+    add_champion(tmp_path, rendering=version)
+    found = _compare(evaluator_of(), tmp_path)
+    assert (found.figures, "paths" in asked) == (None, False)
+    [note] = found.notes
+    assert f"is for images of rendering version {version}, which are not made any more" in note
+
+
+def test_images_that_a_champion_does_not_read_are_left_out_of_the_comparison(
+    tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    add_champion(tmp_path, rendering=1)
+    evaluator = evaluator_of()
+    lost = {0: "unsupported_format: x", 3: "dicom_corrupt: y", 30: "multi_frame: z"}
+    asked["errors"] = lost
+    found = _compare(evaluator, tmp_path)
+    numbers = [int(sample.path.stem) for sample in evaluator.taken(evaluator.material.held_out)]
+    known = np.array([number not in lost for number in numbers], bool)
+    shared = evaluator.held_out(_final(evaluator)).take(known)
+    assert found.figures["auroc"].second == pytest.approx(measure(shared)["auroc"].value)
+    assert (found.on.n_images, found.on.n_patients) == (len(numbers) - 3, len(numbers) - 3)
+    assert sum(found.on.n_by_label.values()) == len(numbers) - 3
+    assert f"3 of {len(numbers)} held-out images are left out" in found.notes[-1]
+
+
+def test_a_champion_that_reads_no_image_gives_no_figure(tmp_path: Path, asked: dict[str, Any]) -> None:
+    add_champion(tmp_path, rendering=1)
+    asked["errors"] = dict.fromkeys(range(N_IMAGES), "unsupported_format: x")
+    found = _compare(evaluator_of(), tmp_path)
+    assert np.isnan(found.figures["auroc"].difference.value)
+    assert found.on.n_images == 0
 
 
 def test_the_model_in_service_is_named_with_what_it_knows(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import ModelLoadError
+from sparkdl.image.limits import RENDERING_VERSION
 from tests.savedmodels import add_model, add_report, as_json, evaluate
+from training.evidence.evaluation import Side
 from training.figures.bootstrap import Estimate
 from training.figures.compare import Comparison
 from training.lifecycle.promotion import REPORT_FILE, decide, read_report
@@ -137,3 +139,43 @@ def test_a_damaged_report_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / REPORT_FILE).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ModelLoadError, match="cannot read the report"):
         read_report(tmp_path)
+
+
+OTHER_RENDERINGS = [0, 1, RENDERING_VERSION + 1]
+
+
+@pytest.mark.parametrize("version", OTHER_RENDERINGS)
+@pytest.mark.parametrize("champion", ["old", None])
+def test_a_model_of_another_rendering_is_refused_however_good_it_is(
+    tmp_path: Path, version: int, champion: str | None
+) -> None:
+    card = add_model(tmp_path, "new", rendering=version)
+    decision = decide(card, as_json(evaluate(card, served="old", difference=(0.1, 0.05, 0.2))), champion)
+    assert not decision.permits(force=False)
+    assert not decision.permits(force=True)
+    for part in (f"rendering version {version}", f"version {RENDERING_VERSION}", "xray train", "xray models rollback"):
+        assert part in decision.why
+    assert not decision.why.endswith(".")
+
+
+def test_a_champion_of_another_rendering_may_be_replaced_and_stays_where_it_is(tmp_path: Path) -> None:
+    old, new = add_model(tmp_path, "old", rendering=1), add_model(tmp_path, "new")
+    assert decide(new, as_json(evaluate(new, served="old")), "old").allowed
+    assert decide(old, None, "old").allowed  # nothing is changed
+
+
+def test_only_what_is_not_final_is_promoted_by_force(tmp_path: Path) -> None:
+    card = add_model(tmp_path, "new")
+    worse = decide(card, as_json(evaluate(card, served="old", difference=(-0.5, -0.6, -0.4))), "old")
+    assert (worse.permits(force=False), worse.permits(force=True)) == (False, True)
+    better = decide(card, as_json(evaluate(card, served="old", difference=(0.5, 0.4, 0.6))), "old")
+    assert (better.permits(force=False), better.permits(force=True)) == (True, True)
+
+
+def test_a_decision_names_the_images_that_both_were_asked_about(tmp_path: Path) -> None:
+    card = add_model(tmp_path, "new")
+    found = replace(evaluate(card, served="old"), in_service_on=Side(41, 22, {"normal": 20, "ill": 21}))
+    assert "on the same 41 held-out images of 22 patients" in decide(card, as_json(found), "old").why
+    former = as_json(evaluate(card, served="old"))
+    del former["in_service_on"]  # a report of the release before
+    assert "on the same 48 held-out images of 24 patients" in decide(card, former, "old").why

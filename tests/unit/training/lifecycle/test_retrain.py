@@ -12,9 +12,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from schemas.errors import DatasetError, SettingsError
+from schemas.errors import DatasetError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from schemas.registry import promote, read_aliases
+from sparkdl.image.limits import RENDERING_VERSION
 from tests.paths import ROOT
 from tests.savedmodels import as_json, evaluate
 from tests.stored import NO_CARD, add_champion, score_images
@@ -26,7 +27,7 @@ from training.figures.bootstrap import estimate_image_share
 from training.figures.measure import measure
 from training.lifecycle.drift import ENERGY_LIMIT, MIN_IMAGES, P_LIMIT, PSI_LIMIT, WINDOW_DAYS
 from training.lifecycle.findings import Findings, describe_inherited
-from training.lifecycle.promotion import MARGIN
+from training.lifecycle.promotion import MARGIN, PromotionDecision
 from training.lifecycle.refit import HELD_OUT_SHARE, Refit, choose_held_out
 from training.lifecycle.retrain import MIN_LABELS, check_labels, retrain_model
 from training.model.classifier import PAPER, ClassifierSettings, Head, predict_rows
@@ -324,11 +325,19 @@ def test_a_class_that_is_missing_on_one_side_is_named() -> None:
         check_labels(stored, NO_CARD, min_labels=10)
 
 
-def test_a_model_of_other_decoding_rules_is_refused() -> None:
-    nobody = np.array([], dtype=str)
-    stored = StoredSet(np.zeros((0, 1), np.float32), np.zeros(0, np.int64), nobody, nobody, nobody, 0)
-    with pytest.raises(SettingsError, match="train anew"):
-        check_labels(stored, replace(NO_CARD, rendering_version=0))
+@pytest.mark.parametrize("version", [0, 1, RENDERING_VERSION + 1])
+def test_a_champion_of_another_rendering_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], version: int
+) -> None:
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    monkeypatch.setattr(console.err, "width", 400)
+    add_champion(tmp_path, rendering=version)  # it has no archive, which would be told else
+    monkeypatch.setattr("sys.argv", ["xray", "retrain"])
+    assert run() != 0
+    said = capsys.readouterr().err
+    assert f"rendering version {version}" in said
+    assert "xray train --data" in said
+    assert read_aliases(tmp_path / "models") == {"champion": "20260101T000000Z"}
 
 
 def test_a_model_that_came_into_service_after_the_comparison_stays(
@@ -341,7 +350,7 @@ def test_a_model_that_came_into_service_after_the_comparison_stays(
 
     def retrain_on(*_: object, **__: object) -> Any:
         promote(tmp_path / "models", add_champion(tmp_path, "other").version)
-        decision = SimpleNamespace(allowed=True, why="not shown to be worse")
+        decision = PromotionDecision(True, "not shown to be worse")
         return SimpleNamespace(retrained=SimpleNamespace(card=new), decision=decision, champion=old.version)
 
     monkeypatch.setattr(command, "retrain_on", retrain_on)

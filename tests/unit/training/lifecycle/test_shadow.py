@@ -226,6 +226,27 @@ def test_another_featurizer_is_refused_with_what_to_do(tmp_path: Path, card: Mod
         look(tmp_path, card, rival)
 
 
+@pytest.mark.parametrize(("champion", "challenger"), [(1, 2), (2, 1), (0, 1)])
+def test_another_rendering_is_refused_without_a_step_that_does_not_work(
+    tmp_path: Path, champion: int, challenger: int
+) -> None:
+    card = add_champion(tmp_path, rendering=champion)
+    score_images(tmp_path, card, 120)
+    add_labels_said(tmp_path)
+    rival = replace(add_challenger(tmp_path, card), rendering_version=challenger)
+    with pytest.raises(ModelLoadError, match=rf"rendering version {challenger} and .* of {champion}, ") as refused:
+        look(tmp_path, card, rival)
+    assert "xray retrain" not in str(refused.value)
+    assert f"xray models show {rival.version}" in str(refused.value)
+
+
+def test_two_models_of_an_old_rendering_are_compared(tmp_path: Path) -> None:
+    card = add_champion(tmp_path, rendering=1)
+    score_images(tmp_path, card, 120)
+    add_labels_said(tmp_path)
+    assert look(tmp_path, card, add_challenger(tmp_path, card)).n_images == 120
+
+
 def test_other_labels_are_refused(tmp_path: Path, card: ModelCard) -> None:
     rival = replace(add_challenger(tmp_path, card), labels=("normal", "covid"), positive_label="covid")
     with pytest.raises(ModelLoadError, match=r"tells normal, covid .* do not compare"):
