@@ -12,8 +12,8 @@ JPEG lossless      libjpeg-turbo 3     20   ljpeg 36, jpegsof3 60, pylibjpeg-lib
 JPEG of 8 bits     libjpeg-turbo 3      4   Pillow 5
 JPEG of 12 bits    libjpeg-turbo 3     20   Pillow and gdcm do not read it
 JPEG-LS            CharLS              48   gdcm and pyjpegls have CharLS in them, too
-JPEG 2000          OpenJPEG           346   pylibjpeg-openjpeg 348, Pillow 372: OpenJPEG in them, too
-HTJ2K              OpenJPH             18   OpenJPEG 42
+JPEG 2000          OpenJPEG 2.5       346   pylibjpeg-openjpeg 348, Pillow 372: OpenJPEG in them, too
+HTJ2K              OpenJPEG 2.5        42   OpenJPH 18: some damaged streams end its process
 =================  =======================  =======================================================================
 
 References
@@ -21,6 +21,7 @@ References
 DICOM PS3.5 8.2 and Annex A.4; ITU-T T.81 (JPEG), T.87 (JPEG-LS), T.800 (JPEG 2000), T.814 (HTJ2K).
 """
 
+import logging
 import struct
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,6 +29,11 @@ from typing import Any, Final
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+
+from sparkdl.image.jpeg import END_OF_IMAGE, JPEG_LS, read_jpeg_header
+
+# imagecodecs logs what its libraries warn of; what matters comes back as an exception.
+logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)
 
 JPEG_SYNTAXES: Final = frozenset(
     {
@@ -39,22 +45,17 @@ JPEG_SYNTAXES: Final = frozenset(
         "1.2.840.10008.1.2.4.81",  # JPEG-LS near-lossless
     }
 )
-JPEG_2000_SYNTAXES: Final = frozenset({"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"})
-HTJ2K_SYNTAXES: Final = frozenset(
+JPEG_2000_SYNTAXES: Final = frozenset(
     {
-        "1.2.840.10008.1.2.4.201",  # lossless
-        "1.2.840.10008.1.2.4.202",  # lossless, RPCL progression
-        "1.2.840.10008.1.2.4.203",  # lossy
+        "1.2.840.10008.1.2.4.90",  # lossless
+        "1.2.840.10008.1.2.4.91",  # both
+        "1.2.840.10008.1.2.4.201",  # HTJ2K lossless
+        "1.2.840.10008.1.2.4.202",  # HTJ2K lossless, resolutions first
+        "1.2.840.10008.1.2.4.203",  # HTJ2K, both
     }
 )
-SYNTAXES: Final = JPEG_SYNTAXES | JPEG_2000_SYNTAXES | HTJ2K_SYNTAXES
+SYNTAXES: Final = JPEG_SYNTAXES | JPEG_2000_SYNTAXES
 
-_PREFIX, _END_OF_IMAGE = 0xFF, b"\xff\xd9"
-_NO_SEGMENTS = frozenset({0x00, 0xD8, 0xD9, 0xDA})  # stuffing, start and end of an image, start of scan
-_LONE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})  # without a length: TEM and the restart markers
-_JPEG_LS = 0xF7  # SOF55
-# SOF0 to SOF15 without the three that are not frame headers (DHT, JPG, DAC), and that of JPEG-LS.
-_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), _JPEG_LS} - {0xC4, 0xC8, 0xCC})
 _CODESTREAM = b"\xff\x4f\xff\x51"  # start of codestream and SIZ; DICOM has no JP2 boxes before, some files do
 
 _BYTE, _WORD = 8, 16
@@ -97,7 +98,7 @@ class _Header:
     components: int
     signed: bool = False
     jpeg_ls: bool = False
-    start: int = 0  # of a JPEG 2000 codestream; of what follows the header in a JPEG
+    start: int = 0  # of a JPEG 2000 codestream in the frame; of the frame header in a JPEG
     tiles: int = 1
 
 
@@ -152,7 +153,8 @@ def decode_frame(frame: bytes, syntax: str) -> Frame:
         msg = "the stream has no header of its transfer syntax"
         raise CodecError(msg)
     _check(header)
-    pixels = np.empty((header.height, header.width), _dtype(header))
+    # Zeros cost nothing more. What a library leaves out is then never what was in memory before: another's picture.
+    pixels = np.zeros((header.height, header.width), _dtype(header))
     try:
         _decode(frame, syntax, header, pixels)
     except _LIBRARY_ERRORS as exc:
@@ -183,11 +185,8 @@ def _dtype(header: _Header) -> npt.DTypeLike:
 
 def _decode(frame: bytes, syntax: str, header: _Header, pixels: npt.NDArray[Any]) -> None:
     """Fill the array with the pixels of the stream; the libraries refuse one of another size or type."""
-    if syntax in HTJ2K_SYNTAXES:
-        _check_end(frame, header.start)
-        imagecodecs.htj2k_decode(memoryview(frame)[header.start :], out=pixels)
-    elif syntax in JPEG_2000_SYNTAXES:
-        imagecodecs.jpeg2k_decode(memoryview(frame)[header.start :], out=pixels)
+    if syntax not in JPEG_SYNTAXES:
+        imagecodecs.jpeg2k_decode(frame[header.start :], out=pixels)
     elif header.jpeg_ls:
         imagecodecs.jpegls_decode(frame, out=pixels)
     else:
@@ -196,11 +195,11 @@ def _decode(frame: bytes, syntax: str, header: _Header, pixels: npt.NDArray[Any]
 
 
 def _check_end(frame: bytes, start: int) -> None:
-    """Look for the end marker, the same in JPEG and JPEG 2000: libjpeg-turbo and OpenJPH make up what is missing.
+    """Look for the end marker: libjpeg-turbo makes up what is missing.
 
     Compressed data never holds the marker by chance. A thumbnail has its own, in a segment before.
     """
-    if frame.rfind(_END_OF_IMAGE, start) < 0:
+    if frame.rfind(END_OF_IMAGE, start) < 0:
         msg = "the stream ends without its end marker"
         raise CodecError(msg)
 
@@ -210,25 +209,11 @@ def _read_header(frame: bytes, syntax: str) -> _Header | None:
 
 
 def _jpeg_header(frame: bytes) -> _Header | None:
-    """Read the frame header of a JPEG, JPEG lossless or JPEG-LS stream, which comes after other segments.
-
-    A stream whose segments libraries could read in another way than here has none: they could find another header.
-    """
-    offset = 2
-    while frame.startswith(b"\xff\xd8") and offset + 10 <= len(frame) and frame[offset] == _PREFIX:
-        marker = frame[offset + 1]
-        if marker == _PREFIX:  # a fill byte
-            offset += 1
-        elif marker in _LONE_MARKERS:
-            offset += 2
-        elif marker in _FRAME_MARKERS:
-            bits, height, width, components = struct.unpack_from(">BHHB", frame, offset + 4)
-            return _Header(height, width, bits, components, jpeg_ls=marker == _JPEG_LS, start=offset)
-        elif marker in _NO_SEGMENTS:
-            return None
-        else:
-            offset += 2 + max(2, int.from_bytes(frame[offset + 2 : offset + 4], "big"))
-    return None
+    found = read_jpeg_header(frame)
+    if found is None:
+        return None
+    jpeg_ls = found.process == JPEG_LS
+    return _Header(found.height, found.width, found.bits, found.components, jpeg_ls=jpeg_ls, start=found.start)
 
 
 def _jpeg_2000_header(frame: bytes) -> _Header | None:

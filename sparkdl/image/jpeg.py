@@ -1,0 +1,110 @@
+"""The frame header of a JPEG: what kind it is, its size and its bits, before anything is decompressed."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+LOSSLESS, JPEG_LS = 0xC3, 0xF7  # SOF3 and SOF55
+
+END_OF_IMAGE: Final = b"\xff\xd9"
+
+_START, _PREFIX, _FILL = b"\xff\xd8", 0xFF, 0xFF
+_START_OF_SCAN, _NO_MARKER = 0xDA, 0x00
+_LONE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})  # without a length: TEM, the restart markers, start of image
+# SOF0 to SOF15 without the three that are not frame headers (DHT, JPG, DAC), and that of JPEG-LS.
+_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), JPEG_LS} - {0xC4, 0xC8, 0xCC})
+_UNEXPECTED_MARKERS = frozenset({_NO_MARKER, 0xD8, 0xD9, _START_OF_SCAN})  # before a frame header
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """What the frame header of a JPEG, lossless JPEG or JPEG-LS stream says.
+
+    Parameters
+    ----------
+    process : int
+        The second byte of its marker: 0xC0 (baseline) to 0xCF, or 0xF7 (JPEG-LS).
+    bits : int
+        Of one sample.
+    height, width : int
+        In pixels, each 0 or more.
+    components : int
+        1 for gray, 3 for colour.
+    start : int
+        Where the header is in the stream.
+    """
+
+    process: int
+    bits: int
+    height: int
+    width: int
+    components: int
+    start: int
+
+    @property
+    def name(self) -> str:
+        """The marker's name in the standard: ``"SOF0"`` to ``"SOF15"``, ``"SOF55"``."""
+        return f"SOF{self.process - 0xC0}"
+
+
+def read_jpeg_header(stream: bytes) -> JpegHeader | None:
+    """Find the frame header, which comes after other segments.
+
+    Parameters
+    ----------
+    stream : bytes
+        A JPEG, lossless JPEG or JPEG-LS stream.
+
+    Returns
+    -------
+    JpegHeader or None
+        None where there is none, and where libraries could read the segments before it in another way than here: they
+        would find another header.
+
+    References
+    ----------
+    ITU-T T.81 B.1.1.3 (markers), B.2.2 (frame header); T.87 C.2.2.
+    """
+    for marker, offset in _segments(stream):
+        if marker in _UNEXPECTED_MARKERS or offset + 10 > len(stream):
+            return None
+        if marker in _FRAME_MARKERS:
+            bits, height, width, components = struct.unpack_from(">BHHB", stream, offset + 4)
+            return JpegHeader(marker, bits, height, width, components, offset)
+    return None
+
+
+def find_first_scan(stream: bytes) -> int | None:
+    """Find where the compressed data begin.
+
+    Parameters
+    ----------
+    stream : bytes
+        A JPEG, lossless JPEG or JPEG-LS stream.
+
+    Returns
+    -------
+    int or None
+        The offset of the first start-of-scan marker, or of the first damage before it: decoders look for the next
+        marker from there. None where the segments lead past the end.
+    """
+    return next((offset for marker, offset in _segments(stream) if marker in (_START_OF_SCAN, _NO_MARKER)), None)
+
+
+def _segments(stream: bytes) -> Iterator[tuple[int, int]]:
+    """Give marker and offset of one segment after the other, to the first scan; marker 0 where none stands."""
+    offset = len(_START)
+    while stream.startswith(_START) and offset + 4 <= len(stream):
+        prefix, marker = stream[offset], stream[offset + 1]
+        if prefix != _PREFIX:
+            yield _NO_MARKER, offset
+            return
+        if marker == _FILL:
+            offset += 1
+            continue
+        yield marker, offset
+        if marker == _START_OF_SCAN:
+            return
+        lone = marker in _LONE_MARKERS
+        offset += 2 if lone else 2 + max(2, int.from_bytes(stream[offset + 2 : offset + 4], "big"))

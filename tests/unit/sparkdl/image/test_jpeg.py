@@ -1,0 +1,86 @@
+"""Frame headers of JPEG streams, and where their data begin."""
+
+import imagecodecs
+import numpy as np
+import pytest
+
+from sparkdl.image.jpeg import find_first_scan, read_jpeg_header
+from tests.testimages import HEIGHT, WIDTH, gray_pixels, jpeg, rgb_pixels, twelve_bit_pixels
+
+DEEP, GRAY = twelve_bit_pixels(), gray_pixels()
+
+
+@pytest.mark.parametrize(
+    ("stream", "name", "bits", "components"),
+    [
+        pytest.param(jpeg(), "SOF0", 8, 1, id="baseline, gray"),
+        pytest.param(jpeg(rgb_pixels()), "SOF0", 8, 3, id="baseline, colour"),
+        pytest.param(jpeg(progressive=True), "SOF2", 8, 1, id="progressive"),
+        pytest.param(jpeg(exif=b"Exif\0\0" + jpeg(np.zeros((8, 8), np.uint8))), "SOF0", 8, 1, id="thumbnail before"),
+        pytest.param(jpeg(icc_profile=bytes(200_000)), "SOF0", 8, 1, id="profile before"),
+        pytest.param(imagecodecs.jpeg8_encode(DEEP, bitspersample=12), "SOF1", 12, 1, id="12 bits"),
+        pytest.param(imagecodecs.jpeg8_encode(GRAY, lossless=True), "SOF3", 8, 1, id="lossless"),
+        pytest.param(imagecodecs.jpeg8_encode(DEEP, lossless=True, bitspersample=14), "SOF3", 14, 1, id="lossless, 14"),
+        pytest.param(imagecodecs.jpegls_encode(DEEP), "SOF55", 16, 1, id="JPEG-LS"),
+    ],
+)
+def test_headers_of_other_encoders(stream, name, bits, components):
+    header = read_jpeg_header(bytes(stream))
+    assert (header.name, header.bits, header.components) == (name, bits, components)
+    assert (header.height, header.width) == (HEIGHT, WIDTH)
+    assert stream[header.start + 1] == header.process
+
+
+HEADER = b"\xff\xc0\0\x0b\x08\0\x10\0\x20\1\1\x11\0"  # 16 x 32
+LARGE = b"\xff\xc0\0\x0b\x08\xff\0\xff\0\1\1\x11\0"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\xff\xff\xff", id="fill bytes"),
+        pytest.param(b"\xff\xd0", id="restart marker"),
+        pytest.param(b"\xff\x01", id="TEM"),
+        pytest.param(b"\xff\xe1\0\x0f" + LARGE, id="a header inside a segment"),
+        pytest.param(b"\xff\xfe\0\2", id="empty comment"),
+        pytest.param(b"\xff\xc4\0\2\xff\xcc\0\2", id="tables"),
+    ],
+)
+def test_segments_before_are_passed(before):
+    header = read_jpeg_header(b"\xff\xd8" + before + HEADER)
+    assert (header.height, header.width) == (16, 32)
+    assert header.start == 2 + len(before)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(HEADER, id="no start of image"),
+        pytest.param(b"\xff\xd8" + HEADER[:9], id="cut"),
+        pytest.param(b"\xff\xd8\xff\xda\0\2" + HEADER, id="behind the scan"),
+        pytest.param(b"\xff\xd8\xff\xd8" + HEADER, id="two starts"),
+        pytest.param(b"\xff\xd8\xff\xd9" + HEADER, id="behind the end"),
+        pytest.param(b"\xff\xd8\xff\0" + HEADER, id="stuffing"),
+        pytest.param(b"\xff\xd8\0\0" + HEADER, id="garbage"),
+        pytest.param(b"\xff\xd8\xff\xe1\xff\xff" + HEADER, id="a segment that leads past the end"),
+    ],
+)
+def test_where_libraries_may_read_otherwise_there_is_no_header(stream):
+    assert read_jpeg_header(stream) is None
+
+
+@pytest.mark.parametrize(
+    ("stream", "offset"),
+    [
+        pytest.param(b"\xff\xd8" + HEADER + b"\xff\xda\0\2\1\2\3", 15, id="scan"),
+        pytest.param(b"\xff\xd8\xff\xe1\0\x08\xff\xda\0\2\0\0\xff\xda\0\2", 12, id="not one in a segment"),
+        pytest.param(b"\xff\xd8" + HEADER + b"\7\xff\xd9", None, id="too short for another segment"),
+        pytest.param(b"\xff\xd8\xff\xe1\0\4\0\0\7\xff\xd9\0\0", 8, id="damage"),
+        pytest.param(b"\xff\xd8\xff\xe1\xff\xff\0\0", None, id="past the end"),
+        pytest.param(b"\xff\xd8", None, id="nothing"),
+    ],
+)
+def test_where_compressed_data_begin(stream, offset):
+    assert find_first_scan(stream) == offset
