@@ -1,7 +1,8 @@
 """Files of 16 bits a channel that Pillow opens as 8: it keeps the high byte of each value.
 
 A picture that uses all 16 bits survives that. One of 12 bits, stored as 0 to 4095, comes out as 0 to 15: black. Pillow
-has modes of more than 8 bits for a single gray channel only.
+has modes of more than 8 bits for a single gray channel only. `decode_image` reads 16-bit PNG by other means; this is
+for those who open files with Pillow: `imageIO` and the loader of Keras image files.
 
 PPM, JPEG 2000 and AVIF files say how many bits a value has, and Pillow scales by that: they are none of these.
 """
@@ -17,7 +18,7 @@ _UNPACKS_16_BITS = re.compile(r";16[BLN]$")
 _SGI_16_BITS = "SGI16"
 _DEEP_MODES = ("I", "F")  # and with them I;16 and I;16B
 _BYTE = 8
-# From 15 bits on 16 are the full scale, by the rule for 16-bit gray in `sparkdl.image.raster`.
+# The high bytes of 15 bits hold 7 of them, half as bright: a picture still, and what Keras's own loader gives.
 _FULL_SCALE_FROM = 1 << 14
 # A hot pixel or a burned-in marker is no picture: a black image with one white letter is as wrong as a black one.
 _PICTURE_SHARE = 0.01

@@ -7,9 +7,11 @@ to count.
 What is done to pixels, and what `RENDERING_VERSION` therefore stands for
     * Gray stays one channel; colour becomes BGR; a colour file whose pixels are all gray becomes one channel.
     * Palettes are expanded, 1-bit becomes 0 / 255, alpha is dropped, not blended: no background is given.
-    * 16-bit gray PNG: the smallest of 8, 10, 12, 14, 16 bits that holds the largest value is taken as full scale.
-    * PNG with several channels of 16 bits: the high bytes are taken; colours that use 14 bits or fewer are refused.
-    * The EXIF orientation of a JPEG is applied. A damaged EXIF block is ignored, as viewers do: the pixels are whole.
+    * PNG of 16 bits, gray and colour: black is 0, white is what sBIT says, or what 99 % of the samples do not exceed;
+      `sparkdl.image.raster` has the rule.
+    * The EXIF orientation of a PNG or JPEG is applied. A damaged EXIF block is ignored, as viewers do: the pixels are
+      whole. XMP is not asked.
+    * Of a JPEG with several pictures the first is taken.
     * DICOM is rendered as `sparkdl.image.dicom` describes.
     * Resizing is bilinear with antialiasing, each channel by itself, to the size wanted: the aspect ratio is not kept.
     * A JPEG much larger than wanted is first shrunk by a power of two inside its decoder (DCT scaling), never below
@@ -28,7 +30,7 @@ from sparkdl.image import version1
 from sparkdl.image.dicom import render_dicom
 from sparkdl.image.dicomfile import looks_like_dicom
 from sparkdl.image.limits import DICOM, JPEG, PNG, RENDERING_VERSION, RENDERING_VERSIONS, DecodeLimits
-from sparkdl.image.pixels import blank_rendering, gray_if_gray, is_flat, resize_pixels
+from sparkdl.image.pixels import blank_rendering, is_flat, resize_pixels
 from sparkdl.image.raster import JPEG_SIGNATURE, PNG_SIGNATURE, decode_raster
 from sparkdl.image.row import ImageRow, row_from_array
 from sparkdl.image.steps import Step
@@ -142,9 +144,9 @@ def decode_image(
         ``TOMBSTONE``, ``EMPTY_PAYLOAD``, ``PAYLOAD_TOO_LARGE``, ``STRUCTURED_MODE``, ``CONTENT_TYPE_MISMATCH``; checked
         in this order, the unknown format before the mismatch.
     UnsupportedImageError
-        ``UNSUPPORTED_FORMAT``, ``UNSUPPORTED_COLOR``, ``UNSUPPORTED_BIT_DEPTH`` (a PNG of several 16-bit channels whose
-        colours use 14 bits or fewer), ``MULTI_FRAME``, ``TOO_MANY_PIXELS``, those of DICOM, and ``BLANK_RENDERING``
-        (the file's pixels differ, but the image would be one gray or one colour).
+        ``UNSUPPORTED_FORMAT``, ``UNSUPPORTED_COLOR``, ``UNSUPPORTED_BIT_DEPTH`` (a JPEG of other than 8 bits),
+        ``MULTI_FRAME``, ``TOO_MANY_PIXELS``, those of DICOM, and ``BLANK_RENDERING`` (the file's pixels differ, but the
+        image would be one gray or one colour).
     CorruptImageError
         ``TRUNCATED_IMAGE`` (PNG and JPEG whose end is missing), ``CORRUPT_IMAGE``, ``DICOM_CORRUPT``.
     ValueError
@@ -172,9 +174,8 @@ def decode_image(
     if media_type == DICOM:
         pixels, (height, width), steps = _decode_dicom(payload, size, origin, limits)
     else:
-        pixels, (height, width) = decode_raster(payload, media_type, size, origin, limits)
-        steps = ()
-    return DecodedImage(row_from_array(gray_if_gray(pixels), origin=origin), media_type, height, width, steps)
+        pixels, (height, width), steps = decode_raster(payload, media_type, size, origin, limits)
+    return DecodedImage(row_from_array(pixels, origin=origin), media_type, height, width, steps)
 
 
 def _checked_payload(payload: bytes | None, content_type: str | None, origin: str, limits: DecodeLimits) -> bytes:

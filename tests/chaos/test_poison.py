@@ -38,7 +38,7 @@ NAMED = {
     "unclear_lut.dcm": "dicom_unsupported_lut",
     "window_elsewhere.dcm": "blank_rendering",
     "drawn_in_alpha.png": "blank_rendering",
-    "colour_12_of_16.png": "unsupported_bit_depth",
+    "twelve_bits.jpg": "unsupported_bit_depth",
     "too_large.png": "payload_too_large",
     "header_not_utf8": "invalid_header",
     "header_of_1_MB": "header_too_large",
@@ -46,6 +46,7 @@ NAMED = {
     # These are read: docs/publishing.md.
     "gray16.png": None,
     "colour16.png": None,
+    "gray_as_colour16.png": None,
     "rgba.png": None,
     "gray_alpha.png": None,
     "palette.png": None,
