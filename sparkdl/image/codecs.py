@@ -45,16 +45,15 @@ JPEG_SYNTAXES: Final = frozenset(
         "1.2.840.10008.1.2.4.81",  # JPEG-LS near-lossless
     }
 )
-JPEG_2000_SYNTAXES: Final = frozenset(
+JPEG_2000_SYNTAXES: Final = frozenset({"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"})
+HTJ2K_SYNTAXES: Final = frozenset(
     {
-        "1.2.840.10008.1.2.4.90",  # lossless
-        "1.2.840.10008.1.2.4.91",  # both
-        "1.2.840.10008.1.2.4.201",  # HTJ2K lossless
-        "1.2.840.10008.1.2.4.202",  # HTJ2K lossless, resolutions first
-        "1.2.840.10008.1.2.4.203",  # HTJ2K, both
+        "1.2.840.10008.1.2.4.201",  # lossless
+        "1.2.840.10008.1.2.4.202",  # lossless, resolutions first
+        "1.2.840.10008.1.2.4.203",  # lossless or lossy
     }
 )
-SYNTAXES: Final = JPEG_SYNTAXES | JPEG_2000_SYNTAXES
+SYNTAXES: Final = JPEG_SYNTAXES | JPEG_2000_SYNTAXES | HTJ2K_SYNTAXES
 
 _CODESTREAM = b"\xff\x4f\xff\x51"  # start of codestream and SIZ; DICOM has no JP2 boxes before, some files do
 
