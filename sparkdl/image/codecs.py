@@ -22,7 +22,6 @@ DICOM PS3.5 8.2 and Annex A.4; ITU-T T.81 (JPEG), T.87 (JPEG-LS), T.800 (JPEG 20
 """
 
 import logging
-import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,7 +29,8 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from sparkdl.image.jpeg import END_OF_IMAGE, JPEG_LS, read_jpeg_header
+from sparkdl.image.jpeg import END_OF_IMAGE, JPEG_LS, JpegHeader, read_jpeg_header
+from sparkdl.image.jpeg2000 import Jpeg2000Header, read_jpeg2000_header
 
 # imagecodecs logs what its libraries warn of; what matters comes back as an exception.
 logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)
@@ -55,12 +55,10 @@ HTJ2K_SYNTAXES: Final = frozenset(
 )
 SYNTAXES: Final = JPEG_SYNTAXES | JPEG_2000_SYNTAXES | HTJ2K_SYNTAXES
 
-_CODESTREAM = b"\xff\x4f\xff\x51"  # start of codestream and SIZ; DICOM has no JP2 boxes before, some files do
-
 _BYTE, _WORD = 8, 16
-# A tile costs OpenJPEG 7 kB before any of its data is read, and a header may announce 65,535 of them. Those that
-# encoders make have 64 x 64 pixels and more.
-_SMALLEST_TILE = 32 * 32
+# A tile costs OpenJPEG 7 kB and a precinct 600 bytes, before any data is read. Encoders make them of 64 x 64 pixels and
+# more, but for a few on the lowest levels.
+_SMALLEST_TILE, _SMALLEST_PRECINCT, _FEW_PIECES = 32 * 32, 8 * 16, 100
 
 # What imagecodecs raises: a RuntimeError of each codec, and a ValueError for an array that the stream does not fit.
 _LIBRARY_ERRORS = (RuntimeError, ValueError, TypeError, OverflowError, NotImplementedError)
@@ -87,18 +85,6 @@ class Frame:
     pixels: npt.NDArray[Any]
     bits: int
     signed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    height: int
-    width: int
-    bits: int
-    components: int
-    signed: bool = False
-    jpeg_ls: bool = False
-    start: int = 0  # of a JPEG 2000 codestream in the frame; of the frame header in a JPEG
-    tiles: int = 1
 
 
 def frame_size(frame: bytes, syntax: str) -> tuple[int, int] | None:
@@ -144,25 +130,30 @@ def decode_frame(frame: bytes, syntax: str) -> Frame:
 
     Notes
     -----
-    About ten bytes a pixel are used for JPEG 2000, the pixels alone otherwise. Ask `frame_size` first how many there
-    are.
+    JPEG 2000 takes 6 to 30 bytes a pixel beside the pixels. Ask `frame_size` first how many there are. A damaged
+    JPEG-LS stream may make CharLS count to 2^31, for 3 s, before it gives up.
     """
     header = _read_header(frame, syntax)
     if header is None:
         msg = "the stream has no header of its transfer syntax"
         raise CodecError(msg)
+    signed = isinstance(header, Jpeg2000Header) and header.signed
     _check(header)
     # Zeros cost nothing more. What a library leaves out is then never what was in memory before: another's picture.
-    pixels = np.zeros((header.height, header.width), _dtype(header))
+    pixels = np.zeros((header.height, header.width), f"{'i' if signed else 'u'}{1 if header.bits <= _BYTE else 2}")
     try:
-        _decode(frame, syntax, header, pixels)
+        _decode(frame, header, pixels)
     except _LIBRARY_ERRORS as exc:
         msg = f"the stream does not decode ({type(exc).__name__})"
         raise CodecError(msg) from exc
-    return Frame(pixels, header.bits, header.signed)
+    return Frame(pixels, header.bits, signed)
 
 
-def _check(header: _Header) -> None:
+def _read_header(frame: bytes, syntax: str) -> JpegHeader | Jpeg2000Header | None:
+    return read_jpeg_header(frame) if syntax in JPEG_SYNTAXES else read_jpeg2000_header(frame)
+
+
+def _check(header: JpegHeader | Jpeg2000Header) -> None:
     if header.components != 1:
         msg = f"the stream has {header.components} components, expected 1"
         raise CodecError(msg)
@@ -172,58 +163,41 @@ def _check(header: _Header) -> None:
     if not 1 <= header.bits <= _WORD:
         msg = f"the stream has {header.bits} bits a value, expected 1 to {_WORD}"
         raise CodecError(msg)
-    most = 1 + header.height * header.width // _SMALLEST_TILE
-    if not 1 <= header.tiles <= most:
-        msg = f"the stream has {header.tiles} tiles, expected at most {most} for its size"
+    if isinstance(header, Jpeg2000Header):
+        _check_pieces(header)
+
+
+def _check_pieces(header: Jpeg2000Header) -> None:
+    """Refuse a codestream of so many pieces that their number, not that of its pixels, is what it costs."""
+    pixels = header.height * header.width
+    most_tiles, most_precincts = (_FEW_PIECES + pixels // least for least in (_SMALLEST_TILE, _SMALLEST_PRECINCT))
+    if not 1 <= header.tiles <= most_tiles:
+        msg = f"the stream has {header.tiles} tiles, expected at most {most_tiles} for its size"
+        raise CodecError(msg)
+    if header.tiles_present < header.tiles:  # OpenJPEG leaves the others black
+        msg = f"the stream holds {header.tiles_present} of its {header.tiles} tiles"
+        raise CodecError(msg)
+    if header.precincts > most_precincts:
+        msg = f"a tile of the stream has {header.precincts} precincts, expected at most {most_precincts} for its size"
         raise CodecError(msg)
 
 
-def _dtype(header: _Header) -> npt.DTypeLike:
-    return np.dtype(f"{'i' if header.signed else 'u'}{1 if header.bits <= _BYTE else 2}")
-
-
-def _decode(frame: bytes, syntax: str, header: _Header, pixels: npt.NDArray[Any]) -> None:
+def _decode(frame: bytes, header: JpegHeader | Jpeg2000Header, pixels: npt.NDArray[Any]) -> None:
     """Fill the array with the pixels of the stream; the libraries refuse one of another size or type."""
-    if syntax not in JPEG_SYNTAXES:
+    if isinstance(header, Jpeg2000Header):
         imagecodecs.jpeg2k_decode(frame[header.start :], out=pixels)
-    elif header.jpeg_ls:
+    elif header.process == JPEG_LS:
         imagecodecs.jpegls_decode(frame, out=pixels)
     else:
-        _check_end(frame, header.start)
+        _check_end(frame, header)
         imagecodecs.jpeg8_decode(frame, out=pixels)
 
 
-def _check_end(frame: bytes, start: int) -> None:
+def _check_end(frame: bytes, header: JpegHeader) -> None:
     """Look for the end marker: libjpeg-turbo makes up what is missing.
 
     Compressed data never holds the marker by chance. A thumbnail has its own, in a segment before.
     """
-    if frame.rfind(END_OF_IMAGE, start) < 0:
+    if frame.rfind(END_OF_IMAGE, header.start) < 0:
         msg = "the stream ends without its end marker"
         raise CodecError(msg)
-
-
-def _read_header(frame: bytes, syntax: str) -> _Header | None:
-    return _jpeg_header(frame) if syntax in JPEG_SYNTAXES else _jpeg_2000_header(frame)
-
-
-def _jpeg_header(frame: bytes) -> _Header | None:
-    found = read_jpeg_header(frame)
-    if found is None:
-        return None
-    jpeg_ls = found.process == JPEG_LS
-    return _Header(found.height, found.width, found.bits, found.components, jpeg_ls=jpeg_ls, start=found.start)
-
-
-def _jpeg_2000_header(frame: bytes) -> _Header | None:
-    """Read the SIZ segment of a JPEG 2000 codestream."""
-    start = frame.find(_CODESTREAM)
-    if start < 0 or start + 45 > len(frame):
-        return None
-    right, bottom, left, top, tile_width, tile_height, tile_left, tile_top = struct.unpack_from(">8I", frame, start + 8)
-    components, depth = struct.unpack_from(">HB", frame, start + 40)
-    if right < left or bottom < top or not tile_width or not tile_height:
-        return None
-    tiles = -(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height)
-    signed, bits = bool(depth & 0x80), (depth & 0x7F) + 1
-    return _Header(bottom - top, right - left, bits, components, signed, start=start, tiles=tiles)

@@ -1,10 +1,15 @@
 """What each codec gives, and what its header says; in DICOM files: test_dicom.py."""
 
+import io
+import random
+import re
 import struct
+from contextlib import suppress
 
 import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image
 
 from sparkdl.image.codecs import SYNTAXES, CodecError, decode_frame, frame_size
 
@@ -163,7 +168,127 @@ def test_a_frame_header_that_only_other_readers_would_find_is_none():
     assert frame_size(crafted, LOSSLESS) == (60_000, 60_000)
 
 
-@pytest.mark.parametrize("tile", [1, 4, 16])
+# --- JPEG lossless, by an encoder that is no library's ----------------------------------------------------------------
+
+
+def encode_lossless(pixels, bits, *, predictor, shift=0, rows_between_restarts=0):
+    """Encode as ITU-T T.81 Annex H says, with a code of 5 bits for each length of a difference."""
+    samples = pixels.astype(int) >> shift
+    height, width = samples.shape
+    out, accumulated, waiting, restarts = bytearray(), 0, 0, 0
+
+    def put(value, count):
+        nonlocal accumulated, waiting
+        accumulated, waiting = accumulated << count | value, waiting + count
+        while waiting >= 8:
+            byte = accumulated >> (waiting - 8) & 255
+            out.extend([byte, 0] if byte == 255 else [byte])
+            waiting -= 8
+            accumulated &= (1 << waiting) - 1
+
+    def flush():
+        if waiting:
+            put((1 << (8 - waiting)) - 1, 8 - waiting)
+
+    for row in range(height):
+        first = row == 0
+        if rows_between_restarts and row and row % rows_between_restarts == 0:
+            flush()
+            out.extend([0xFF, 0xD0 + restarts % 8])
+            restarts, first = restarts + 1, True
+        for column in range(width):
+            left, above, corner = (
+                int(samples[row - up, column - back]) if row >= up and column >= back else 0
+                for up, back in ((0, 1), (1, 0), (1, 1))
+            )
+            if first:
+                guess = left if column else 1 << (bits - shift - 1)
+            elif not column:
+                guess = above
+            else:
+                guess = [
+                    left,
+                    above,
+                    corner,
+                    left + above - corner,
+                    left + (above - corner >> 1),
+                    above + (left - corner >> 1),
+                    left + above >> 1,
+                ][predictor - 1]
+            difference = (int(samples[row, column]) - guess) % 65536
+            difference -= 65536 if difference > 32768 else 0
+            length = abs(difference).bit_length() if difference != 32768 else 16
+            put(length, 5)
+            if 0 < length < 16:
+                put(difference if difference > 0 else difference + (1 << length) - 1, length)
+    flush()
+    counts = bytes([0, 0, 0, 0, 17, *[0] * 11])
+    table = b"\xff\xc4" + struct.pack(">HB", 2 + 1 + 16 + 17, 0) + counts + bytes(range(17))
+    header = b"\xff\xc3" + struct.pack(">HBHHB", 11, bits, height, width, 1) + b"\1\x11\0"
+    restart = b"\xff\xdd" + struct.pack(">HH", 4, rows_between_restarts * width) if rows_between_restarts else b""
+    scan = b"\xff\xda" + struct.pack(">HB", 8, 1) + bytes([1, 0, predictor, 0, shift])
+    return b"\xff\xd8" + header + table + restart + scan + bytes(out) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("predictor", range(1, 8))
+@pytest.mark.parametrize("bits", [2, 8, 10, 12, 16])
+def test_every_predictor_of_jpeg_lossless(predictor, bits):
+    pixels = noise(bits, "u1" if bits <= 8 else "u2")
+    decoded = decode_frame(encode_lossless(pixels, bits, predictor=predictor), LOSSLESS)
+    assert decoded.bits == bits
+    np.testing.assert_array_equal(decoded.pixels, pixels)
+
+
+@pytest.mark.parametrize("shift", [1, 2, 4])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_a_point_transform_leaves_out_the_low_bits(shift, bits):
+    pixels = noise(bits, "u1" if bits <= 8 else "u2")
+    decoded = decode_frame(encode_lossless(pixels, bits, predictor=1, shift=shift), LOSSLESS)
+    np.testing.assert_array_equal(decoded.pixels, pixels >> shift << shift)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9])
+@pytest.mark.parametrize("predictor", [1, 4, 7])
+def test_restart_markers(rows, predictor):
+    pixels = noise(12, "u2")
+    frame = encode_lossless(pixels, 12, predictor=predictor, rows_between_restarts=rows)
+    np.testing.assert_array_equal(decode_frame(frame, LOSSLESS_FIRST_ORDER).pixels, pixels)
+
+
+def test_the_encoders_of_other_libraries():
+    for bits in (9, 12, 14, 16):
+        pixels = noise(bits, "u2")
+        frame = bytes(imagecodecs.ljpeg_encode(pixels, bitspersample=bits))
+        np.testing.assert_array_equal(decode_frame(frame, LOSSLESS).pixels, pixels)
+        np.testing.assert_array_equal(imagecodecs.jpegsof3_decode(jpeg_lossless(pixels, bits)), pixels)
+
+
+# --- the pieces of JPEG 2000 ------------------------------------------------------------------------------------------
+
+
+def in_tiles(tile):
+    image = Image.fromarray(noise(8, "u1"))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG2000", no_jp2=True, tile_size=(tile, tile))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("tile", [16, 32, 64])
+def test_tiles_are_put_together(tile):
+    np.testing.assert_array_equal(decode_frame(in_tiles(tile), JPEG_2000).pixels, noise(8, "u1"))
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_missing_tiles_are_refused(kept):
+    """OpenJPEG leaves them black."""
+    whole = in_tiles(32)
+    parts = [at.start() for at in re.finditer(b"\xff\x90\0\x0a", whole)]
+    assert len(parts) == 4
+    with pytest.raises(CodecError, match=f"{kept} of its 4 tiles"):
+        decode_frame(whole[: parts[kept]] + b"\xff\xd9", JPEG_2000)
+
+
+@pytest.mark.parametrize("tile", [1, 4, 10])
 @pytest.mark.parametrize("syntax", [JPEG_2000, HTJ2K])
 def test_a_codestream_of_tiny_tiles_is_refused(syntax, tile):
     frame = bytearray(good_frame(syntax))
@@ -172,3 +297,60 @@ def test_a_codestream_of_tiny_tiles_is_refused(syntax, tile):
     struct.pack_into(">II", frame, start + 24, tile, tile)
     with pytest.raises(CodecError, match="40000 tiles, expected at most"):
         decode_frame(bytes(frame), syntax)
+
+
+def codestream(side, precinct, levels, *, where="COD"):
+    """Cut side x side pixels into precincts of 2 ** precinct on each level; all packets are empty."""
+    sizes = bytes([precinct | precinct << 4] * (levels + 1))
+    styles = bytes([levels, 2, 2, 0, 1])  # code-blocks of 16 x 16, reversible
+    plain = struct.pack(">BBHB", 0, 0, 1, 0) + styles
+    own = {"COD": b"\1" + plain[1:] + sizes, "COC": b"\0\1" + styles + sizes, "tile": b"\1" + plain[1:] + sizes}[where]
+
+    def segment(marker, body):
+        return bytes([0xFF, marker]) + struct.pack(">H", 2 + len(body)) + body
+
+    size = struct.pack(">H8IH", 0, side, side, 0, 0, side, side, 0, 0, 1) + b"\x0b\1\1"
+    quantisation = segment(0x5C, b"\x40" + b"\x48" * (3 * levels + 1))
+    main = segment(0x51, size) + (segment(0x52, own) if where == "COD" else segment(0x52, plain)) + quantisation
+    main += segment(0x53, own) if where == "COC" else b""
+    tile = segment(0x52, own) if where == "tile" else b""
+    return (
+        b"\xff\x4f"
+        + main
+        + segment(0x90, struct.pack(">HIBB", 0, 0, 0, 1))
+        + tile
+        + b"\xff\x93"
+        + bytes(8)
+        + b"\xff\xd9"
+    )
+
+
+@pytest.mark.parametrize("where", ["COD", "COC", "tile"])
+@pytest.mark.parametrize(
+    ("precinct", "levels", "count"), [(0, 0, 1_000_000), (1, 0, 250_000), (1, 5, 333_374), (2, 2, 82_094)]
+)
+def test_a_codestream_of_tiny_precincts_is_refused(where, precinct, levels, count):
+    """Read, one of 50 million pixels would take 28 GB."""
+    with pytest.raises(CodecError, match=f"{count} precincts, expected at most"):
+        decode_frame(codestream(1000, precinct, levels, where=where), JPEG_2000)
+
+
+@pytest.mark.parametrize("where", ["COD", "COC", "tile"])
+@pytest.mark.parametrize(("precinct", "levels"), [(4, 5), (6, 5), (7, 3), (15, 0)])
+def test_precincts_that_encoders_make_are_read(where, precinct, levels):
+    decoded = decode_frame(codestream(1000, precinct, levels, where=where), JPEG_2000)
+    assert decoded.pixels.shape == (1000, 1000)
+    assert np.unique(decoded.pixels).size == 1
+
+
+@pytest.mark.parametrize("syntax", [JPEG_2000, HTJ2K])
+@pytest.mark.parametrize("seed", range(200))
+def test_damage_ends_as_pixels_or_a_codec_error(syntax, seed):
+    generator = random.Random(seed)
+    frame = bytearray(good_frame(syntax))
+    for _ in range(generator.choice((1, 2, 5))):
+        frame[generator.randrange(120)] ^= 1 << generator.randrange(8)
+    size = frame_size(bytes(frame), syntax)
+    if size and size[0] * size[1] <= 1_000_000:
+        with suppress(CodecError):
+            assert decode_frame(bytes(frame), syntax).pixels.shape == size
