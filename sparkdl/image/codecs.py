@@ -5,16 +5,16 @@ the array for them is made before the library starts, and the library refuses a 
 
 Which library, and why. Milliseconds of one core for 2048 x 2048 pixels of 12 bits; all give the same pixels:
 
-=================  =======================  =======================================================================
-stream             taken                    others on PyPI
-=================  =======================  =======================================================================
-JPEG lossless      libjpeg-turbo 3     20   ljpeg 36, jpegsof3 60, pylibjpeg-libjpeg (GPL) 118, gdcm 200 and its process
-JPEG of 8 bits     libjpeg-turbo 3      4   Pillow 5
-JPEG of 12 bits    libjpeg-turbo 3     20   Pillow and gdcm do not read it
-JPEG-LS            CharLS              48   gdcm and pyjpegls have CharLS in them, too
-JPEG 2000          OpenJPEG 2.5       346   pylibjpeg-openjpeg 348, Pillow 372: OpenJPEG in them, too
-HTJ2K              OpenJPEG 2.5        42   OpenJPH 18: some damaged streams end its process
-=================  =======================  =======================================================================
+===============  ==================  =====================================================================
+stream           taken               others on PyPI
+===============  ==================  =====================================================================
+JPEG lossless    libjpeg-turbo 3 20  ljpeg 36, jpegsof3 60, gdcm 84, pylibjpeg-libjpeg (GPL) 118
+JPEG, 8 bits     libjpeg-turbo 3 4   Pillow 5
+JPEG, 12 bits    libjpeg-turbo 3 20  pylibjpeg-libjpeg (GPL); neither Pillow nor pydicom's gdcm reads it
+JPEG-LS          CharLS 2.4 50       pyjpegls 51, gdcm 94: CharLS in them, too
+JPEG 2000        OpenJPEG 2.5 340    pylibjpeg-openjpeg 348, Pillow 372, gdcm 414: OpenJPEG in them, too
+HTJ2K            OpenJPEG 2.5 42     OpenJPH 18, but some damaged streams end its process
+===============  ==================  =====================================================================
 
 References
 ----------
