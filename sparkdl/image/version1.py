@@ -1,7 +1,8 @@
 """Rendering version 1, frozen: what the release before made of a file, for the models that were trained on that.
 
 No change of a pixel, not even for the better: its faults are what those models have learned from. It goes away with the
-next release. What it shares with the present rendering decides no pixel: errors, limits, and the process around gdcm.
+next release. What it shares with the present rendering decides no pixel: errors, limits, and the decoder of JPEG
+lossless and JPEG-LS.
 
 What it does is told in `docs/publishing.md` of the release before; tests hold the hashes of its pixels.
 """
@@ -27,7 +28,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import get_decoder
 
 from schemas.errors import CorruptImageError, Reason, UnsupportedImageError
-from sparkdl.image.gdcm import DECODER
+from sparkdl.image.codecs import decode_frame
 from sparkdl.image.limits import DICOM, JPEG, PNG, DecodeLimits
 
 # pydicom logs the values of broken elements; what matters comes back as an exception.
@@ -47,16 +48,16 @@ _BYTE, _WORD = 8, 16
 _OUTLIERS = 100
 _SAMPLES_A_SIDE = 64  # enough to find a second gray in a radiograph; the whole of 9.4 million pixels takes 14 ms
 
-# Pillow where it can: its codecs hold against damaged files. gdcm, which they can kill, runs in its own process.
+# The plugin of pydicom's that decodes; None is `sparkdl.image.codecs`.
 _PLUGIN_BY_SYNTAX: Final = {
     uid.JPEGBaseline8Bit: "pillow",
     uid.JPEGExtended12Bit: "pillow",
     uid.JPEG2000Lossless: "pillow",
     uid.JPEG2000: "pillow",
-    uid.JPEGLossless: "gdcm",
-    uid.JPEGLosslessSV1: "gdcm",
-    uid.JPEGLSLossless: "gdcm",
-    uid.JPEGLSNearLossless: "gdcm",
+    uid.JPEGLossless: None,
+    uid.JPEGLosslessSV1: None,
+    uid.JPEGLSLossless: None,
+    uid.JPEGLSNearLossless: None,
     uid.RLELossless: "pydicom",
 }
 _NATIVE_SYNTAXES = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
@@ -620,27 +621,11 @@ def _stored_codes(dataset: FileDataset, layout: _Layout, origin: str, limits: De
 
 def _decompressed(dataset: FileDataset, frame: bytes, layout: _Layout) -> npt.NDArray[Any]:
     plugin = _PLUGIN_BY_SYNTAX[layout.syntax]
-    if plugin != "gdcm":
-        pixels: npt.NDArray[Any]
-        pixels, _ = get_decoder(layout.syntax).as_array(dataset, raw=True, index=0, decoding_plugin=plugin)
-        return pixels
-    return _decode_apart(frame, layout, str(dataset.PhotometricInterpretation))
-
-
-def _decode_apart(frame: bytes, layout: _Layout, photometric: str) -> npt.NDArray[Any]:
-    """Have gdcm decode a frame, in a process of its own."""
-    options: dict[str, int | str] = {
-        "rows": layout.rows,
-        "columns": layout.columns,
-        "number_of_frames": 1,
-        "samples_per_pixel": 1,
-        "photometric_interpretation": photometric,
-        "bits_allocated": layout.bits_allocated,
-        "bits_stored": layout.bits_stored,
-        "pixel_representation": int(layout.signed),
-        "pixel_keyword": "PixelData",
-    }
-    return DECODER.decode(frame, str(layout.syntax), options)
+    if plugin is None:  # lossless, or decoded to the same values by every library
+        return decode_frame(frame, str(layout.syntax)).pixels.astype(f"u{layout.bits_allocated // 8}")
+    pixels: npt.NDArray[Any]
+    pixels, _ = get_decoder(layout.syntax).as_array(dataset, raw=True, index=0, decoding_plugin=plugin)
+    return pixels
 
 
 def _native_codes(dataset: FileDataset, layout: _Layout, origin: str) -> _Codes:

@@ -133,9 +133,9 @@ def _show(rendering: Rendering, content: _Content, out: OutFolder) -> Rendering:
     too_large = refuse_size(content.size_bytes, plan)
     if payload is None:
         return replace(rendering, refusal=too_large, beyond=find_limits(content.size_bytes, 0, plan))
-    taken = decode(payload, plan.size, plan.limits)
-    shown = decode(payload, plan.size, plan.showing) if _is_up_to_settings(taken) else taken
-    whole = decode(payload, None, plan.showing) if _may_have_picture(shown) else shown
+    taken = decode(payload, plan.size, plan.limits, plan.rendering_version)
+    shown = decode(payload, plan.size, plan.showing, plan.rendering_version) if _is_up_to_settings(taken) else taken
+    whole = decode(payload, None, plan.showing, plan.rendering_version) if _may_have_picture(shown) else shown
     refusal = too_large or (taken if isinstance(taken, Refusal) else None)
     known = next((decoded for decoded in (shown, whole) if isinstance(decoded, DecodedImage)), None)
     pixels = known.original_height * known.original_width if known else 0

@@ -8,12 +8,9 @@ from schemas.errors import ModelLoadError
 from schemas.modelcard import ModelCard, read_card
 from schemas.modelstages import check_stages
 from schemas.registry import CHAMPION_FILE, champion_folder, find_model, read_aliases
-from sparkdl.image.limits import MAX_PIXELS, RENDERING_VERSION, DecodeLimits
+from sparkdl.image.limits import MAX_FILE_BYTES, MAX_PIXELS, RENDERING_VERSION, RENDERING_VERSIONS, DecodeLimits
 from sparkdl.network.base import MANIFEST_FILE, NETWORK_FOLDER, read_input_size
 from streaming.settings import StreamSettings
-
-LARGEST_FILE_BYTES = 256 * 1024 * 1024
-"""Of a file that is read to be shown: a device's own file may be far larger than what the stream takes."""
 
 USUAL_SIZE = (224, 224)
 """What most networks take, the default one among them: (height, width) in pixels."""
@@ -49,7 +46,7 @@ class RenderPlan:
     @property
     def showing(self) -> DecodeLimits:
         """What is shown all the same: never less than what the stream takes."""
-        most_bytes = max(self.limits.max_payload_bytes, LARGEST_FILE_BYTES)
+        most_bytes = max(self.limits.max_payload_bytes, MAX_FILE_BYTES)
         most_pixels = max(self.limits.max_pixels, MAX_PIXELS)
         return replace(
             self.limits, max_payload_bytes=most_bytes, max_pixels=most_pixels, modalities=None, for_processing=True
@@ -109,7 +106,7 @@ def _find_folder(settings: StreamSettings, model: str | None) -> Path | None:
 
 def _read_served_card(folder: Path) -> ModelCard:
     card = read_card(folder)
-    if card.rendering_version != RENDERING_VERSION:
+    if card.rendering_version not in RENDERING_VERSIONS:
         msg = (
             f"the stream does not serve model {card.version}: it was trained on images of rendering version "
             f"{card.rendering_version}, and this installation renders with version {RENDERING_VERSION}. "

@@ -176,7 +176,9 @@ class Rendering:
         }
 
 
-def decode(payload: bytes, size: tuple[int, int] | None, limits: DecodeLimits) -> DecodedImage | Refusal:
+def decode(
+    payload: bytes, size: tuple[int, int] | None, limits: DecodeLimits, rendering: int
+) -> DecodedImage | Refusal:
     """Decode as the stream does; where that fails, say why in the words of its dead letter.
 
     Raises
@@ -185,7 +187,7 @@ def decode(payload: bytes, size: tuple[int, int] | None, limits: DecodeLimits) -
         They are the machine's fault, not the file's.
     """
     try:
-        return decode_image(payload, origin=_ORIGIN, size=size, limits=limits)
+        return decode_image(payload, origin=_ORIGIN, size=size, limits=limits, rendering=rendering)
     except (MemoryError, ImportError):
         raise
     except RecordError as exc:

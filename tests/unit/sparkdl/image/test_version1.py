@@ -39,7 +39,6 @@ from tests.testimages import (
     rgba_png,
     rle_dicom,
     rotated_jpeg,
-    shallow_lookup_table,
     twelve_bit_pixels,
 )
 
@@ -172,7 +171,7 @@ REFUSED = {
     "window of no width": (lambda: dicom(WindowCenter=2048, WindowWidth=0), Reason.DICOM_CORRUPT),
     "high bit above the stored ones": (lambda: dicom(HighBit=15), Reason.DICOM_UNSUPPORTED_PIXELS),
     "LUT of 12 bits that says 16": (
-        lambda: dicom(VOILUTSequence=shallow_lookup_table()),
+        lambda: dicom(VOILUTSequence=lookup_table([round(64 * i**0.5) for i in range(4096)], first=0, bits=16)),
         Reason.DICOM_UNSUPPORTED_LUT,
     ),
     "colours of 12 bits": (lambda: png16(deep_samples(3)), Reason.UNSUPPORTED_BIT_DEPTH),

@@ -69,7 +69,13 @@ def pixels_of(picture: Picture | None, out: OutFolder) -> np.ndarray:
 
 
 def as_the_stream(payload: bytes, plan: RenderPlan) -> Mapping[str, Any]:
-    decoding = DecodePlan(plan.size, plan.limits, model_sha256="", max_record_bytes=plan.max_message_bytes)
+    decoding = DecodePlan(
+        plan.size,
+        plan.limits,
+        model_sha256="",
+        rendering=plan.rendering_version,
+        max_record_bytes=plan.max_message_bytes,
+    )
     return decode_record(ROW, payload, decoding)
 
 
@@ -191,7 +197,7 @@ def test_what_larger_limits_would_not_mend_is_told(name: str, out: OutFolder) ->
 
 
 def test_a_file_that_is_too_large_to_be_shown_is_not_read(out: OutFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xray.render.plan.LARGEST_FILE_BYTES", 100)
+    monkeypatch.setattr("xray.render.plan.MAX_FILE_BYTES", 100)
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was read"))
     rendering = render_bytes(png(), out, replace(PLAN, limits=DecodeLimits(max_payload_bytes=50)))
     assert rendering.refusal is not None
@@ -202,7 +208,7 @@ def test_a_file_that_is_too_large_to_be_shown_is_not_read(out: OutFolder, monkey
 
 
 def test_what_the_stream_takes_is_shown_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xray.render.plan.LARGEST_FILE_BYTES", 100)
+    monkeypatch.setattr("xray.render.plan.MAX_FILE_BYTES", 100)
     whatever: dict[str, Any] = {"modalities": None, "for_processing": True}
     limits = DecodeLimits(max_payload_bytes=1000, max_pixels=10**9)
     assert replace(PLAN, limits=limits).showing == replace(limits, **whatever)
