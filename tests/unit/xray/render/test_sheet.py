@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from sparkdl.image.limits import MAX_PAYLOAD_BYTES
 from tests.testimages import deflated_dicom, gray_pixels, png
 from xray.render.files import render_files
 from xray.render.folder import OutFolder
@@ -125,9 +126,9 @@ def test_nothing_is_written_outside_of_its_box(name: str, out: OutFolder, writte
 def test_a_refused_file_that_is_shown_has_its_reason_on_the_picture(
     out: OutFolder, written: list[tuple[int, int, str]]
 ) -> None:
-    renderings = render({"a.png": png(gray_pixels(300, 300)) + bytes(20_000_000)}, out)
+    renderings = render({"a.png": png(gray_pixels(300, 300)) + bytes(MAX_PAYLOAD_BYTES)}, out)
     write_sheets(renderings, out)
-    [reason] = [(y, text) for _, y, text in written if text == "payload_too_large"]
+    [reason] = [(y, text) for _, y, text in written if text == "record_too_large"]
     assert reason[0] > 116 + 180
     assert renderings[0].network is not None
     picture = np.asarray(Image.open(out.path / renderings[0].network.file))
