@@ -1,7 +1,6 @@
 """Reads a DICOM file up to its pixels: the elements before them, and where the bytes of the first frame are.
 
-The pixels are never copied here, nor read by pydicom: of an uncompressed plate they are all of the file, and compressed
-ones that pydicom cannot follow to their delimiter are lost to it with every other element.
+The pixels are never copied here: of an uncompressed plate they are all of the file.
 
 No text of the file, and so nothing about a patient, gets into an error: pydicom quotes element values in its messages,
 hence ``from None`` where it parses, its warnings suppressed, and its logger silenced.
@@ -12,7 +11,6 @@ DICOM PS3.5 section 7 (data elements) and Annex A (transfer syntaxes, encapsulat
 information).
 """
 
-import io
 import logging
 import struct
 import warnings
@@ -21,15 +19,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import pydicom
 from pydicom import uid
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 
 from schemas.errors import CorruptImageError, Reason, UnsupportedImageError
+from sparkdl.image.elements import (
+    HEADER_BYTES,
+    LONG_VRS,
+    SHORT_VRS,
+    UNDEFINED_LENGTH,
+    ElementError,
+    Encoding,
+    has_vr,
+    read_elements,
+)
 
 # pydicom logs the values of broken elements; what matters comes back as an exception.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -57,16 +64,14 @@ PYDICOM_ERRORS = (
 
 _PREAMBLE_BYTES = 128
 _MAGIC = b"DICM"
-_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # with a 32-bit length (PS3.5 7.1.2)
-_SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
 _PIXEL_VRS = frozenset((b"OB", b"OW", b"UN"))
 _META_GROUP, _FIRST_GROUPS, _LAST_GROUP = 0x0002, (0x0002, 0x0008), 0x7FE0
-_META_LENGTH, _META_SYNTAX = 0x00020000, 0x00020010
+_META_SYNTAX = 0x00020010
+_MAX_META_ELEMENTS = 1000  # there are a dozen, and programs may add private ones
 _PIXEL_DATA = 0x7FE00010
 _ITEM, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
+_MAX_FRAGMENTS = 1 << 16  # of one frame; so many take 50 ms
 _TEXT_VRS = (None, "DS", "UN", "IS", "LO", "SH")
-_UNDEFINED_LENGTH = 0xFFFFFFFF
-_HEADER_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +80,8 @@ class DicomFile:
 
     Parameters
     ----------
-    dataset : FileDataset
-        The elements before the pixels.
+    dataset : Dataset
+        The elements before the pixels, as `sparkdl.image.elements.read_elements` gives them.
     syntax : UID
         The transfer syntax; that of the bytes where the file names none.
     pixel_vr : str
@@ -88,7 +93,7 @@ class DicomFile:
         and they are there, else all.
     """
 
-    dataset: FileDataset
+    dataset: Dataset
     syntax: uid.UID
     pixel_vr: str
     is_encapsulated: bool
@@ -142,26 +147,26 @@ def read_dicom(payload: bytes, *, origin: str) -> DicomFile:
     -----
     Of two file meta informations the first one counts, as far as its group length says (PS3.10 7.1).
     """
-    payload, declared = _without_second_meta(payload)
-    # pydicom would inflate a deflated data set whole, whatever its size, before anything can be checked.
+    with parsing(origin, "the file meta information"):
+        start, declared = _skip_meta(payload)
     if declared == uid.DeflatedExplicitVRLittleEndian:
         raise refuse_syntax(origin, declared)
-    stream = io.BytesIO(payload)
+    encoding = _guess_encoding(payload[start : start + HEADER_BYTES], declared)
     with parsing(origin, "the data set"):
-        dataset = pydicom.dcmread(stream, force=True, stop_before_pixels=True)
-        start = stream.tell()
-        implicit, little = dataset.original_encoding
-    order = "<" if little else ">"
-    if start + _HEADER_BYTES > len(payload):
-        raise _no_pixels(dataset, payload, origin)
+        dataset, end = read_elements(payload, start, encoding)
+    if end + HEADER_BYTES > len(payload):
+        if end == start or any(payload[end:]):
+            raise corrupt(origin, "data set ends before its elements do")
+        detail = "data set has no Pixel Data element"
+        raise UnsupportedImageError(Reason.DICOM_NO_PIXEL_DATA, origin, detail)
     with parsing(origin, "the pixel data element"):
-        tag, vr, length, start = _pixel_header(payload, start, order)
+        tag, vr, length, start = _pixel_header(payload, end, encoding.order)
     if tag != _PIXEL_DATA:
         detail = "pixels are floating point, expected integers"
         raise UnsupportedImageError(Reason.DICOM_UNSUPPORTED_PIXELS, origin, detail)
-    native = uid.ExplicitVRBigEndian if not little else uid.ExplicitVRLittleEndian
-    syntax = declared or (uid.ImplicitVRLittleEndian if implicit else native)
-    undefined = length == _UNDEFINED_LENGTH
+    native = uid.ExplicitVRLittleEndian if encoding.little else uid.ExplicitVRBigEndian
+    syntax = declared or (uid.ImplicitVRLittleEndian if encoding.implicit else native)
+    undefined = length == UNDEFINED_LENGTH
     pixels = memoryview(payload)[start:] if undefined else memoryview(payload)[start : start + length]
     return DicomFile(dataset, syntax, vr, undefined, pixels)
 
@@ -192,14 +197,16 @@ def join_fragments(pixels: memoryview, *, origin: str) -> bytes:
     next element.
     """
     fragments, offset = [], 0
-    while offset + _HEADER_BYTES <= len(pixels):
+    while offset + HEADER_BYTES <= len(pixels):
         group, element, length = struct.unpack_from("<HHI", pixels, offset)
         if (group, element) != _ITEM:
             is_next = (group, element) == _SEQUENCE_END or group > _LAST_GROUP or not any(pixels[offset : offset + 8])
             if not is_next:
                 raise corrupt(origin, "compressed pixels: something else stands where a fragment should begin")
             break
-        offset += _HEADER_BYTES
+        offset += HEADER_BYTES
+        if len(fragments) > _MAX_FRAGMENTS:
+            raise corrupt(origin, f"compressed pixels have more than {_MAX_FRAGMENTS} fragments")
         if offset + length > len(pixels):
             detail = f"compressed pixels: a fragment has {len(pixels) - offset} bytes, expected {length}"
             raise corrupt(origin, detail)
@@ -255,6 +262,8 @@ def parsing(origin: str, what: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except ElementError as exc:
+        raise corrupt(origin, str(exc)) from None
     except PYDICOM_ERRORS as exc:
         raise corrupt(origin, f"{what} cannot be read ({type(exc).__name__})") from None
 
@@ -278,42 +287,51 @@ class _Element:
         return self.tag >> 16
 
 
-def _element_at(payload: bytes, offset: int, order: str = "<") -> _Element | None:
+def _element_at(payload: bytes, offset: int, order: str = "<", *, even: bool = True) -> _Element | None:
     """Read one element, or give None where there is no plausible one; big endian needs an explicit VR."""
-    if offset + _HEADER_BYTES > len(payload):
+    if offset + HEADER_BYTES > len(payload):
         return None
     group, element = struct.unpack_from(f"{order}HH", payload, offset)
     vr, start = payload[offset + 4 : offset + 6], offset + 8
-    if vr in _SHORT_VRS:
+    if vr in SHORT_VRS:
         (length,) = struct.unpack_from(f"{order}H", payload, offset + 6)
-    elif vr in _LONG_VRS and start + 4 <= len(payload):
+    elif vr in LONG_VRS and start + 4 <= len(payload):
         (length,) = struct.unpack_from(f"{order}I", payload, start)
         start += 4
     elif order == "<":  # implicit VR
         (length,) = struct.unpack_from("<I", payload, offset + 4)
     else:
         return None
-    if length % 2 or start + length > len(payload):
+    if (even and length % 2) or start + length > len(payload):
         return None
     return _Element(group << 16 | element, payload[start : start + length], start + length)
 
 
-def _without_second_meta(payload: bytes) -> tuple[bytes, uid.UID | None]:
-    """Cut a second file meta information out, and give the transfer syntax of the first; None where it names none.
+def _skip_meta(payload: bytes) -> tuple[int, uid.UID | None]:
+    """Give where the data set begins, and the transfer syntax of the file meta information; None where it names none.
 
     A second one begins where tags stop ascending. The group length of the first alone does not tell: it is often wrong.
     """
     offset = _PREAMBLE_BYTES + len(_MAGIC) if payload.startswith(_MAGIC, _PREAMBLE_BYTES) else 0
-    syntax, last, second = None, -1, None
-    while (element := _element_at(payload, offset)) and element.group == _META_GROUP:
-        if element.tag <= last and second is None:
-            second = offset
-        if element.tag == _META_SYNTAX and second is None:
+    syntax, last, is_first = None, -1, True
+    for _ in range(_MAX_META_ELEMENTS):
+        element = _element_at(payload, offset, even=False)
+        if element is None or element.group != _META_GROUP:
+            return offset, syntax or None
+        is_first = is_first and element.tag > last
+        if element.tag == _META_SYNTAX and is_first:
             syntax = uid.UID(element.value.rstrip(b"\0 ").decode("ascii", "replace"))
         last, offset = element.tag, element.end
-    if second is not None:
-        payload = payload[:second] + payload[offset:]
-    return payload, syntax or None
+    msg = f"the file meta information has more than {_MAX_META_ELEMENTS} elements"
+    raise ElementError(msg)
+
+
+def _guess_encoding(header: bytes, declared: uid.UID | None) -> Encoding:
+    """Tell how the data set is written by its first element; the transfer syntax decides the order of bytes alone."""
+    implicit = not has_vr(header)
+    if declared is None:  # no data set begins with a group of 256 or more, as 8 in big endian would be
+        return Encoding(implicit, ">" if not implicit and header[0] == 0 < header[1] else "<")
+    return Encoding(implicit, ">" if declared == uid.ExplicitVRBigEndian else "<")
 
 
 def _pixel_header(payload: bytes, offset: int, order: str) -> tuple[int, str, int, int]:
@@ -323,24 +341,8 @@ def _pixel_header(payload: bytes, offset: int, order: str) -> tuple[int, str, in
     """
     group, element = struct.unpack_from(f"{order}HH", payload, offset)
     vr = payload[offset + 4 : offset + 6]
-    if vr in _LONG_VRS:
+    if vr in LONG_VRS:
         (length,) = struct.unpack_from(f"{order}I", payload, offset + 8)
         return group << 16 | element, vr.decode() if vr in _PIXEL_VRS else "OW", length, offset + 12
     (length,) = struct.unpack_from(f"{order}I", payload, offset + 4)
     return group << 16 | element, "OW", length, offset + 8
-
-
-def _no_pixels(dataset: FileDataset, payload: bytes, origin: str) -> CorruptImageError | UnsupportedImageError:
-    """Make the error of a file whose elements end before any pixels: it was cut, or it has none.
-
-    pydicom takes what is left of a value for the whole, and forgets all elements where the file ends inside one that
-    has no length.
-    """
-    end = max(
-        (each.value_tell + each.length for each in dataset.values() if isinstance(each, RawDataElement)), default=0
-    )
-    rest = payload[end:]
-    if not len(dataset) or end > len(payload) or (len(rest) < _HEADER_BYTES and any(rest)):
-        return corrupt(origin, "data set ends before its elements do")
-    detail = "data set has no Pixel Data element"
-    return UnsupportedImageError(Reason.DICOM_NO_PIXEL_DATA, origin, detail)

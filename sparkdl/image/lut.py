@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from sparkdl.image.elements import read_items
+
 _BYTE, _WORD = 8, 16
 _DESCRIPTOR_NUMBERS = 3
 _MOST_ENTRIES = 1 << _WORD
@@ -96,7 +98,7 @@ def read_table(dataset: Dataset, keyword: str) -> LookupTable | None:
     ValueError
         The table has another length than its descriptor says.
     """
-    for item in dataset.get(keyword) or ():
+    for item in read_items(dataset, keyword):
         descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
         if descriptor in (None, "", b"") or data in (None, "", b"") or _length(data) == 0:
             continue
