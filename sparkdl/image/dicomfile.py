@@ -196,7 +196,8 @@ def join_fragments(pixels: memoryview, *, origin: str) -> bytes:
     A missing delimiter is no damage where the fragments are whole: the file may end there, zeros may follow, or the
     next element.
     """
-    fragments, offset = [], 0
+    fragments: list[memoryview] = []
+    offset = 0
     while offset + HEADER_BYTES <= len(pixels):
         group, element, length = struct.unpack_from("<HHI", pixels, offset)
         if (group, element) != _ITEM:
