@@ -8,6 +8,7 @@ import pytest
 from sparkdl import folders
 from sparkdl.estimators import loading
 from sparkdl.image import imageIO
+from sparkdl.image.limits import FILE_LIMITS
 from sparkdl.transformers import batches
 
 
@@ -29,7 +30,7 @@ def test_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     monkeypatch.setattr(folders, "decode_image", need)
     with pytest.raises(ModuleNotFoundError):
-        folders._decode_file(str(tmp_path / "a.png"), (8, 8))
+        folders._decode_file(str(tmp_path / "a.png"), (8, 8), FILE_LIMITS)
 
 
 def test_of_a_strangers_decoder() -> None:

@@ -335,7 +335,7 @@ def test_a_changed_file_is_another_image(spark: SparkSession, tmp_path: Path) ->
     after = extract.examine(lambda: spark, paths, cache)
     assert [a.digest == b.digest for a, b in zip(before, after, strict=True)] == [i != 2 for i in range(8)]
     assert before[2].picture != after[2].picture
-    assert len(list((tmp_path / "cache" / "images-r1-1").iterdir())) == 2
+    assert len(list((tmp_path / "cache" / f"images-r{RENDERING_VERSION}-1").iterdir())) == 2
 
 
 def test_a_file_that_was_away_is_tried_again(spark: SparkSession, tmp_path: Path) -> None:
