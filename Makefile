@@ -56,7 +56,8 @@ format: $(DEV) ## Rewrite the code in the house's format
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-bench: $(DEV) ## Throughput and latency, each beside its baseline
+bench: $(DEV) ## Decoding, throughput and latency, each beside its baseline
+	@$(BIN)/python -m benchmarks.decoding
 	@$(BIN)/python -m benchmarks.throughput
 	@$(BIN)/python -m benchmarks.latency
 

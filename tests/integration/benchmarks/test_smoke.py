@@ -59,6 +59,19 @@ def test_latency(jars: Path) -> None:
     assert all(0 < each["p50"] <= each["p95"] <= each["p99"] for each in found["latency_seconds"]), found
 
 
+def test_decoding(jars: Path) -> None:
+    found = run(jars, "decoding", "--smallest", "--json")
+    ways: dict[str, list[str]] = {}
+    for each in found:
+        assert is_figure(each["ms"]), each
+        assert is_figure(each["ratio"]), each
+        ways.setdefault(each["file"], []).append(each["way"])
+    assert len(ways) == 7
+    assert all(names[0] == "decode_image" and len(names) > 1 for names in ways.values()), ways
+    aims = {each["way"] for each in found if each["aim"]}
+    assert {"Pillow", "numpy: table, mean"} <= aims
+
+
 def test_featurize(jars: Path) -> None:
     small = ("--network", "EfficientNetLite0", "--images", "40", "--rounds", "1", "--precisions", "fp32")
     found = run(jars, "featurize", *small, "--json")

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
+from benchmarks import decoding
 from benchmarks.featurize import Result, summarize
 
 
-@pytest.mark.parametrize("name", ["featurize", "latency", "precision", "throughput"])
+@pytest.mark.parametrize("name", ["decoding", "featurize", "latency", "precision", "throughput"])
 def test_help_names_the_options(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -29,3 +31,12 @@ def test_a_party_that_was_not_measured_has_no_ratio() -> None:
     ours = Result("ours", "fp32", rates=[8.0], bare_rates=[10.0])
     summarize([ours, tensorflow], tensorflow)
     assert (ours.of_bare, ours.of_tensorflow, tensorflow.img_s) == (0.8, None, None)
+
+
+def test_our_time_is_compared_within_a_turn() -> None:
+    """The machine is half as fast in the second turn: the ratio does not see it, medians over both would."""
+    seconds = {"decode_image": iter([9, 0.010, 0.020, 0.030]), "Pillow": iter([9, 0.020, 0.040, 0.040])}
+    file = decoding.File("PNG", {name: partial(next, values) for name, values in seconds.items()}, {"Pillow": 0.55})
+    mine, others = decoding.measure(file, 3)
+    assert (mine.way, mine.ms, mine.ratio, mine.aim) == ("decode_image", 20, 1, None)
+    assert (others.way, others.ms, others.ratio, others.aim) == ("Pillow", 40, 0.5, 0.55)
