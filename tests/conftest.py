@@ -44,6 +44,7 @@ class SharedRun(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedRun:
+    config.option.loadscopereorder = False  # the two groups come first, however many cases a unit test has
     return SharedRun(config, log)
 
 
