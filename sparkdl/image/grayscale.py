@@ -22,6 +22,7 @@ from pydicom.dataset import Dataset
 from schemas.errors import Reason, UnsupportedImageError
 from sparkdl.image.dicomfile import PYDICOM_ERRORS, corrupt, parsing, read_code, read_decimals
 from sparkdl.image.lut import read_table
+from sparkdl.image.pixels import count_values
 from sparkdl.image.steps import Step
 
 TAIL_SHARE = 0.01
@@ -223,9 +224,7 @@ def _spread_range(values: _Values, counts: npt.NDArray[np.int64]) -> tuple[_Valu
 
 def _count_unpadded(codes: _Codes, padded: _Words) -> npt.NDArray[np.int64]:
     """Count the pixels of each word, without those of the Pixel Padding if others remain."""
-    counts = np.zeros(padded.shape, np.int64)
-    for some in np.array_split(codes, max(1, codes.size >> 20)):  # bincount makes 8 bytes of each pixel
-        counts += np.bincount(some.ravel(), minlength=len(counts))
+    counts = count_values(codes, len(padded))
     unpadded = np.where(padded, 0, counts)
     return unpadded if unpadded.any() else counts
 

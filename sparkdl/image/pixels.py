@@ -93,6 +93,17 @@ def check_pixels(height: int, width: int, origin: str, limits: DecodeLimits) -> 
         raise UnsupportedImageError(Reason.TOO_MANY_PIXELS, origin, detail)
 
 
+def count_values(samples: npt.NDArray[Any], n_values: int) -> npt.NDArray[np.int64]:
+    """Count the samples of each value, 0 to ``n_values - 1``; an array of shape (n_values,).
+
+    A million at a time: ``bincount`` makes 8 bytes of each sample, which is 400 MB for the largest image.
+    """
+    counts = np.zeros(n_values, np.int64)
+    for some in np.array_split(samples, max(1, samples.size >> 20)):
+        counts += np.bincount(some.ravel(), minlength=n_values)
+    return counts
+
+
 def is_flat(pixels: _Pixels) -> bool:
     """Tell whether all pixels are of one gray or colour; the middle row, which hardly ever is, saves a look at all."""
     first = pixels[0, 0]

@@ -35,6 +35,7 @@ from sparkdl.image.pixels import (
     PILLOW_ERRORS,
     blank_rendering,
     check_pixels,
+    count_values,
     gray_if_gray,
     is_flat,
     resize_image,
@@ -253,7 +254,7 @@ def _whites(colors: npt.NDArray[np.uint16], significant: Sequence[int]) -> tuple
 
 def _usual_largest(samples: npt.NDArray[np.uint16]) -> int:
     """Give the smallest value that 99 % of the samples do not exceed."""
-    counts = np.bincount(samples.ravel(), minlength=_LARGEST + 1)
+    counts = count_values(samples, _LARGEST + 1)
     return int(np.searchsorted(np.cumsum(counts), -(-samples.size * _SHOWN_SHARE // 100)))
 
 
