@@ -153,8 +153,8 @@ class OnlyBase:
             raise ModuleNotFoundError(f"{name} is of an extra", name=name)
 
 sys.meta_path.insert(0, OnlyBase())
-import gdcm, openvino
-import sparkdl.engine.openvino, sparkdl.image.decode, sparkdl.transformers.featurizer
+import openvino
+import sparkdl.engine.openvino, sparkdl.image.decode, sparkdl.image.version1, sparkdl.transformers.featurizer
 import streaming.account.audit, streaming.archive, streaming.devices.publish, streaming.results, streaming.run.service
 import xray.__main__
 """
