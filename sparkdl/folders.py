@@ -34,7 +34,7 @@ from pyspark.sql.functions import coalesce, col, when
 from schemas.errors import DatasetError, JobError, SettingsError
 from sparkdl.image.decode import decode_image, sniff_media_type
 from sparkdl.image.files import noting_error, read_file
-from sparkdl.image.limits import MAX_FILE_BYTES, RENDERING_VERSION, DecodeLimits
+from sparkdl.image.limits import FILE_LIMITS, RENDERING_VERSION, DecodeLimits
 from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL
 from sparkdl.spark.tasks import count_tasks
 from sparkdl.spark.worker import prepare_worker
@@ -93,7 +93,7 @@ def featurize_folder(
     *,
     images_per_batch: int = 1000,
     progress: Progress | None = None,
-    max_file_bytes: int = MAX_FILE_BYTES,
+    limits: DecodeLimits = FILE_LIMITS,
 ) -> FolderResult:
     """Compute the features of every image below a folder; go on where an earlier run was stopped.
 
@@ -113,8 +113,9 @@ def featurize_folder(
         Files in a batch, which is what a stop can cost. Another number may be given when a run is resumed.
     progress : callable, optional
         See `Progress`; earlier runs' files count as done. What it raises stops the run, and passes through.
-    max_file_bytes : int
-        Larger files are not read; their row says so. Each worker holds one file at a time.
+    limits : DecodeLimits
+        Larger files and images of other modalities are not read; their row says so. Each worker holds one file at a
+        time.
 
     Returns
     -------
@@ -151,7 +152,7 @@ def featurize_folder(
             shutil.rmtree(left_over, ignore_errors=True)
         done = _done_paths(out)
         waiting = [file for file in files if _as_text(file) not in done]
-        run = _Run(spark, featurizer, out, len(files), len(files) - len(waiting), progress, max_file_bytes)
+        run = _Run(spark, featurizer, out, len(files), len(files) - len(waiting), progress, limits)
         del files, done
         n_failed = run.do(waiting, images_per_batch)
     result = FolderResult(len(waiting), n_failed, run.n_before, time.perf_counter() - started, out)
@@ -333,9 +334,9 @@ class _Run:
         n_total: int,
         n_before: int,
         progress: Progress | None,
-        max_file_bytes: int,
+        limits: DecodeLimits,
     ) -> None:
-        self.max_file_bytes = max_file_bytes
+        self.limits = limits
         self.spark, self.out, self.n_total, self.n_before = spark, out, n_total, n_before
         self.progress = progress or (lambda done, total: None)
         # One copy and one accumulator for all batches: Spark keeps what each of them registers.
@@ -365,8 +366,7 @@ class _Run:
 
         n_tasks = count_tasks(self.spark, len(paths))
         indices = self.spark.range(0, len(paths), 1, n_tasks)
-        limits = DecodeLimits(max_payload_bytes=self.max_file_bytes)
-        decode = _decoder(paths, self.featurizer.network.input_size, limits, self.seen)
+        decode = _decoder(paths, self.featurizer.network.input_size, self.limits, self.seen)
         decoded = indices.mapInArrow(decode, _DECODED_DDL)
         features = when(col("features").isNotNull(), vector_to_array("features", "float32"))
         return self.featurizer.transform(decoded).select(

@@ -9,6 +9,7 @@ may hold them as ``KEY=VALUE`` lines; the environment wins over it. Only a comma
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -297,6 +298,10 @@ class StreamSettings(BaseSettings):
     monitor: MonitorSettings = MonitorSettings()
     metrics: MetricsSettings = MetricsSettings()
     tracking: TrackingSettings = TrackingSettings()
+
+    def to_file_limits(self) -> DecodeLimits:
+        """Give which files are decoded in training: as the stream's images, and larger ones."""
+        return replace(self.score.to_limits(), max_payload_bytes=self.train.max_file_bytes)
 
     @property
     def jars_folder(self) -> Path:

@@ -59,7 +59,7 @@ def featurize(
                 featurizer,
                 target,
                 images_per_batch=images_per_batch,
-                max_file_bytes=settings.train.max_file_bytes,
+                limits=settings.to_file_limits(),
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
     except KeyboardInterrupt:

@@ -9,7 +9,6 @@ from rich.progress import Progress, TaskID
 
 from schemas.errors import ChampionChangedError
 from schemas.registry import CHAMPION_FILE, promote, read_aliases
-from sparkdl.image.limits import DecodeLimits
 from sparkdl.spark.session import LateSession, start_session
 from streaming.run.folders import check_folder
 from streaming.settings import StreamSettings
@@ -115,7 +114,7 @@ def train_on(
                 seed=seed,
                 cache=cache,
                 report=tasks.report,
-                limits=DecodeLimits(max_payload_bytes=settings.train.max_file_bytes),
+                limits=settings.to_file_limits(),
                 **options,
             )
             champion = read_aliases(settings.models_folder).get(CHAMPION_FILE)

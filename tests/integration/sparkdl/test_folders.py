@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 
 from schemas.errors import SettingsError
 from sparkdl.folders import IDENTITY_FILE, count_reasons, featurize_folder
-from sparkdl.image.limits import MAX_PAYLOAD_BYTES, RENDERING_VERSION
+from sparkdl.image.limits import MAX_PAYLOAD_BYTES, RENDERING_VERSION, DecodeLimits
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from tests.testimages import good_files
 
@@ -202,7 +202,7 @@ def test_files_above_the_limit_have_a_row_that_says_so(
     featurize_folder(spark, folder, featurizer, tmp_path / "usual")
     assert _rows(tmp_path / "usual")[str(folder / "photo.JPG")][1] is None
     limit = (folder / "a.dcm").stat().st_size
-    featurize_folder(spark, folder, featurizer, tmp_path / "small", max_file_bytes=limit)
+    featurize_folder(spark, folder, featurizer, tmp_path / "small", limits=DecodeLimits(max_payload_bytes=limit))
     rows = _rows(tmp_path / "small")
     assert rows[str(folder / "a.dcm")][1] is None
     wanted = f"payload_too_large: file has {MAX_PAYLOAD_BYTES + 1} bytes, expected at most {limit}"

@@ -242,3 +242,9 @@ def test_the_largest_message_may_be_an_image() -> None:
     settings = load_settings()
     assert settings.score.max_payload_bytes == settings.kafka.max_message_bytes
     assert settings.train.max_file_bytes > settings.score.max_payload_bytes
+    assert settings.to_file_limits() == DecodeLimits(settings.train.max_file_bytes)
+
+
+def test_training_takes_the_images_that_the_stream_takes() -> None:
+    settings = load_settings(score={"modalities": "MG", "for_processing": True}, train={"max_file_bytes": 5000})
+    assert settings.to_file_limits() == DecodeLimits(5000, modalities=("MG",), for_processing=True)
