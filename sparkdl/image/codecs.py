@@ -29,7 +29,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from sparkdl.image.jpeg import END_OF_IMAGE, JPEG_LS, JpegHeader, read_jpeg_header
+from sparkdl.image.jpeg import END_OF_IMAGE, JPEG_LS, MAX_SCANS, JpegHeader, count_scans, read_jpeg_header
 from sparkdl.image.jpeg2000 import Jpeg2000Header, read_jpeg2000_header
 
 # imagecodecs logs what its libraries warn of; what matters comes back as an exception.
@@ -56,9 +56,9 @@ HTJ2K_SYNTAXES: Final = frozenset(
 SYNTAXES: Final = JPEG_SYNTAXES | JPEG_2000_SYNTAXES | HTJ2K_SYNTAXES
 
 _BYTE, _WORD = 8, 16
-# A tile costs OpenJPEG 7 kB and a precinct 600 bytes, before any data is read. Encoders make them of 64 x 64 pixels and
-# more, but for a few on the lowest levels.
-_SMALLEST_TILE, _SMALLEST_PRECINCT, _FEW_PIECES = 32 * 32, 8 * 16, 100
+# A tile costs OpenJPEG 7 kB, a precinct 600 bytes, a code block 300, before any data is read. Encoders make tiles and
+# precincts of 64 x 64 pixels and more, but for a few on the lowest levels, and code blocks of 32 x 32.
+_SMALLEST_TILE, _SMALLEST_PRECINCT, _SMALLEST_BLOCK, _FEW_PIECES = 32 * 32, 8 * 16, 8 * 8, 100
 
 # What imagecodecs raises: a RuntimeError of each codec, and a ValueError for an array that the stream does not fit.
 _LIBRARY_ERRORS = (RuntimeError, ValueError, TypeError, OverflowError, NotImplementedError)
@@ -130,7 +130,7 @@ def decode_frame(frame: bytes, syntax: str) -> Frame:
 
     Notes
     -----
-    JPEG 2000 takes 6 to 30 bytes a pixel beside the pixels. Ask `frame_size` first how many there are. A damaged
+    JPEG 2000 takes 6 to 20 bytes a pixel beside the pixels. Ask `frame_size` first how many there are. A damaged
     JPEG-LS stream may make CharLS count to 2^31, for 3 s, before it gives up.
     """
     header = _read_header(frame, syntax)
@@ -139,6 +139,8 @@ def decode_frame(frame: bytes, syntax: str) -> Frame:
         raise CodecError(msg)
     signed = isinstance(header, Jpeg2000Header) and header.signed
     _check(header)
+    if isinstance(header, JpegHeader) and header.process != JPEG_LS:
+        _check_scans(frame, header)
     # Zeros cost nothing more. What a library leaves out is then never what was in memory before: another's picture.
     pixels = np.zeros((header.height, header.width), f"{'i' if signed else 'u'}{1 if header.bits <= _BYTE else 2}")
     try:
@@ -180,6 +182,9 @@ def _check_pieces(header: Jpeg2000Header) -> None:
     if header.precincts > most_precincts:
         msg = f"a tile of the stream has {header.precincts} precincts, expected at most {most_precincts} for its size"
         raise CodecError(msg)
+    if header.block_pixels < _SMALLEST_BLOCK:
+        msg = f"code blocks of the stream have {header.block_pixels} pixels, expected {_SMALLEST_BLOCK} or more"
+        raise CodecError(msg)
 
 
 def _decode(frame: bytes, header: JpegHeader | Jpeg2000Header, pixels: npt.NDArray[Any]) -> None:
@@ -189,15 +194,17 @@ def _decode(frame: bytes, header: JpegHeader | Jpeg2000Header, pixels: npt.NDArr
     elif header.process == JPEG_LS:
         imagecodecs.jpegls_decode(frame, out=pixels)
     else:
-        _check_end(frame, header)
         imagecodecs.jpeg8_decode(frame, out=pixels)
 
 
-def _check_end(frame: bytes, header: JpegHeader) -> None:
-    """Look for the end marker: libjpeg-turbo makes up what is missing.
+def _check_scans(frame: bytes, header: JpegHeader) -> None:
+    """Look for the end marker, for libjpeg-turbo makes up what is missing, and count the scans.
 
-    Compressed data never holds the marker by chance. A thumbnail has its own, in a segment before.
+    Compressed data never holds the end marker by chance. A thumbnail has its own, in a segment before.
     """
     if frame.rfind(END_OF_IMAGE, header.start) < 0:
         msg = "the stream ends without its end marker"
+        raise CodecError(msg)
+    if (scans := count_scans(frame, header.start)) > MAX_SCANS:
+        msg = f"the stream has {scans} scans, expected at most {MAX_SCANS}"
         raise CodecError(msg)

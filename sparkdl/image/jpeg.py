@@ -9,7 +9,12 @@ LOSSLESS, JPEG_LS = 0xC3, 0xF7  # SOF3 and SOF55
 
 END_OF_IMAGE: Final = b"\xff\xd9"
 
-_START, _PREFIX, _FILL = b"\xff\xd8", 0xFF, 0xFF
+MAX_SCANS: Final = 100
+"""Each goes over all pixels, and may take ten bytes. Encoders of progressive JPEGs make ten, DICOM wants one."""
+
+_MAX_SEGMENTS = 10_000  # before the first scan, fill bytes included; the longest profile makes 255
+
+_START, _SCAN, _PREFIX, _FILL = b"\xff\xd8", b"\xff\xda", 0xFF, 0xFF
 _START_OF_SCAN, _NO_MARKER = 0xDA, 0x00
 _LONE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})  # without a length: TEM, the restart markers, start of image
 # SOF0 to SOF15 without the three that are not frame headers (DHT, JPG, DAC), and that of JPEG-LS.
@@ -59,8 +64,8 @@ def read_jpeg_header(stream: bytes) -> JpegHeader | None:
     Returns
     -------
     JpegHeader or None
-        None where there is none, and where libraries could read the segments before it in another way than here: they
-        would find another header.
+        None where there is none, where 10,000 segments and fill bytes come before it, and where libraries could read
+        these in another way than here: they would find another header.
 
     References
     ----------
@@ -87,15 +92,22 @@ def find_first_scan(stream: bytes) -> int | None:
     -------
     int or None
         The offset of the first start-of-scan marker, or of the first damage before it: decoders look for the next
-        marker from there. None where the segments lead past the end.
+        marker from there. None where the segments lead past the end, or are more than 10,000.
     """
     return next((offset for marker, offset in _segments(stream) if marker in (_START_OF_SCAN, _NO_MARKER)), None)
+
+
+def count_scans(stream: bytes, start: int) -> int:
+    """Count the scans behind an offset that is behind the thumbnails; compressed data never holds their marker."""
+    return stream.count(_SCAN, start)
 
 
 def _segments(stream: bytes) -> Iterator[tuple[int, int]]:
     """Give marker and offset of one segment after the other, to the first scan; marker 0 where none stands."""
     offset = len(_START)
-    while stream.startswith(_START) and offset + 4 <= len(stream):
+    for _ in range(_MAX_SEGMENTS if stream.startswith(_START) else 0):
+        if offset + 4 > len(stream):
+            return
         prefix, marker = stream[offset], stream[offset + 1]
         if prefix != _PREFIX:
             yield _NO_MARKER, offset

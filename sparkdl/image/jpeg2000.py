@@ -7,13 +7,34 @@ reads any data: 560 bytes a pixel were seen. So the pieces are counted first.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 _CODESTREAM = b"\xff\x4f\xff\x51"  # start of codestream and SIZ; DICOM has no JP2 boxes before, some files do
 
 _CODING_DEFAULT, _CODING_COMPONENT = b"\xff\x52", b"\xff\x53"  # COD, COC
 _START_OF_TILE_PART, _START_OF_DATA = b"\xff\x90", b"\xff\x93"  # SOT, SOD
 
+_WITH_LENGTH: Final = frozenset(
+    bytes([0xFF, code])
+    for code in (
+        *range(0x50, 0x54),
+        0x55,
+        *range(0x57, 0x5A),
+        *range(0x5C, 0x62),
+        0x63,
+        0x64,
+        0x74,
+        0x75,
+        0x77,
+        0x78,
+        0x90,
+    )
+)
+"""Markers of headers that OpenJPEG knows. Of any other it takes the length for the next marker."""
+
 _SMALLEST_PART = 14  # bytes of a tile-part: SOT and SOD
+
+_MAX_SEGMENTS = 1 << 16  # a dozen, and a few for each tile
 
 _SIGNED = 0x80
 
@@ -40,6 +61,9 @@ class Jpeg2000Header:
         How many of them the codestream holds, whole or in part.
     precincts : int
         In how many precincts a tile is cut, on all levels together; 0 where nothing is said, which is one for each.
+    block_pixels : int
+        Of a code block at most: the precincts may cut it smaller. The smallest of several that are said; 0 where none
+        is.
     """
 
     height: int
@@ -51,10 +75,11 @@ class Jpeg2000Header:
     tiles: int
     tiles_present: int
     precincts: int
+    block_pixels: int
 
 
 def read_jpeg2000_header(stream: bytes) -> Jpeg2000Header | None:
-    """Read the SIZ segment, and count tiles and precincts.
+    """Read the SIZ segment, and what the image is cut into.
 
     Parameters
     ----------
@@ -64,7 +89,8 @@ def read_jpeg2000_header(stream: bytes) -> Jpeg2000Header | None:
     Returns
     -------
     Jpeg2000Header or None
-        None where there is none, or where it contradicts itself.
+        None where there is none, where it contradicts itself, or has tens of thousands of segments. What stands behind
+        an unknown marker is not read: OpenJPEG would find other segments there.
 
     References
     ----------
@@ -82,14 +108,18 @@ def read_jpeg2000_header(stream: bytes) -> Jpeg2000Header | None:
     width, height = right - left, bottom - top
     tiles = _shares(right - tile_left, tile_width) * _shares(bottom - tile_top, tile_height)
     tile = min(tile_width, width), min(tile_height, height)
-    present, precincts = set[bytes](), 0
-    for marker, body in _segments(stream, start):
+    present, precincts, blocks = set[bytes](), 0, set[int]()
+    for count, (marker, body) in enumerate(_segments(stream, start)):
+        if count > _MAX_SEGMENTS:
+            return None
         if marker == _START_OF_TILE_PART:
             present.add(body[:2])
-        elif sizes := _precinct_sizes(marker, body):
-            precincts = max(precincts, _count_precincts(sizes, *tile))
+        elif style := _coding_style(marker, body):
+            precincts = max(precincts, _count_precincts(style[5:] if _has_precincts(marker, body) else b"", *tile))
+            blocks.add(1 << (style[1] % 16 + style[2] % 16 + 4))
     bits, signed = (depth & ~_SIGNED) + 1, bool(depth & _SIGNED)
-    return Jpeg2000Header(height, width, bits, signed, components, start, tiles, len(present), precincts)
+    smallest = min(blocks, default=0)
+    return Jpeg2000Header(height, width, bits, signed, components, start, tiles, len(present), precincts, smallest)
 
 
 def _shares(length: int, part: int) -> int:
@@ -109,21 +139,24 @@ def _segments(stream: bytes, start: int) -> Iterator[tuple[bytes, bytes]]:
             continue
         if marker == _START_OF_TILE_PART:
             tile_part, part_bytes = offset, int.from_bytes(stream[offset + 6 : offset + 10], "big")
+        elif marker not in _WITH_LENGTH:
+            return
         yield marker, stream[offset + 4 : offset + 2 + length]
         offset += 2 + max(2, length)
 
 
-def _precinct_sizes(marker: bytes, body: bytes) -> bytes:
-    """Give what a COD or COC says of precincts, a byte for each level, the lowest resolution first; else nothing."""
-    if marker == _CODING_DEFAULT and body[:1] and body[0] & 1:
-        return body[10:]
-    if marker == _CODING_COMPONENT and len(body) > 1 and body[1] & 1:
-        return body[7:]
-    return b""
+def _coding_style(marker: bytes, body: bytes) -> bytes:
+    """Give what a COD or COC says: levels, exponents of a code block's width and height, two bytes, then precincts."""
+    start = {_CODING_DEFAULT: 5, _CODING_COMPONENT: 2}.get(marker, len(body))
+    return body[start:] if len(body) >= start + 5 else b""
+
+
+def _has_precincts(marker: bytes, body: bytes) -> bool:
+    return bool(body[0 if marker == _CODING_DEFAULT else 1] & 1)
 
 
 def _count_precincts(sizes: bytes, width: int, height: int) -> int:
-    """Count the precincts of a tile: each byte has the exponents of their width and height on one level."""
+    """Count the precincts of a tile: each byte has the exponents of their width and height on a level, lowest first."""
     total = 0
     for level, exponents in enumerate(reversed(sizes)):
         columns, rows = _shares(width, 1 << level), _shares(height, 1 << level)

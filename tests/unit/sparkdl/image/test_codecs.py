@@ -335,6 +335,39 @@ def test_a_codestream_of_tiny_precincts_is_refused(where, precinct, levels, coun
         decode_frame(codestream(1000, precinct, levels, where=where), JPEG_2000)
 
 
+@pytest.mark.parametrize("marker", [0x30, 0x54, 0x5A, 0xFF])
+def test_what_hides_behind_an_unknown_marker_is_refused(marker):
+    """OpenJPEG looks for a marker where a reader of lengths sees a length, and goes on there."""
+    whole = codestream(1000, 0, 0)
+    style, tile = whole.index(b"\xff\x52"), whole.index(b"\xff\x90")
+    hiding = bytearray(whole[:style] + bytes([0xFF, marker]) + whole[style:-2])
+    hiding += bytes(style + 2 + 0xFF52 - len(hiding))
+    hiding += b"\xff\x90\0\x0a" + bytes(7) + b"\1\xff\x93" + bytes(100)  # where the length would lead
+    struct.pack_into(">I", hiding, tile + 2 + 6, len(hiding) - tile - 2)
+    with pytest.raises(CodecError, match="0 of its 1 tiles"):
+        decode_frame(bytes(hiding) + b"\xff\xd9", JPEG_2000)
+
+
+@pytest.mark.parametrize("syntax", [JPEG_2000, HTJ2K])
+@pytest.mark.parametrize("sides", [(0, 0), (1, 0), (0, 1)])
+@pytest.mark.parametrize("where", ["COD", "COC", "tile"])
+def test_tiny_code_blocks_are_refused(where, sides, syntax):
+    """Of 4 x 4 pixels each, those of 50 million pixels would take 1.5 GB."""
+    frame = codestream(1000, 15, 1, where=where)
+    assert frame.count(b"\2\2\0\1\xff\xff") == 1
+    cut = frame.replace(b"\2\2\0\1\xff\xff", bytes(sides) + b"\0\1\xff\xff")
+    with pytest.raises(CodecError, match=f"have {1 << sum(sides) + 4} pixels, expected 64 or more"):
+        decode_frame(cut, syntax)
+
+
+def test_a_codestream_of_a_million_tile_parts_has_no_header():
+    part = b"\xff\x90\0\x0a\0\0" + struct.pack(">I", 14) + b"\0\0\xff\x93"
+    frame = codestream(100, 15, 1)
+    tile = frame.index(b"\xff\x90")
+    assert frame_size(frame[:tile] + part * 60_000 + frame[tile:], JPEG_2000) == (100, 100)
+    assert frame_size(frame[:tile] + part * 70_000 + frame[tile:], JPEG_2000) is None
+
+
 @pytest.mark.parametrize("where", ["COD", "COC", "tile"])
 @pytest.mark.parametrize(("precinct", "levels"), [(4, 5), (6, 5), (7, 3), (15, 0)])
 def test_precincts_that_encoders_make_are_read(where, precinct, levels):
@@ -354,3 +387,31 @@ def test_damage_ends_as_pixels_or_a_codec_error(syntax, seed):
     if size and size[0] * size[1] <= 1_000_000:
         with suppress(CodecError):
             assert decode_frame(bytes(frame), syntax).pixels.shape == size
+
+
+# --- JPEG: how much a stream may ask for ------------------------------------------------------------------------------
+
+
+def progressive(scans):
+    """Repeat the last scan of a progressive JPEG."""
+    stream = io.BytesIO()
+    Image.fromarray(smooth(8)).save(stream, "JPEG", progressive=True, quality=90)
+    frame = stream.getvalue()
+    last = frame.rindex(b"\xff\xda")
+    return frame[:last] + frame[last:-2] * (scans - frame.count(b"\xff\xda") + 1) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("scans", [101, 150, 5000])
+@pytest.mark.parametrize("syntax", [BASELINE, EXTENDED])
+def test_a_jpeg_of_hundreds_of_scans_is_refused(syntax, scans):
+    with pytest.raises(CodecError, match=f"{scans} scans, expected at most 100"):
+        decode_frame(progressive(scans), syntax)
+    assert decode_frame(progressive(10), syntax).pixels.shape == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("unit", [b"\xff", b"\xff\xd0", b"\xff\xef\0\2", b"\xff\xfe\0\4ab"])
+@pytest.mark.parametrize("syntax", [BASELINE, LOSSLESS, JPEG_LS])
+def test_a_frame_header_behind_thousands_of_segments_is_none(syntax, unit):
+    frame = good_frame(syntax)
+    assert frame_size(frame[:2] + unit * 10_001 + frame[2:], syntax) is None
+    assert frame_size(frame[:2] + unit * 9_000 + frame[2:], syntax) == (HEIGHT, WIDTH)
