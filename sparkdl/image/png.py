@@ -62,9 +62,11 @@ _TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 
 _FRAME_BYTES = 12  # of a chunk beside its body: length, kind, checksum
 
+_MAX_CHUNKS = 1 << 16  # 256 MB in chunks of 4 kB, the smallest that encoders make; so many take 0.1 s
+
 _RAW_EXIF = b"Raw profile type exif\0"  # ImageMagick's way to store EXIF, older than the chunk for it
 
-_MOST_TEXT_BYTES = 300_000  # an EXIF block has 64 kB at most, here written as hexadecimal digits
+_MOST_TEXTS, _MOST_TEXT_BYTES = 10, 300_000  # an EXIF block has 64 kB at most, here written as hexadecimal digits
 
 # What imagecodecs raises: its codec's own error is a RuntimeError, and it may fail to read libpng's message.
 _LIBPNG_ERRORS = (RuntimeError, ValueError)
@@ -129,7 +131,8 @@ def read_png(payload: bytes, origin: str, limits: DecodeLimits) -> PngFile:
     UnsupportedImageError
         ``TOO_MANY_PIXELS``, ``MULTI_FRAME``.
     CorruptImageError
-        ``TRUNCATED_IMAGE``: it ends before its last chunk. ``CORRUPT_IMAGE``: no header, or a wrong checksum.
+        ``TRUNCATED_IMAGE``: it ends before its last chunk. ``CORRUPT_IMAGE``: no header, a wrong checksum,
+        or tens of thousands of chunks.
     """
     whole, walk = memoryview(payload), _walk(payload, origin)
     kind, body, end = next(walk)
@@ -140,7 +143,7 @@ def read_png(payload: bytes, origin: str, limits: DecodeLimits) -> PngFile:
             first.setdefault(kind, body)
         if kind in _PIXEL_CHUNKS:
             kept.append(whole[end - len(body) - _FRAME_BYTES : end])
-        elif kind in _TEXT_CHUNKS and body[: len(_RAW_EXIF)] == _RAW_EXIF:
+        elif kind in _TEXT_CHUNKS and len(texts) < _MOST_TEXTS and body[: len(_RAW_EXIF)] == _RAW_EXIF:
             texts.append((kind, bytes(body[len(_RAW_EXIF) :])))
     _check_frames(first, origin)
     significant = _significant_bits(bytes(first.get(b"sBIT", b"")), color_type, bits)
@@ -201,8 +204,8 @@ def _decode_deep(png: PngFile) -> npt.NDArray[Any] | None:
 
 def _walk(payload: bytes, origin: str) -> Iterator[tuple[bytes, memoryview, int]]:
     """Give one chunk after the other to IEND: its kind, its body, and where the next one begins."""
-    whole, offset, kind = memoryview(payload), len(PNG_SIGNATURE), b""
-    while kind != b"IEND":
+    whole, offset = memoryview(payload), len(PNG_SIGNATURE)
+    for _ in range(_MAX_CHUNKS):
         length, kind = int.from_bytes(payload[offset : offset + 4], "big"), payload[offset + 4 : offset + 8]
         end = offset + _FRAME_BYTES + length
         if end > len(payload):
@@ -211,7 +214,11 @@ def _walk(payload: bytes, origin: str) -> Iterator[tuple[bytes, memoryview, int]
         if zlib.crc32(whole[offset + 4 : end - 4]) != int.from_bytes(payload[end - 4 : end], "big"):
             raise CorruptImageError(Reason.CORRUPT_IMAGE, origin, f"PNG chunk at byte {offset} has a wrong checksum")
         yield kind, whole[offset + 8 : end - 4], end
+        if kind == b"IEND":
+            return
         offset = end
+    detail = f"PNG has more than {_MAX_CHUNKS} chunks"
+    raise CorruptImageError(Reason.CORRUPT_IMAGE, origin, detail)
 
 
 def _read_header(kind: bytes, body: memoryview, origin: str, limits: DecodeLimits) -> tuple[int, int, int, int, bool]:

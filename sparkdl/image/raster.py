@@ -28,7 +28,16 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from schemas.errors import CorruptImageError, Reason, UnsupportedImageError
-from sparkdl.image.jpeg import END_OF_IMAGE, JPEG_LS, LOSSLESS, JpegHeader, find_first_scan, read_jpeg_header
+from sparkdl.image.jpeg import (
+    END_OF_IMAGE,
+    JPEG_LS,
+    LOSSLESS,
+    MAX_SCANS,
+    JpegHeader,
+    count_scans,
+    find_first_scan,
+    read_jpeg_header,
+)
 from sparkdl.image.limits import PNG, DecodeLimits
 from sparkdl.image.pixels import (
     GRAY_NDIM,
@@ -307,15 +316,18 @@ def _check_process(header: JpegHeader, origin: str) -> None:
 
 
 def _check_end(payload: bytes, origin: str) -> None:
-    """Look for the end marker after the start of the first scan.
+    """Look for the end marker after the start of the first scan, and count the scans, for each goes over all pixels.
 
     Compressed data never holds the marker by chance (FF is stuffed). A thumbnail in the EXIF block has its own, hence
     the walk over the segments.
     """
     scan = find_first_scan(payload)
     if scan is None or payload.rfind(END_OF_IMAGE, scan) < 0:
-        detail = f"JPEG ends at byte {len(payload)} without its end marker"
+        detail = f"JPEG ends at byte {len(payload)} without an end marker behind its first scan"
         raise CorruptImageError(Reason.TRUNCATED_IMAGE, origin, detail)
+    if (scans := count_scans(payload, scan)) > MAX_SCANS:
+        detail = f"JPEG has {scans} scans, expected at most {MAX_SCANS}"
+        raise CorruptImageError(Reason.CORRUPT_IMAGE, origin, detail)
 
 
 def _draft(image: Image.Image, size: tuple[int, int]) -> tuple[float, float, float, float] | None:

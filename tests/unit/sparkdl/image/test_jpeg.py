@@ -77,10 +77,29 @@ def test_where_libraries_may_read_otherwise_there_is_no_header(stream):
         pytest.param(b"\xff\xd8" + HEADER + b"\xff\xda\0\2\1\2\3", 15, id="scan"),
         pytest.param(b"\xff\xd8\xff\xe1\0\x08\xff\xda\0\2\0\0\xff\xda\0\2", 12, id="not one in a segment"),
         pytest.param(b"\xff\xd8" + HEADER + b"\7\xff\xd9", None, id="too short for another segment"),
-        pytest.param(b"\xff\xd8\xff\xe1\0\4\0\0\7\xff\xd9\0\0", 8, id="damage"),
+        pytest.param(b"\xff\xd8\xff\xe1\0\4\0\0\7\xff\xd9\0\0", None, id="damage alone"),
+        pytest.param(b"\xff\xd8\xff\xe1\0\4\0\0\7\xff\0\7\xff\xd9\0\xff\xff\xff\xda\0", 17, id="behind damage"),
         pytest.param(b"\xff\xd8\xff\xe1\xff\xff\0\0", None, id="past the end"),
         pytest.param(b"\xff\xd8", None, id="nothing"),
     ],
 )
 def test_where_compressed_data_begin(stream, offset):
     assert find_first_scan(stream) == offset
+
+
+@pytest.mark.parametrize(
+    ("unit", "most"),
+    [
+        pytest.param(b"\xff\xe1\0\2", 499, id="segments"),
+        pytest.param(b"\xff\xe1\0\4\xff\xda", 499, id="segments that hold a marker"),
+        pytest.param(b"\xff\xd0", 499, id="markers without length"),
+        pytest.param(b"\xff\xf0", 499, id="markers that Pillow does not know"),
+        pytest.param(b"\0", 65_536, id="zeros"),
+        pytest.param(b"\xff", 65_536, id="fill bytes"),
+        pytest.param(b"\xff\0", 32_768, id="stuffed bytes"),
+        pytest.param(b"\xff\xf0" + bytes(9998), 6, id="segments of no meaning"),
+    ],
+)
+def test_so_much_may_stand_before_the_first_scan(unit, most):
+    assert find_first_scan(b"\xff\xd8" + unit * most + b"\xff\xda") == 2 + most * len(unit)
+    assert find_first_scan(b"\xff\xd8" + unit * (most + 1) + b"\xff\xda") is None

@@ -483,6 +483,32 @@ def test_arithmetic_coding_is_read(text):
     assert np.abs(difference).max() <= 3
 
 
+def with_scans(count):
+    """Repeat the last scan of a progressive JPEG."""
+    whole = jpeg(progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * (count - whole.count(b"\xff\xda") + 1) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("size", [None, (10, 12)])
+@pytest.mark.parametrize("count", [101, 300, 5000])
+def test_a_jpeg_of_hundreds_of_scans_is_refused(count, size):
+    """Each goes over all pixels: one of a million scans, which fits in a message, would take an hour."""
+    failure = failure_of(with_scans(count), size)
+    assert (failure.reason, failure.detail) == (Reason.CORRUPT_IMAGE, f"JPEG has {count} scans, expected at most 100")
+    assert pixels_of(with_scans(20)).shape == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(
+    "unit", [b"\0", b"\xff", b"\xff\0", b"\xff\xd0", b"\xff\xe1\0\x08Exif\0\0", b"\xff\xf0\xff\xf0" + bytes(65_518)]
+)
+def test_megabytes_of_nothing_before_the_first_scan_are_refused(unit):
+    whole = jpeg()
+    failure = failure_of(whole[:2] + b"\xff" + unit * (10_000_000 // len(unit)) + whole[2:])
+    assert failure.reason == Reason.TRUNCATED_IMAGE
+    assert "without an end marker behind its first scan" in failure.detail
+
+
 # --- decoders ---------------------------------------------------------------------------------------------------------
 
 
