@@ -32,8 +32,6 @@ _WITH_LENGTH: Final = frozenset(
 )
 """Markers of headers that OpenJPEG knows. Of any other it takes the length for the next marker."""
 
-_SMALLEST_PART = 14  # bytes of a tile-part: SOT and SOD
-
 _MAX_SEGMENTS = 1 << 16  # a dozen, and a few for each tile
 
 _SIGNED = 0x80
@@ -133,7 +131,7 @@ def _segments(stream: bytes, start: int) -> Iterator[tuple[bytes, bytes]]:
     while offset + 12 <= len(stream) and stream[offset] == 0xFF:  # noqa: PLR2004
         marker, length = stream[offset : offset + 2], int.from_bytes(stream[offset + 2 : offset + 4], "big")
         if marker == _START_OF_DATA:
-            if part_bytes < _SMALLEST_PART:
+            if tile_part + part_bytes <= offset:
                 return  # 0 is "to the end"; what else is too short, OpenJPEG refuses
             offset = tile_part + part_bytes
             continue

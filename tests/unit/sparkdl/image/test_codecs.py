@@ -360,6 +360,19 @@ def test_tiny_code_blocks_are_refused(where, sides, syntax):
         decode_frame(cut, syntax)
 
 
+@pytest.mark.parametrize("length", [1, 12, 14, 18, 24])
+def test_a_tile_part_that_leads_back_ends_the_walk(length):
+    """Two comments are in its header, at 12 and 18, and its data begin at 24."""
+    frame = codestream(1000, 15, 1)
+    tile, data = frame.index(b"\xff\x90"), frame.index(b"\xff\x93")
+    comments = b"\xff\x64\0\4\0\1" * 2
+    crafted = bytearray(frame[:data] + comments + frame[data:])
+    struct.pack_into(">I", crafted, tile + 6, length)
+    assert frame_size(bytes(crafted), JPEG_2000) == (1000, 1000)
+    with suppress(CodecError):  # what OpenJPEG makes of it is its own matter
+        decode_frame(bytes(crafted), JPEG_2000)
+
+
 def test_a_codestream_of_a_million_tile_parts_has_no_header():
     part = b"\xff\x90\0\x0a\0\0" + struct.pack(">I", 14) + b"\0\0\xff\x93"
     frame = codestream(100, 15, 1)
