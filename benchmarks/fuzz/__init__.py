@@ -1,0 +1,1 @@
+"""Damaged files on purpose: mutated images through the decoders, in a child process with limits."""
