@@ -20,6 +20,7 @@ PILLOW_ERRORS = (
     ValueError,
     TypeError,
     LookupError,
+    AssertionError,  # of what a good file would have, such as a palette
     AttributeError,
     EOFError,
     OverflowError,

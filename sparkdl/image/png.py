@@ -56,7 +56,7 @@ _QUICK_MODES = {(GRAY, BYTE): "mono", (RGB, BYTE): "rgb", (GRAY, WORD): "mono", 
 # Beside the header. Transparency is dropped, not blended, hence no tRNS; decoders would obey a second header.
 _PIXEL_CHUNKS = frozenset({b"PLTE", b"IDAT", b"IEND"})
 
-_NOTED_CHUNKS = frozenset({b"acTL", b"fcTL", b"IDAT", b"sBIT", b"eXIf"})  # whose first one is looked at
+_NOTED_CHUNKS = frozenset({b"acTL", b"fcTL", b"IDAT", b"PLTE", b"sBIT", b"eXIf"})  # whose first one is looked at
 
 _TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 
@@ -146,6 +146,8 @@ def read_png(payload: bytes, origin: str, limits: DecodeLimits) -> PngFile:
         elif kind in _TEXT_CHUNKS and len(texts) < _MOST_TEXTS and body[: len(_RAW_EXIF)] == _RAW_EXIF:
             texts.append((kind, bytes(body[len(_RAW_EXIF) :])))
     _check_frames(first, origin)
+    if color_type == PALETTE and b"PLTE" not in first:  # Pillow takes it for granted
+        raise CorruptImageError(Reason.CORRUPT_IMAGE, origin, "PNG of palette colours has no palette")
     significant = _significant_bits(bytes(first.get(b"sBIT", b"")), color_type, bits)
     exif, exif_chunk = (bytes(first[b"eXIf"]), "eXIf") if b"eXIf" in first else _raw_exif(texts)
     return PngFile(

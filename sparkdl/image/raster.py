@@ -204,7 +204,8 @@ def _png(payload: bytes, origin: str, limits: DecodeLimits) -> _Picture:
     size, header = (png.height, png.width), f"bit depth {png.bits}, colour type {png.color_type}"
     stored, decoder = _stored(png, origin)
     steps = [Step("decode", f"{_by(size)} pixels of {png.bits} bits, by {decoder}", {"IHDR": header})]
-    image = _gray_or_rgb(stored) if isinstance(stored, Image.Image) else _image_of(stored, png, steps)
+    with _pillow_border(origin):
+        image = _gray_or_rgb(stored) if isinstance(stored, Image.Image) else _image_of(stored, png, steps)
     turned = _turned(image, _orientation(png.exif), png.exif_chunk, steps)
     words = _CHANNEL_WORDS.get(png.color_type)
     channels = Step("channels", words, {"IHDR": f"colour type {png.color_type}"}) if words else None

@@ -291,6 +291,9 @@ def _gray_or_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("L", "RGB"):
         image.load()
         return image
+    if image.mode == "P" and image.palette is None:
+        msg = "palette is missing"
+        raise ValueError(msg)
     return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -477,3 +478,23 @@ def test_plates_are_read_with_the_limits_of_the_stream(shape, version):
     assert len(payload) > 2 * shape[0] * shape[1]
     decoded = decode_image(payload, origin=ORIGIN, size=(20, 24), rendering=version)
     assert (decoded.original_height, decoded.original_width) == shape
+
+
+@pytest.mark.parametrize("rendering", RENDERING_VERSIONS)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("transparency", [b"", testimages.png_chunk(b"tRNS", b"\xff\xff\xff\0")])
+def test_palette_colours_without_a_palette_are_damage(transparency, bits, rendering):
+    header = testimages.png_chunk(b"IHDR", (8).to_bytes(4, "big") * 2 + bytes([bits, 3, 0, 0, 0]))
+    rows = zlib.compress(bytes(8 * (1 + bits)))
+    payload = b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            header,
+            transparency,
+            testimages.png_chunk(b"IDAT", rows),
+            testimages.png_chunk(b"IEND", b""),
+        ]
+    )
+    with pytest.raises(CorruptImageError) as failure:
+        decode_image(payload, origin=ORIGIN, rendering=rendering)
+    assert failure.value.reason == Reason.CORRUPT_IMAGE
