@@ -1,4 +1,4 @@
-"""Compressed frames of DICOM files to pixels: JPEG, JPEG lossless, JPEG-LS, JPEG 2000 and HTJ2K, in this process.
+"""Compressed frames of DICOM files to pixels: JPEG, JPEG lossless, JPEG-LS, JPEG 2000, HTJ2K and RLE, in this process.
 
 The stream's own header is read first. It says how large the pixels are, which the caller compares with what it allows;
 the array for them is made before the library starts, and the library refuses a stream that does not fit it.
@@ -14,6 +14,7 @@ JPEG, 12 bits    libjpeg-turbo 3 20  pylibjpeg-libjpeg (GPL); neither Pillow nor
 JPEG-LS          CharLS 2.4 50       pyjpegls 51, gdcm 94: CharLS in them, too
 JPEG 2000        OpenJPEG 2.5 340    pylibjpeg-openjpeg 348, Pillow 372, gdcm 414: OpenJPEG in them, too
 HTJ2K            OpenJPEG 2.5 42     OpenJPH 18, but some damaged streams end its process
+RLE              imagecodecs 12      pydicom 69, and it unpacks 16 MB to a gigabyte
 ===============  ==================  =====================================================================
 
 References
@@ -22,7 +23,9 @@ DICOM PS3.5 8.2 and Annex A.4; ITU-T T.81 (JPEG), T.87 (JPEG-LS), T.800 (JPEG 20
 """
 
 import logging
+import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import imagecodecs
@@ -56,6 +59,7 @@ HTJ2K_SYNTAXES: Final = frozenset(
 SYNTAXES: Final = JPEG_SYNTAXES | JPEG_2000_SYNTAXES | HTJ2K_SYNTAXES
 
 _BYTE, _WORD = 8, 16
+_RLE_HEADER = struct.Struct("<16I")  # the count of segments, and where each of up to 15 begins
 # A tile costs OpenJPEG 7 kB, a precinct 600 bytes, a code block 300, before any data is read. Encoders make tiles and
 # precincts of 64 x 64 pixels and more, but for a few on the lowest levels, and code blocks of 32 x 32.
 _SMALLEST_TILE, _SMALLEST_PRECINCT, _SMALLEST_BLOCK, _FEW_PIECES = 32 * 32, 8 * 16, 8 * 8, 100
@@ -149,6 +153,52 @@ def decode_frame(frame: bytes, syntax: str) -> Frame:
         msg = f"the stream does not decode ({type(exc).__name__})"
         raise CodecError(msg) from exc
     return Frame(pixels, header.bits, signed)
+
+
+def decode_rle(frame: bytes, height: int, width: int, bits_allocated: int) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Decode one frame of RLE Lossless, which has no header that says how large it is.
+
+    Parameters
+    ----------
+    frame : bytes
+        The compressed frame: where its segments begin, then a segment for each byte of a pixel, the high bytes first.
+    height, width : int
+        As the data set says.
+    bits_allocated : int
+        8 or 16.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 or uint16 of shape (height, width).
+
+    Raises
+    ------
+    CodecError
+        There are other than so many segments; one is damaged, too short, or more than twice too long. Two bytes may
+        stand for 128, and so 16 MB for a gigabyte.
+
+    References
+    ----------
+    DICOM PS3.5 Annex G.
+    """
+    pixels = np.empty((height * width, bits_allocated // _BYTE), np.uint8)
+    count, segments = pixels.shape
+    if len(frame) < _RLE_HEADER.size or (header := _RLE_HEADER.unpack_from(frame))[0] != segments:
+        msg = f"the frame has no header of {segments} segments"
+        raise CodecError(msg)
+    borders = [*header[1 : segments + 1], len(frame)]
+    for number, (start, end) in enumerate(pairwise(borders)):
+        try:
+            decoded = imagecodecs.packbits_decode(frame[start:end], out=2 * count + _WORD)
+        except _LIBRARY_ERRORS as exc:
+            msg = f"segment {number + 1} does not decode ({type(exc).__name__})"
+            raise CodecError(msg) from exc
+        if len(decoded) < count:
+            msg = f"segment {number + 1} has {len(decoded)} bytes, expected {count}"
+            raise CodecError(msg)
+        pixels[:, number] = np.frombuffer(decoded, np.uint8, count)
+    return pixels.view(f">u{segments}").astype(f"u{segments}").reshape(height, width)
 
 
 def _read_header(frame: bytes, syntax: str) -> JpegHeader | Jpeg2000Header | None:

@@ -10,6 +10,8 @@ DICOM PS3.3 C.7.6.3 (Image Pixel), C.8.11.1 (DX Series: Presentation Intent); PS
 Annex A (transfer syntaxes).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,11 +19,17 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
-from pydicom.pixels import get_decoder
 
 from schemas.errors import Reason, UnsupportedImageError
-from sparkdl.image.codecs import HTJ2K_SYNTAXES, JPEG_2000_SYNTAXES, SYNTAXES, CodecError, decode_frame, frame_size
+from sparkdl.image.codecs import (
+    HTJ2K_SYNTAXES,
+    JPEG_2000_SYNTAXES,
+    SYNTAXES,
+    CodecError,
+    decode_frame,
+    decode_rle,
+    frame_size,
+)
 from sparkdl.image.dicomfile import (
     NATIVE_SYNTAXES,
     DicomFile,
@@ -239,14 +247,14 @@ def _decode(
     if file.syntax in NATIVE_SYNTAXES:
         pixels = _read_native(file, layout, origin)
     elif file.syntax == uid.RLELossless:
-        pixels = _decode_rle(join_fragments(file.pixels, origin=origin), layout, origin)
+        frame = join_fragments(file.pixels, origin=origin)
+        with _decoding(file.syntax, origin):
+            pixels = decode_rle(frame, layout.rows, layout.columns, layout.bits_allocated)
     else:
         frame = join_fragments(file.pixels, origin=origin)
         _check_frame_size(frame, file.syntax, layout, origin, limits)
-        try:
+        with _decoding(file.syntax, origin):
             decoded = decode_frame(frame, file.syntax)
-        except CodecError as exc:
-            raise corrupt(origin, f"pixels do not decode as {file.syntax.name} ({exc})") from exc
         pixels, sample_bits = decoded.pixels, decoded.bits
         if file.syntax in _TELLS_VALUES:  # its own header says the sign and the bits, and the values come out so
             bits, signed = decoded.bits, decoded.signed
@@ -283,24 +291,12 @@ def _read_native(file: DicomFile, layout: _Layout, origin: str) -> npt.NDArray[A
     return native.reshape(layout.rows, layout.columns)
 
 
-def _decode_rle(frame: bytes, layout: _Layout, origin: str) -> npt.NDArray[Any]:
-    """Decode RLE by pydicom: it has no header of its own that could ask for another size."""
-    options: dict[str, Any] = {
-        "rows": layout.rows,
-        "columns": layout.columns,
-        "number_of_frames": 1,
-        "samples_per_pixel": 1,
-        "photometric_interpretation": "MONOCHROME2",
-        "bits_allocated": layout.bits_allocated,
-        "bits_stored": layout.bits_stored,
-        "pixel_representation": int(layout.signed),
-        "pixel_keyword": "PixelData",
-    }
-    decoder = get_decoder(uid.RLELossless)
-    pixels: npt.NDArray[Any]
-    with parsing(origin, "the pixels as RLE Lossless"):
-        pixels, _ = decoder.as_array(encapsulate([frame]), raw=True, index=0, decoding_plugin="pydicom", **options)
-    return pixels
+@contextmanager
+def _decoding(syntax: uid.UID, origin: str) -> Iterator[None]:
+    try:
+        yield
+    except CodecError as exc:
+        raise corrupt(origin, f"pixels do not decode as {syntax.name} ({exc})") from exc
 
 
 def _check_frame_size(frame: bytes, syntax: uid.UID, layout: _Layout, origin: str, limits: DecodeLimits) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparkdl.image.codecs import SYNTAXES, CodecError, decode_frame, frame_size
+from sparkdl.image.codecs import SYNTAXES, CodecError, decode_frame, decode_rle, frame_size
 
 BASELINE, EXTENDED, LOSSLESS, LOSSLESS_FIRST_ORDER = (f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 JPEG_LS, JPEG_LS_NEAR, JPEG_2000_LOSSLESS, JPEG_2000 = (f"1.2.840.10008.1.2.4.{n}" for n in (80, 81, 90, 91))
@@ -435,3 +435,63 @@ def test_any_number_of_fill_bytes_may_stand_before_a_marker(syntax):
     frame = good_frame(syntax)
     assert frame_size(frame[:2] + b"\xff" * 1_000_000 + frame[2:], syntax) == (HEIGHT, WIDTH)
     assert frame_size(frame[:2] + b"\xff" * 1_000_000, syntax) is None
+
+
+# --- RLE --------------------------------------------------------------------------------------------------------------
+
+
+def rle(*segments, count=None):
+    """Write a frame of segments as they are."""
+    ends = np.cumsum([64, *map(len, segments)]).tolist()
+    starts = [*ends[:-1], *[0] * (15 - len(segments))]
+    return struct.pack("<16I", len(segments) if count is None else count, *starts) + b"".join(segments)
+
+
+def packed(row):
+    return bytes([len(row) - 1, *row])
+
+
+HIGH, LOW = packed([1, 2, 3, 4]), packed([10, 20, 30, 40])
+
+
+def test_rle_has_the_high_bytes_first():
+    assert decode_rle(rle(HIGH, LOW), 2, 2, 16).tolist() == [[266, 532], [798, 1064]]
+    assert decode_rle(rle(LOW), 2, 2, 8).tolist() == [[10, 20], [30, 40]]
+    assert decode_rle(rle(b"\xfd\7"), 2, 2, 8).tolist() == [[7, 7], [7, 7]]
+    assert decode_rle(rle(b"\xff\7\1\5\6"), 2, 2, 8).tolist() == [[7, 7], [5, 6]]
+
+
+@pytest.mark.parametrize("tail", [b"\0", b"\0\0", b"\x80", b"\0\7\0\7"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_what_follows_a_whole_segment_of_rle_does_not_count(bits, tail):
+    segments = [segment + tail for segment in ((HIGH, LOW) if bits == 16 else (LOW,))]
+    wanted = [[266, 532], [798, 1064]] if bits == 16 else [[10, 20], [30, 40]]
+    assert decode_rle(rle(*segments), 2, 2, bits).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("frame", "bits", "message"),
+    [
+        pytest.param(b"", 8, "no header of 1 segments", id="nothing"),
+        pytest.param(rle(LOW)[:63], 8, "no header of 1 segments", id="half a header"),
+        pytest.param(rle(LOW), 16, "no header of 2 segments", id="a segment is missing"),
+        pytest.param(rle(HIGH, LOW), 8, "no header of 1 segments", id="a segment too many"),
+        pytest.param(rle(LOW, count=1 << 31), 8, "no header of 1 segments", id="billions of segments"),
+        pytest.param(rle(HIGH, packed([1, 2, 3])), 16, "segment 2 has 3 bytes, expected 4", id="a pixel is missing"),
+        pytest.param(rle(b"", LOW), 16, "segment 1 has 0 bytes, expected 4", id="nothing in it"),
+        pytest.param(rle(HIGH, LOW[:3]), 16, "segment 2 does not decode", id="cut"),
+        pytest.param(rle(b"\x81\0"), 8, "segment 1 does not decode", id="128 for 4"),
+        pytest.param(struct.pack("<16I", 1, 4_000_000_000, *[0] * 14) + LOW, 8, "segment 1 has 0", id="beyond the end"),
+        pytest.param(struct.pack("<16I", 2, 70, 64, *[0] * 13) + HIGH + LOW, 16, "segment 1 has 0", id="backwards"),
+    ],
+)
+def test_damaged_rle_is_refused(frame, bits, message):
+    with pytest.raises(CodecError, match=message):
+        decode_rle(frame, 2, 2, bits)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_rle_that_unpacks_to_a_gigabyte_is_refused_before_it_does(bits):
+    run = b"\x81\0" * (1 << 22)
+    with pytest.raises(CodecError, match="does not decode"):
+        decode_rle(rle(*[run] * (bits // 8)), 300, 300, bits)
