@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from benchmarks.fuzz.jail import Limits
+from benchmarks.fuzz.kinds import write_frame
 from sparkdl.image.limits import MAX_PAYLOAD_BYTES
 from tests import testimages
 
@@ -210,15 +211,6 @@ def _codestream_bombs() -> _Bombs:
     }
 
 
-# --- RLE --------------------------------------------------------------------------------------------------------------
-
-
-def _rle_of_single_bytes() -> bytes:
-    """Spend a run on every byte."""
-    segment = b"\0\x55" * (1 << 22)  # of 4 million pixels, the limit
-    return struct.pack("<16I", 2, 64, 64 + len(segment), *[0] * 13) + segment * 2
-
-
 # --- DICOM ------------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +310,19 @@ def _dicom_of_lengths(vr: bytes) -> bytes:
     return _dicom_with(struct.pack("<HH2sHI", 0x0018, 0x0012, vr, 0, 0xFFFFFFFE))
 
 
+def _rle_of_single_bytes() -> bytes:
+    """Spend a run on every byte of two segments."""
+    segment = b"\0\x55" * _SIDE**2
+    frame = struct.pack("<16I", 2, 64, 64 + len(segment), *[0] * 13) + segment * 2
+    return write_frame(frame, uid.RLELossless, (_SIDE, _SIDE), 16)
+
+
+def _rle_that_unpacks(count: int) -> bytes:
+    """Let every two bytes stand for 128."""
+    frame = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * count
+    return write_frame(frame, uid.RLELossless, (_SIDE, _SIDE), 8)
+
+
 _VALUES = {
     "Specific Character Set": (0x00080005, b"ABC"),
     "SOP Class UID": (0x00080016, b"1.2"),
@@ -354,6 +359,8 @@ def _dicom_bombs() -> _Bombs:
         "a million metas": _dicom_of_metas,
         "a million fragments": partial(_dicom_of_fragments, 0),
         "a million fragments of two bytes": partial(_dicom_of_fragments, 2),
+        "RLE of a run for each byte": _rle_of_single_bytes,
+        **{f"RLE of {2 * n} bytes for {128 * n}": partial(_rle_that_unpacks, n) for n in (1 << 15, 1 << 20, 1 << 23)},
         **{f"a million values of {name}": partial(_dicom_of_values, *value) for name, value in _VALUES.items()},
         **{f"{vr.decode()} of 4 GB": partial(_dicom_of_lengths, vr) for vr in (b"OB", b"UN", b"SQ", b"UT")},
     }
@@ -366,5 +373,4 @@ _BOMBS: Final[dict[str, Callable[[], _Bombs]]] = {
     "dicom": _dicom_bombs,
     "j2k": _codestream_bombs,
     "htj2k": _codestream_bombs,
-    "rle": lambda: {"a run for each byte": _rle_of_single_bytes},
 }
