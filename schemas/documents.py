@@ -21,7 +21,9 @@ class Table:
     parts : tuple of str
         Columns as Spark SQL reads them, comments included, in order.
     columns : dict of str to str
-        Type by name, in order.
+        Type by name, as Spark SQL has it, in order.
+    comments : dict of str to str
+        What each column means, by name.
     partition_by : tuple of str
         Partition columns.
     comment : str
@@ -31,6 +33,7 @@ class Table:
     name: str
     parts: tuple[str, ...]
     columns: dict[str, str]
+    comments: dict[str, str]
     partition_by: tuple[str, ...]
     comment: str
 
@@ -60,6 +63,7 @@ def _table(name: str, table: dict[str, Any]) -> Table:
         name=name,
         parts=tuple(f"{one['name']} {one['type']} COMMENT '{_escape(one['comment'])}'" for one in columns),
         columns={column["name"]: column["type"] for column in columns},
+        comments={column["name"]: column["comment"] for column in columns},
         partition_by=tuple(table["partition_by"]),
         comment=table["comment"],
     )

@@ -124,7 +124,11 @@ class BrokerError(JobError):
 
 
 class TableError(JobError):
-    """The Delta tables cannot be made or brought up to date."""
+    """A Delta table cannot be made, brought up to date, read or written."""
+
+
+class TableMovedError(TableError):
+    """Another writer changed a Delta table since it was opened; nothing was written."""
 
 
 class DataLossError(JobError):
