@@ -18,8 +18,6 @@ class Table:
     ----------
     name : str
         Folder name below the tables' folder.
-    parts : tuple of str
-        Columns as Spark SQL reads them, comments included, in order.
     columns : dict of str to str
         Type by name, as Spark SQL has it, in order.
     comments : dict of str to str
@@ -31,16 +29,10 @@ class Table:
     """
 
     name: str
-    parts: tuple[str, ...]
     columns: dict[str, str]
     comments: dict[str, str]
     partition_by: tuple[str, ...]
     comment: str
-
-    @property
-    def ddl(self) -> str:
-        """All columns, as Spark SQL reads them."""
-        return ", ".join(self.parts)
 
 
 def load_schema(name: str) -> dict[str, Any]:
@@ -61,13 +53,8 @@ def _table(name: str, table: dict[str, Any]) -> Table:
     columns = table["columns"]
     return Table(
         name=name,
-        parts=tuple(f"{one['name']} {one['type']} COMMENT '{_escape(one['comment'])}'" for one in columns),
         columns={column["name"]: column["type"] for column in columns},
         comments={column["name"]: column["comment"] for column in columns},
         partition_by=tuple(table["partition_by"]),
         comment=table["comment"],
     )
-
-
-def _escape(text: str) -> str:
-    return text.replace("'", "\\'")

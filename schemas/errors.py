@@ -131,6 +131,10 @@ class TableMovedError(TableError):
     """Another writer changed a Delta table since it was opened; nothing was written."""
 
 
+class TableClaimedError(TableError):
+    """Another archive fills the tables; one at a time."""
+
+
 class DataLossError(JobError):
     """Records are gone from a topic that a query had not read yet; the message says which offsets."""
 

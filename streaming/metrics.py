@@ -5,20 +5,22 @@ committed, and the aggregates of its rows with it (`Dataset.observe`). No Python
 """
 
 import json
+import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, make_wsgi_app
 from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from schemas.errors import Reason, SettingsError
 from schemas.modelcard import Flag, ModelCard
-from streaming.settings import MetricsSettings
 
 # A _created series beside each counter doubles the page, and no dashboard here reads one.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -179,7 +181,6 @@ class StreamMetrics:
         )
         self.input_bytes = Counter("xray_input_bytes", "Bytes of the images read.", registry=registry)
         self.model_reloads = Counter("xray_model_reloads", "Models loaded, by result.", ["result"], registry=registry)
-        self.archived_rows = Counter("xray_archived_rows", "Rows read by ARCHIVE.", registry=registry)
         self.query_failures = Counter(
             "xray_query_failures", "Queries that ended in error.", ["query"], registry=registry
         )
@@ -207,12 +208,7 @@ class StreamMetrics:
         self.canary = histogram(
             "xray_canary_seconds", "From publishing the canary image to reading its prediction.", END_TO_END_BUCKETS_S
         )
-        self.batches = {
-            query: histogram(
-                f"xray_{query}_batch_seconds", f"Duration of a micro-batch of {query.upper()}.", BATCH_BUCKETS_S
-            )
-            for query in ("score", "archive")
-        }
+        self.batches = histogram("xray_score_batch_seconds", "Duration of a micro-batch of SCORE.", BATCH_BUCKETS_S)
 
     def _add_gauges(self, registry: CollectorRegistry) -> None:
         self.lag = Gauge(
@@ -256,10 +252,10 @@ class StreamMetrics:
         for name, (counts, total) in totals.histograms.items():
             self.histograms[name].add(counts, total, model if name in _BY_MODEL else "")
 
-    def record_batch(self, query: str, duration_s: float) -> None:
-        """Note that a query committed a micro-batch with rows."""
-        self.batches[query].add_one(duration_s)
-        self.last_batch.labels(query).set(time.time())
+    def record_batch(self, duration_s: float) -> None:
+        """Note that SCORE committed a micro-batch with rows."""
+        self.batches.add_one(duration_s)
+        self.last_batch.labels("score").set(time.time())
 
     def record_lag(self, end: Mapping[str, Mapping[str, int]], latest: Mapping[str, Mapping[str, int]]) -> None:
         """Set the lag of each partition.
@@ -284,8 +280,28 @@ def parse_offsets(text: str | None) -> dict[str, dict[str, int]]:
     return offsets
 
 
-def serve_metrics(registry: CollectorRegistry, settings: MetricsSettings) -> tuple[str, Any]:
+def serve_metrics(
+    registry: CollectorRegistry,
+    host: str,
+    port: int,
+    *,
+    setting: str = "XRAY_METRICS__PORT",
+    health: Callable[[], dict[str, Any]] | None = None,
+) -> tuple[str, Any]:
     """Start the page.
+
+    Parameters
+    ----------
+    registry : CollectorRegistry
+        What it shows.
+    host : str
+        Address to listen on.
+    port : int
+        0 takes a free one.
+    setting : str
+        What to change where the port is taken.
+    health : callable, optional
+        Gives what ``/health`` answers, as JSON; its ``ok`` says whether with 200 or 503. It is asked in another thread.
 
     Returns
     -------
@@ -297,15 +313,36 @@ def serve_metrics(registry: CollectorRegistry, settings: MetricsSettings) -> tup
     SettingsError
         The port is taken or the address is not this machine's.
     """
+    page = make_wsgi_app(registry)
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        if health is None or environ["PATH_INFO"] != "/health":
+            return page(environ, start_response)
+        state = health()
+        start_response("200 OK" if state["ok"] else "503 Service Unavailable", [("Content-Type", "application/json")])
+        return [json.dumps(state).encode()]
+
     try:
-        server, thread = start_http_server(settings.port, settings.host, registry)
+        kind = _ServerOnIPv6 if ":" in host else ThreadingWSGIServer
+        server = make_server(host, port, answer, kind, handler_class=_QuietHandler)
     except OSError as exc:
-        msg = f"XRAY_METRICS__PORT: cannot listen on {settings.host}:{settings.port}: {exc.strerror}; choose another"
+        msg = f"{setting}: cannot listen on {host}:{port}: {exc.strerror}; choose another"
         raise SettingsError(msg) from exc
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
 
     def stop() -> None:
         server.shutdown()
         server.server_close()
         thread.join()
 
-    return f"http://{settings.host}:{server.server_port}/metrics", stop
+    return f"http://{host}:{server.server_port}/metrics", stop
+
+
+class _ServerOnIPv6(ThreadingWSGIServer):
+    address_family = socket.AF_INET6
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: each scrape would be a line."""

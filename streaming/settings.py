@@ -215,7 +215,7 @@ class TrainSettings(_Section):
 
 
 class ArchiveSettings(_Section):
-    """The ARCHIVE query: outcomes into Delta tables."""
+    """ARCHIVE: outcomes into Delta tables."""
 
     folder: str | None = None
     """Folder or URI of the tables; by default ``tables`` in XRAY_HOME."""
@@ -223,6 +223,16 @@ class ArchiveSettings(_Section):
     """Seconds between two writes."""
     max_records_per_batch: int = Field(default=5000, ge=1)
     """Upper bound of one write."""
+    span_days: int = Field(default=35, ge=1, le=3660)
+    """Days between two images, of when they were received, within which one event id is one row."""
+    compact_files: int = Field(default=100, ge=0)
+    """Small files of one date from which they are joined; 0 leaves all upkeep to 'xray tables compact'."""
+    keep_days: int = Field(default=7, ge=1)
+    """Days for which replaced files stay, and with them older versions of the tables."""
+    deadline_s: float = Field(default=600.0, ge=10)
+    """Seconds without any step after which an archive that hangs is ended, to be started again."""
+    metrics_port: int = Field(default=9465, ge=0, le=65535)
+    """Port of its own ``/metrics`` and ``/health``, at XRAY_METRICS__HOST; 0 takes a free one."""
 
 
 class RetrySettings(_Section):

@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import BrokerError, SettingsError
 from sparkdl.spark.java import find_java
-from streaming.run.folders import check_folder
+from streaming.folders import check_folder
 from streaming.run.jars import KAFKA_JARS, resolve_jars
 from streaming.settings import StreamSettings
 

@@ -7,7 +7,7 @@ from typing import Any
 from sparkdl.folders import FolderResult, count_reasons, featurize_folder
 from sparkdl.spark.session import start_session
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
-from streaming.run.folders import check_folder
+from streaming.folders import check_folder
 from streaming.settings import StreamSettings
 from xray.console import err, new_progress, new_table, out, print_json
 from xray.tabular import print_table

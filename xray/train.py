@@ -10,7 +10,7 @@ from rich.progress import Progress, TaskID
 from schemas.errors import ChampionChangedError
 from schemas.registry import CHAMPION_FILE, promote, read_aliases
 from sparkdl.spark.session import LateSession, start_session
-from streaming.run.folders import check_folder
+from streaming.folders import check_folder
 from streaming.settings import StreamSettings
 from training.data.dataset import read_dataset
 from training.evidence.evaluation import Evaluation

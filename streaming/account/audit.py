@@ -1,8 +1,8 @@
 """The account of the stream: each consumed image is a prediction or a dead letter, once, in topic and table.
 
-It needs no Spark: it reads the topics with a plain consumer, the queries' checkpoints as files, and the tables with
-``deltalake``. Of an outcome only the headers are looked at: they say which image it is about. No image is read, except
-a few to see what time it was or whether there is a record at all.
+It needs no Spark: it reads the topics with a plain consumer, SCORE's checkpoint as files, and the tables, which say
+themselves how far they were filled, with ``deltalake``. Of an outcome only the headers are looked at: they say which
+image it is about. No image is read, except a few to see what time it was or whether there is a record at all.
 """
 
 import time
@@ -19,9 +19,10 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from schemas.errors import NoCheckpointError, SettingsError
+from streaming.account.archived import find_archived
 from streaming.account.checkpoints import committed_offsets, has_begun
 from streaming.account.outcomes import Outcomes, read_outcomes
-from streaming.kafka.reader import find_offsets, open_reader, read_spans, scan_offsets
+from streaming.kafka.reader import find_offsets, list_partitions, open_reader, read_spans, scan_offsets
 from streaming.kafka.topicids import check_topic_ids
 from streaming.settings import KafkaSettings, StreamSettings
 
@@ -226,9 +227,9 @@ def audit_stream(settings: StreamSettings, scope: Scope | None = None) -> Accoun
     scope = scope or Scope()
     kafka = settings.kafka
     _require_checkpoint(settings)
-    ids = check_topic_ids(settings, "score")
+    ids = check_topic_ids(settings)
     partitions = _read_positions(settings, scope)
-    archived = committed_offsets(settings.checkpoints_folder / "archive") or {}
+    archived = find_archived(settings.tables_folder, kafka, _partitions_of_outcomes(kafka))
     images = {partition.partition: _span_of(partition) for partition in partitions}
     since_ms = 0 if scope.whole else _earliest_ms(kafka, partitions)
     predictions, dead_letters = (
@@ -244,6 +245,11 @@ def audit_stream(settings: StreamSettings, scope: Scope | None = None) -> Accoun
     reasons = {reason.decode(errors="replace"): count for reason, count in dead_letters.reasons.most_common()}
     read = predictions.read + dead_letters.read
     return Account(partitions, tables, reasons, scope, read, time.monotonic() - started)
+
+
+def _partitions_of_outcomes(kafka: KafkaSettings) -> dict[str, list[int]]:
+    with open_reader(kafka) as reader:
+        return {topic: list_partitions(reader, topic) for topic in (kafka.predictions_topic, kafka.deadletters_topic)}
 
 
 def _require_checkpoint(settings: StreamSettings) -> None:

@@ -1,4 +1,4 @@
-"""Finds records that are gone from a topic before a query has read them, without Spark.
+"""Finds records that are gone from a topic before SCORE has read them, without Spark.
 
 Spark notices too, in the middle of a batch and in many lines. This says it before anything starts, in one line, with
 the offsets.
@@ -13,31 +13,26 @@ from streaming.kafka.reader import open_reader, read_spans
 from streaming.kafka.topicids import describe_shrinking
 from streaming.settings import KafkaSettings, StreamSettings
 
-QUERIES = ("score", "archive")
-
 _SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Records of one partition that a query will never read.
+    """Records of one partition that SCORE will never read.
 
     Parameters
     ----------
-    query : str
-        ``"score"`` or ``"archive"``.
     topic : str
         Its name.
     partition : int
         Its number.
     offsets : range
-        The offsets that are gone. Where the topic now ends before the query's place, so that it is not the topic it
+        The offsets that are gone. Where the topic now ends before SCORE's place, so that it is not the topic it
         was, those from its new end to that place.
     renewed : bool
         Whether that is so.
     """
 
-    query: str
     topic: str
     partition: int
     offsets: range
@@ -48,7 +43,7 @@ class Loss:
 
 
 def find_losses(settings: StreamSettings) -> list[Loss]:
-    """Compare the queries' checkpoints with what their topics hold.
+    """Compare SCORE's checkpoint with what its topics hold.
 
     Returns
     -------
@@ -60,23 +55,22 @@ def find_losses(settings: StreamSettings) -> list[Loss]:
     BrokerError
         The topics cannot be read.
     """
-    committed = {query: committed_offsets(settings.checkpoints_folder / query) or {} for query in QUERIES}
-    topics = {topic for offsets in committed.values() for topic in offsets}
-    if not topics:
+    committed = committed_offsets(settings.checkpoints_folder / "score")
+    if not committed:
         return []
     with open_reader(settings.kafka) as reader:
-        spans = {topic: read_spans(reader, topic) for topic in sorted(topics)}
-    return [loss for query, offsets in committed.items() for loss in _compare(query, offsets, spans)]
+        spans = {topic: read_spans(reader, topic) for topic in sorted(committed)}
+    return list(_compare(committed, spans))
 
 
-def _compare(query: str, committed: Offsets, spans: Mapping[str, Mapping[int, range]]) -> Iterable[Loss]:
+def _compare(committed: Offsets, spans: Mapping[str, Mapping[int, range]]) -> Iterable[Loss]:
     for topic, places in committed.items():
         for partition, place in sorted(places.items()):
             span = spans[topic].get(partition, range(0))
             if place < span.start:
-                yield Loss(query, topic, partition, range(place, span.start), renewed=False)
+                yield Loss(topic, partition, range(place, span.start), renewed=False)
             elif place > span.stop:
-                yield Loss(query, topic, partition, range(span.stop, place), renewed=True)
+                yield Loss(topic, partition, range(span.stop, place), renewed=True)
 
 
 def check_losses(losses: Iterable[Loss], kafka: KafkaSettings, *, accepted: bool) -> None:
@@ -99,11 +93,11 @@ def check_losses(losses: Iterable[Loss], kafka: KafkaSettings, *, accepted: bool
     """
     losses = [loss for loss in losses if loss.topic != kafka.canary_topic]
     if renewed := [loss for loss in losses if loss.renewed]:
-        raise DataLossError(describe_shrinking(_name(renewed), renewed[0].query))
+        raise DataLossError(describe_shrinking(_name(renewed)))
     if losses and not accepted:
         count = sum(len(loss.offsets) for loss in losses)
         msg = (
-            f"{count} records were removed by the topic's retention before {losses[0].query} had read them: "
+            f"{count} records were removed by the topic's retention before SCORE had read them: "
             f"{_name(losses)}. Have the images published again where they still are, raise the topic's retention, then "
             "start once with 'xray stream --accept-loss' to go on behind the gap."
         )

@@ -1,32 +1,30 @@
-"""Upkeep of the Delta tables: what they hold, and joining the small files that a stream leaves behind.
+"""The Delta tables: what they hold, joining the small files that a stream leaves behind, and clearing what is dead.
 
-It needs no Spark, and may run beside a stream that writes. Joining moves rows into larger files in one commit; a writer
-that commits at the same moment is noticed by Delta on either side, and the later one tries again. Two that join are not
-noticed: deltalake lets both commit, and every row is there twice. So one at a time: a lock sees to it where the tables
-are on a disk, and elsewhere whoever starts it must.
+Joining moves rows into larger files in one commit; a writer that commits at the same moment is noticed by Delta on
+either side, and the later one tries again. Two that join are not noticed: deltalake lets both commit, and every row is
+there twice. So whoever joins holds the tables (`streaming.archive.lease`), or has claimed them, and a running archive
+does it itself, between two appends.
 """
 
-import fcntl
-import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from math import ceil
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, PostCommitHookProperties
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake import DeltaTable
 from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import FileSelector, FileType, PyFileSystem
 
+from schemas.deltatable import NO_HOOKS, failing_as, open_table
 from schemas.documents import load_tables
-from schemas.errors import JobError, SettingsError
+from schemas.errors import SettingsError, TableError, TableMovedError
+from streaming.archive.archivetable import WRITER_PROPERTY
+from streaming.archive.lease import hold_tables, local_folder
 
 MIN_KEEP = timedelta(hours=1)
 """What a reader that began before, or a writer that has not committed yet, gets to finish."""
@@ -35,8 +33,6 @@ JOINED_BYTES = 128 * 1024 * 1024
 _WORTH_JOINING = 100
 """Small files from which joining is worth it: measured, so many cost 0.15 s at each read of the table."""
 _ATTEMPTS = 5
-# A checkpoint at once would be of the table as this process sees it; it is written later, of the table as it is stored.
-_NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 _JOIN = "OPTIMIZE"  # as the log calls it
 _COMMIT_FILE = re.compile(r"_delta_log/\d{20}\.json")
 
@@ -147,7 +143,7 @@ def describe_tables(folder: str) -> dict[str, TableState | None]:
 
 def describe_table(folder: str, name: str) -> TableState | None:
     """Describe one table; see `describe_tables`."""
-    table = _open(folder, name)
+    table = open_table(f"{folder}/{name}")
     return None if table is None else _describe(table, name)
 
 
@@ -176,27 +172,37 @@ def compact_table(folder: str, name: str, *, keep: timedelta, dry_run: bool = Fa
     SettingsError
         ``keep`` is below `MIN_KEEP`.
     JobError
-        The table cannot be read or written, was changed by others at every attempt, or another compaction runs.
+        The table cannot be read or written, was changed by others at every attempt, or an archive or another
+        compaction holds the tables.
     """
     check_keep(keep)
-    with _lock_compaction(folder):
+    with hold_tables(folder):
         return _compact(folder, name, keep, dry_run=dry_run)
 
 
 def _compact(folder: str, name: str, keep: timedelta, *, dry_run: bool) -> Compaction | None:
     started = time.monotonic()
-    table = _open(folder, name)
+    place = f"{folder}/{name}"
+    table = open_table(place)
     if table is None:
         return None
     before = _describe(table, name)
     if dry_run:
-        dead = _vacuum(table, name, keep, dry_run=True)
+        dead = remove_dead_files(table, keep, dry_run=True)
         return Compaction(before, before, before.small_files, len(dead), time.monotonic() - started)
-    joined, table = _join_files(table, folder, name)
-    dead = _vacuum(table, name, keep, dry_run=False)
-    table = _reopen(folder, name)
-    _clean_log(table, name)
-    return Compaction(before, _describe(table, name), joined, len(dead), time.monotonic() - started)
+    if local_folder(folder) is None:
+        _claim(table)
+    joined = join_files(place)
+    dead = remove_dead_files(_reopen(place), keep)
+    clean_log(_reopen(place))
+    return Compaction(before, _describe(_reopen(place), name), joined, len(dead), time.monotonic() - started)
+
+
+def _claim(table: DeltaTable) -> None:
+    """End whoever fills a table, where no lock keeps the two apart; an archive that starts again claims it back."""
+    with failing_as(f"the table {table.table_uri} cannot be compacted"):
+        properties = {WRITER_PROPERTY: f"compaction {uuid.uuid4()}"}
+        table.alter.set_table_properties(properties, raise_if_not_exists=False)
 
 
 def check_keep(keep: timedelta) -> None:
@@ -213,56 +219,6 @@ def check_keep(keep: timedelta) -> None:
             "writers have files that are not committed yet; the first would fail, the second would lose rows"
         )
         raise SettingsError(msg)
-
-
-@contextmanager
-def _lock_compaction(folder: str) -> Iterator[None]:
-    """Refuse a second compaction of tables on a disk; the lock ends with the process, however it ends."""
-    place = urlsplit(folder)
-    path = unquote(place.path) if place.scheme == "file" else folder
-    if place.scheme not in ("", "file") or not os.path.isdir(path):
-        yield  # an object store has no such lock; and where there is no folder, there is nothing to join
-        return
-    lock = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(lock)
-        msg = f"another compaction runs on {folder}; one at a time"
-        raise JobError(msg) from exc
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _open(folder: str, name: str) -> DeltaTable | None:
-    try:
-        with _raise_as_job_error(f"table {name} cannot be read"):
-            return DeltaTable(f"{folder}/{name}")
-    except TableNotFoundError:
-        return None
-
-
-@contextmanager
-def _raise_as_job_error(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (TableNotFoundError, CommitFailedError):
-        raise
-    except (DeltaError, OSError) as exc:
-        lines = str(exc).strip().splitlines()
-        msg = f"{what}: {lines[0] if lines else type(exc).__name__}"
-        raise JobError(msg) from exc
-
-
-def _reopen(folder: str, name: str) -> DeltaTable:
-    """Open from what is stored: on a local disk Spark may have put its own commit in the place of the last one."""
-    table = _open(folder, name)
-    if table is None:
-        msg = f"table {name} in {folder} was removed meanwhile"
-        raise JobError(msg)
-    return table
 
 
 def _describe(table: DeltaTable, name: str) -> TableState:
@@ -301,43 +257,78 @@ def _list_files(table: DeltaTable) -> dict[str, int]:
     return {info.path: info.size for info in found if info.type == FileType.File}
 
 
-def _join_files(table: DeltaTable, folder: str, name: str) -> tuple[int, DeltaTable]:
-    """Join small files in one commit; again where another writer came first."""
+def join_files(place: str, partition: str | None = None) -> int:
+    """Join the small files of a table in one commit; again where another writer came first.
+
+    Parameters
+    ----------
+    place : str
+        Path or URI of a table that this process holds or has claimed.
+    partition : str, optional
+        One date alone, as YYYY-MM-DD; empty for the rows that have none.
+
+    Returns
+    -------
+    int
+        How many files were replaced.
+
+    Raises
+    ------
+    TableError
+        It cannot be read or written, or others changed it at every attempt.
+    """
+    table = _reopen(place)
     for _ in range(_ATTEMPTS):
         read = table.version()
         try:
-            with _raise_as_job_error(f"table {name} cannot be compacted"):
-                metrics = table.optimize.compact(target_size=JOINED_BYTES, post_commithook_properties=_NO_HOOKS)
-        except CommitFailedError:
-            table = _reopen(folder, name)
+            with failing_as(f"the table {place} cannot be compacted"):
+                metrics = table.optimize.compact(
+                    partition_filters=None if partition is None else [("date", "=", partition)],
+                    target_size=JOINED_BYTES,
+                    max_concurrent_tasks=1,
+                    post_commithook_properties=NO_HOOKS,
+                )
+        except TableMovedError:
+            table = _reopen(place)
             continue
         joined = int(metrics["numFilesRemoved"])
-        version, table = table.version(), _reopen(folder, name)
-        if not joined or _is_join(table, name, read=read, version=version):
-            return joined, table
+        version, table = table.version(), _reopen(place)
+        if not joined or _is_join(table, read=read, version=version):
+            return joined
     msg = (
-        f"table {name} was changed by another writer at each of {_ATTEMPTS} attempts to join its files; "
+        f"the table {place} was changed by another writer at each of {_ATTEMPTS} attempts to join its files; "
         "nothing is lost. Try again when less is written."
     )
-    raise JobError(msg)
+    raise TableError(msg)
 
 
-def _is_join(table: DeltaTable, name: str, *, read: int, version: int) -> bool:
+def _reopen(place: str) -> DeltaTable:
+    """Open from what is stored: on a local disk Spark may have put a commit of its own in the place of the last one."""
+    table = open_table(place)
+    if table is None:
+        msg = f"the table {place} was removed meanwhile"
+        raise TableError(msg)
+    return table
+
+
+def _is_join(table: DeltaTable, *, read: int, version: int) -> bool:
     """Tell whether a version is a join that was made from another one, and the only join since."""
     operations = {entry["version"]: entry["operation"] for entry in table.history(table.version() - read)}
     others = [number for number in range(read + 1, version) if operations.get(number) == _JOIN]
     if others and operations.get(version) == _JOIN:
         msg = (
-            f"table {name} was compacted twice at one moment, in versions {others[0]} and {version}: its rows are "
-            f"there twice. Stop the stream, restore version {version - 1}, move checkpoints/archive aside, start it."
+            f"the table {table.table_uri} was compacted twice at one moment, in versions {others[0]} and {version}, by "
+            f"something else than this project: its rows are there twice. Stop the archive, restore version "
+            f"{version - 1}, start it: it reads its topics again."
         )
-        raise JobError(msg)
+        raise TableError(msg)
     return operations.get(version) == _JOIN
 
 
-def _vacuum(table: DeltaTable, name: str, keep: timedelta, *, dry_run: bool) -> list[str]:
+def remove_dead_files(table: DeltaTable, keep: timedelta, *, dry_run: bool = False) -> list[str]:
+    """Remove files that no version within a time refers to; give their names."""
     hours = ceil(keep / timedelta(hours=1))
-    with _raise_as_job_error(f"table {name}: its dead files cannot be removed"):
+    with failing_as(f"the table {table.table_uri}: its dead files cannot be removed"):
         return list(
             table.vacuum(
                 hours,
@@ -345,13 +336,13 @@ def _vacuum(table: DeltaTable, name: str, keep: timedelta, *, dry_run: bool) -> 
                 # It refuses less than the table's own retention, a week by default; `check_keep` is the check here.
                 enforce_retention_duration=False,
                 full=True,  # also what killed writers left behind, once it is as old
-                post_commithook_properties=_NO_HOOKS,
+                post_commithook_properties=NO_HOOKS,
             )
         )
 
 
-def _clean_log(table: DeltaTable, name: str) -> None:
+def clean_log(table: DeltaTable) -> None:
     """Write a checkpoint, and remove commits that are older than the log's retention and covered by it."""
-    with _raise_as_job_error(f"table {name}: its log cannot be cleaned up"):
+    with failing_as(f"the table {table.table_uri}: its log cannot be cleaned up"):
         table.create_checkpoint()
         table.cleanup_metadata()

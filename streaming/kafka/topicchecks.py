@@ -229,6 +229,18 @@ def _count_replicas(cluster: Any, name: str) -> int:
     return min((len(partition.replicas) for partition in cluster.topics[name].partitions.values()), default=1)
 
 
+def read_retention_ms(kafka: KafkaSettings, name: str) -> int | None:
+    """Read how long a topic keeps its records, in milliseconds; None where it keeps them, or the user may not know.
+
+    Raises
+    ------
+    BrokerError
+        Nobody answers.
+    """
+    found = [topic.number("retention.ms") for topic in _read_topics(*open_admin(kafka), (name,), optional=(name,))]
+    return next((ms for ms in found if ms is not None and ms >= 0), None)
+
+
 def check_label_topics(kafka: KafkaSettings) -> int:
     """Check that the labels' topics keep what they confirm, and that every event can become a dead letter.
 

@@ -75,12 +75,6 @@ def _same(present: str, noted: str | None) -> bool:
     return noted is not None and (not present or not noted or present == noted)
 
 
-def topics_of(query: str, kafka: KafkaSettings) -> list[str]:
-    """List the topics that a query reads and must not lose a record of; a canary is nobody's image."""
-    outcomes = [kafka.predictions_topic, kafka.features_topic, kafka.deadletters_topic]
-    return {"score": [kafka.images_topic], "archive": outcomes}[query]
-
-
 def read_topic_ids(kafka: KafkaSettings, names: Sequence[str]) -> TopicIds:
     """Ask the broker for its id and its topics'.
 
@@ -143,68 +137,57 @@ def record_ids(checkpoint: Path, ids: TopicIds) -> None:
     written.replace(path)  # whole or not at all
 
 
-def check_topic_ids(settings: StreamSettings, query: str) -> TopicIds:
-    """Refuse to go on in other topics than those that a query has read so far.
+def check_topic_ids(settings: StreamSettings) -> TopicIds:
+    """Refuse to go on in another images topic than the one that SCORE has read so far.
 
     Returns
     -------
     TopicIds
-        Of the topics that the query reads.
+        Of the topic that SCORE must not lose a record of; a canary is nobody's image.
 
     Raises
     ------
     DataLossError
-        A topic was made anew, this is another cluster, or the settings name another topic; one message that says what
+        The topic was made anew, this is another cluster, or the settings name another topic; one message that says what
         to do.
     BrokerError
         See `read_topic_ids`.
     """
-    return check_all_topic_ids(settings, (query,))[query]
-
-
-def check_all_topic_ids(settings: StreamSettings, queries: Sequence[str]) -> dict[str, TopicIds]:
-    """Do for several queries what `check_topic_ids` does for one; the broker is asked once."""
-    names = {query: topics_of(query, settings.kafka) for query in queries}
-    found = read_topic_ids(settings.kafka, [name for topics in names.values() for name in topics])
-    return {query: _check_ids(settings, query, found.select(names[query])) for query in queries}
-
-
-def _check_ids(settings: StreamSettings, query: str, present: TopicIds) -> TopicIds:
-    noted = recorded_ids(settings.checkpoints_folder / query)
+    present = read_topic_ids(settings.kafka, [settings.kafka.images_topic])
+    noted = recorded_ids(settings.checkpoints_folder / "score")
     if noted is None:
         return present
     if renewed := present.differ_from(noted):
-        raise DataLossError(_describe_renewal(renewed, noted, query))
+        raise DataLossError(_describe_renewal(renewed, noted))
     return replace(present, renewed=noted.renewed)
 
 
-def _describe_renewal(renewed: Sequence[str], noted: TopicIds, query: str) -> str:
+def _describe_renewal(renewed: Sequence[str], noted: TopicIds) -> str:
     if new := [name for name in renewed if name not in noted.topics]:
         return (
-            f"{', '.join(new)}: the checkpoint of {query} is of other topics: {', '.join(noted.topics)}. If the "
-            f"settings XRAY_KAFKA__..._TOPIC are wrong, correct them. Otherwise {_advise(query)}"
+            f"{', '.join(new)}: the checkpoint of SCORE is of other topics: {', '.join(noted.topics)}. If the "
+            f"settings XRAY_KAFKA__..._TOPIC are wrong, correct them. Otherwise {_ADVICE}"
         )
     return (
-        f"{', '.join(renewed)}: the checkpoint of {query} is of another topic of that name (deleted and created again, "
+        f"{', '.join(renewed)}: the checkpoint of SCORE is of another topic of that name (deleted and created again, "
         "or of another Kafka cluster). What the old one held unread is gone, and the checkpoint's offsets mean nothing "
-        f"here. If this is the wrong Kafka, correct XRAY_KAFKA__BOOTSTRAP_SERVERS. Otherwise {_advise(query)}"
+        f"here. If this is the wrong Kafka, correct XRAY_KAFKA__BOOTSTRAP_SERVERS. Otherwise {_ADVICE}"
     )
 
 
-def describe_shrinking(places: str, query: str) -> str:
+def describe_shrinking(places: str) -> str:
     """Say what it means that a topic ends before a checkpoint's place, and what to do."""
     return (
-        f"{places}: the checkpoint of {query} is ahead of the topic's end, so this is another topic of that name, or "
+        f"{places}: the checkpoint of SCORE is ahead of the topic's end, so this is another topic of that name, or "
         "its brokers have lost records that they had confirmed. If this is the wrong Kafka, correct "
-        f"XRAY_KAFKA__BOOTSTRAP_SERVERS. Otherwise {_advise(query)}"
+        f"XRAY_KAFKA__BOOTSTRAP_SERVERS. Otherwise {_ADVICE}"
     )
 
 
-def _advise(query: str) -> str:
-    return (
-        f"start once with 'xray stream --accept-loss': it puts checkpoints/{query} aside and reads what there is from "
-        "its beginning."
-    )
+_ADVICE = (
+    "start once with 'xray stream --accept-loss': it puts checkpoints/score aside and reads what there is from its "
+    "beginning."
+)
 
 
 def set_checkpoint_aside(checkpoint: Path) -> Path:
@@ -215,21 +198,18 @@ def set_checkpoint_aside(checkpoint: Path) -> Path:
 
 
 class TopicWatch:
-    """Checks now and then that topics are still those that the queries read, in a thread of its own.
+    """Checks now and then that the images topic is still the one that SCORE reads, in a thread of its own.
 
     Parameters
     ----------
     settings : StreamSettings
         Broker, topics and checkpoints.
-    queries : sequence of str
-        Their names.
     interval_s : float
         Seconds between two checks.
     """
 
-    def __init__(self, settings: StreamSettings, queries: Sequence[str], interval_s: float = _WATCH_S) -> None:
+    def __init__(self, settings: StreamSettings, interval_s: float = _WATCH_S) -> None:
         self._settings = settings
-        self._queries = queries
         self._error: DataLossError | None = None
         # The broker is away, a topic between deletion and creation, a disk that does not answer: the queries find that
         # themselves.
@@ -258,7 +238,7 @@ class TopicWatch:
 
     def _compare(self) -> None:
         try:
-            check_all_topic_ids(self._settings, self._queries)
+            check_topic_ids(self._settings)
         except DataLossError as exc:
             self._error = exc
             self._task.stop()

@@ -1,4 +1,4 @@
-"""The jars that Spark's Kafka and Delta connectors and the local broker are made of.
+"""The jars that Spark's Kafka connector and the local broker are made of.
 
 They come from Maven Central through the Ivy that pyspark ships, once, into one folder; later starts only look there.
 """
@@ -17,7 +17,7 @@ from sparkdl.spark.java import find_java
 log = logging.getLogger(__name__)
 
 _RESOLVE_TIMEOUT_S = 600
-"""A first resolve fetches about 65 MB; ten minutes is a slow line, not a stuck one."""
+"""A first resolve fetches about 55 MB; ten minutes is a slow line, not a stuck one."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class JarSet:
 
 
 SPARK_JARS = JarSet(
-    name="spark-4.2.0-delta-4.4.0",
-    coordinates=("org.apache.spark:spark-sql-kafka-0-10_2.13:4.2.0", "io.delta:delta-spark_4.2_2.13:4.4.0"),
+    name="spark-4.2.0",
+    coordinates=("org.apache.spark:spark-sql-kafka-0-10_2.13:4.2.0",),
     # pyspark brings these itself, in the versions it was tested with.
     excluded=(
         "org.apache.hadoop",

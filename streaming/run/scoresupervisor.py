@@ -106,10 +106,9 @@ class ScoreSupervisor:
 
     def _start_query(self) -> StreamingQuery:
         self._committed_at_start = last_committed(self._checkpoint)
-        ids = check_topic_ids(self._settings, "score")
+        ids = check_topic_ids(self._settings)
         plan = replace(self._plan, published=find_published(self._settings, ids), topic_ids=ids.topics)
         served = self._served
-        self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "score")
         query = start_score(
             self._spark, served.pipeline, served.card, self._settings, plan, available_now=self._available_now
         )

@@ -1,4 +1,4 @@
-"""The stream as a service: its checks, model, queries, canary and metrics page, started and ended in order."""
+"""The stream as a service: its checks, model, query, archive, canary and metrics page, started and ended in order."""
 
 import fcntl
 import logging
@@ -12,33 +12,25 @@ from types import TracebackType
 
 from prometheus_client import CollectorRegistry
 from pyspark.sql import SparkSession
-from pyspark.sql.streaming import StreamingQuery
 
 from schemas.errors import DataLossError, JobError, SettingsError
 from schemas.modelcard import ModelCard
 from schemas.registry import champion_folder
 from sparkdl.spark.session import start_session
 from streaming.account.auditor import Auditor
-from streaming.account.losses import QUERIES, Loss, check_losses, find_losses
+from streaming.account.losses import Loss, check_losses, find_losses
 from streaming.account.repetition import check_not_scored
-from streaming.archive.query import DELTA_CONF, create_tables, start_archive
+from streaming.archive.process import ArchiveProcess
+from streaming.archive.service import run_archive
+from streaming.folders import check_folders
 from streaming.kafka.topicchecks import check_outcome_sizes, check_topics
-from streaming.kafka.topicids import (
-    TopicWatch,
-    check_all_topic_ids,
-    check_topic_ids,
-    record_ids,
-    recorded_ids,
-    set_checkpoint_aside,
-)
+from streaming.kafka.topicids import TopicWatch, check_topic_ids, record_ids, recorded_ids, set_checkpoint_aside
 from streaming.kafka.topics import create_topics
 from streaming.metrics import StreamMetrics, serve_metrics
-from streaming.run.folders import check_folders
 from streaming.run.jars import SPARK_JARS, resolve_jars
 from streaming.run.models import ChampionWatch, ServedModel, check_card, load_model, warn_of_rendering
 from streaming.run.scoresupervisor import ScoreSupervisor
 from streaming.run.sparkinternals import check_internals
-from streaming.run.supervisor import FailureKind, QueryFailure, QuerySupervisor
 from streaming.score.canary import Canary
 from streaming.score.progress import ProgressListener
 from streaming.score.query import featurizer_of
@@ -124,7 +116,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
         losses = _check_kafka(settings, accept_loss=accept_loss, from_beginning=from_beginning)
         registry = CollectorRegistry() if registry is None else registry
         metrics = StreamMetrics(registry, card)
-        metrics_url, stop_metrics = serve_metrics(registry, settings.metrics)
+        metrics_url, stop_metrics = serve_metrics(registry, settings.metrics.host, settings.metrics.port)
         stack.callback(stop_metrics)
         if spark is None:
             spark = open_session(settings, verbose=verbose)
@@ -143,86 +135,67 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
             metrics,
             listener,
             watch=None if pinned else ChampionWatch(settings.models_folder, folder),
-            skip_lost=any(loss.query == "score" for loss in losses),
+            skip_lost=bool(losses),
             available_now=available_now,
         )
-        archive_query = _supervise_archive(spark, settings, losses, available_now=available_now) if archive else None
         state = StreamState(metrics_url, card)
         if available_now:
             on_ready(state)
-            # SCORE first: ARCHIVE reads what it writes.
             _run_to_end(score_query, ended)
-            if archive_query:
-                _run_to_end(archive_query, ended)
+            # Afterwards: it reads what SCORE writes.
+            if archive and not ended.is_set():
+                run_archive(settings, available_now=True, accept_loss=accept_loss, ended=ended)
         else:
-            _run_until_ended(score_query, archive_query, settings, metrics, ended, lambda: on_ready(state))
+            beside = ArchiveProcess(settings, metrics, accept_loss=accept_loss) if archive else None
+            _run_until_ended(score_query, beside, settings, metrics, ended, lambda: on_ready(state))
 
 
 def _check_kafka(settings: StreamSettings, *, accept_loss: bool, from_beginning: bool) -> list[Loss]:
     create_topics(settings.kafka)
     check_topics(settings.kafka)
-    renewed = _set_aside_replaced(settings) if accept_loss else frozenset[str]()
-    ids = check_all_topic_ids(settings, QUERIES)
-    ids |= {query: replace(ids[query], renewed=True) for query in renewed}
+    checkpoint = settings.checkpoints_folder / "score"
+    renewed = accept_loss and _set_aside_replaced(settings, checkpoint)
+    ids = check_topic_ids(settings)
+    ids = replace(ids, renewed=True) if renewed else ids
     losses = find_losses(settings)
     check_losses(losses, settings.kafka, accepted=accept_loss)
     for loss in losses:
-        log.warning("%s goes on behind records that are gone: %s", loss.query, loss)
+        log.warning("SCORE goes on behind records that are gone: %s", loss)
     if not from_beginning:
-        check_not_scored(settings, ids["score"])
+        check_not_scored(settings, ids)
     # Not before all is checked: a checkpoint of a release that noted no ids is believed to be of these topics.
-    for query in QUERIES:
-        record_ids(settings.checkpoints_folder / query, ids[query])
+    record_ids(checkpoint, ids)
     return losses
 
 
-def _set_aside_replaced(settings: StreamSettings) -> frozenset[str]:
-    """Put checkpoints aside whose topics are others now, or end before them: all in those is read.
+def _set_aside_replaced(settings: StreamSettings, checkpoint: Path) -> bool:
+    """Put SCORE's checkpoint aside where its topic is another one now, or ends before it: all in that is read.
 
     Returns
     -------
-    frozenset of str
-        The queries for which an outcome that does not name its topic's id is about a former topic.
+    bool
+        Whether an outcome that does not name its topic's id is about a former topic.
     """
-    canary = settings.kafka.canary_topic
-    shrunk = {loss.query for loss in find_losses(settings) if loss.renewed and loss.topic != canary}
-    renewed = {query for query in QUERIES if _is_renewed(settings, query)}
-    unknown = {query for query in shrunk if recorded_ids(settings.checkpoints_folder / query) is None}
-    for query in sorted(shrunk | renewed):
-        aside = set_checkpoint_aside(settings.checkpoints_folder / query)
-        log.warning("%s reads its topics from their beginning; its checkpoint is now %s", query, aside)
-    return frozenset(renewed | unknown)
+    shrunk = any(loss.renewed and loss.topic != settings.kafka.canary_topic for loss in find_losses(settings))
+    renewed = _is_renewed(settings)
+    unknown = shrunk and recorded_ids(checkpoint) is None
+    if shrunk or renewed:
+        log.warning(
+            "SCORE reads its topic from the beginning; its checkpoint is now %s", set_checkpoint_aside(checkpoint)
+        )
+    return renewed or unknown
 
 
-def _is_renewed(settings: StreamSettings, query: str) -> bool:
+def _is_renewed(settings: StreamSettings) -> bool:
     try:
-        check_topic_ids(settings, query)
+        check_topic_ids(settings)
     except DataLossError:
         return True
     return False
 
 
-def _supervise_archive(
-    spark: SparkSession, settings: StreamSettings, losses: list[Loss], *, available_now: bool
-) -> QuerySupervisor:
-    skip_lost = any(loss.query == "archive" for loss in losses)
-
-    def start() -> StreamingQuery:
-        check_topic_ids(settings, "archive")
-        create_tables(spark, settings.tables_folder)
-        # A scheduler pool of its own: no archive write queues ahead of images.
-        spark.sparkContext.setLocalProperty("spark.scheduler.pool", "archive")
-        return start_archive(spark, settings, available_now=available_now, skip_lost=skip_lost)
-
-    def on_failure(failure: QueryFailure) -> None:
-        if failure.kind is FailureKind.LOSS:
-            check_losses(find_losses(settings), settings.kafka, accepted=False)
-
-    return QuerySupervisor(spark, "archive", start, settings.retry, on_failure)
-
-
-def _run_to_end(query: ScoreSupervisor | QuerySupervisor, ended: threading.Event) -> None:
-    """Let a query do what there is, or what it can until it is told to end."""
+def _run_to_end(query: ScoreSupervisor, ended: threading.Event) -> None:
+    """Let SCORE do what there is, or what it can until it is told to end."""
     query.start()
     while query.check():
         if ended.wait(_POLL_S):
@@ -232,41 +205,41 @@ def _run_to_end(query: ScoreSupervisor | QuerySupervisor, ended: threading.Event
 
 def _run_until_ended(
     score_query: ScoreSupervisor,
-    archive_query: QuerySupervisor | None,
+    archive: ArchiveProcess | None,
     settings: StreamSettings,
     metrics: StreamMetrics,
     ended: threading.Event,
     on_ready: Callable[[], None],
 ) -> None:
     with ExitStack() as stack:  # ended in the order against this one: no new canary, then SCORE, then ARCHIVE
-        if archive_query:
-            stack.push(_stop_at_exit(archive_query.stop))
+        if archive:
+            stack.callback(archive.stop)
         stack.push(_stop_at_exit(score_query.stop))
         score_query.start()
-        watch = TopicWatch(settings, QUERIES)
+        watch = TopicWatch(settings)
         stack.callback(watch.stop)
         watch.start()
         canary = _start_canary(settings, metrics)
         if canary is not None:
             stack.callback(canary.stop)
         readiness = _Readiness(canary, on_ready)
-        # Alerts wait for the first predictions, tables do not: Delta's first seconds would take the cores from SCORE.
+        # Alerts wait for the first predictions, tables do not: a start would take the cores from SCORE.
         archive_at = time.monotonic() + _ARCHIVE_TIMEOUT_S
         while not (readiness.check() or time.monotonic() > archive_at):
             watch.check()
             score_query.check()
             if ended.wait(_POLL_S):
                 return
-        if archive_query:
-            archive_query.start()
+        if archive:
+            archive.start()
         auditor = Auditor(settings, metrics)
         stack.callback(auditor.stop)
         auditor.start()
         while not ended.wait(_POLL_S):
             watch.check()
             score_query.check()
-            if archive_query:
-                archive_query.check()
+            if archive:
+                archive.check()
             readiness.check()
 
 
@@ -321,9 +294,7 @@ class _Readiness:
 
 
 def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSession:
-    """Start Spark with the Kafka and Delta connectors."""
-    # What fails in ARCHIVE's batch function is told by its supervisor, in a line, and by spark.log as a whole.
-    logging.getLogger("py4j").setLevel(logging.CRITICAL)
+    """Start Spark with the Kafka connector."""
     return start_session(
         app_name="xray-stream",
         log_folder=settings.logs_folder,
@@ -333,8 +304,6 @@ def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSes
         java_options=_java_options(settings.spark.driver_memory),
         conf={
             **settings.spark.to_conf(),
-            **DELTA_CONF,
-            "spark.scheduler.mode": "FAIR",
             # Rows wait beside every Python stage in what this leaves, and go to disk beyond it. At Spark's 0.6 a
             # backlog of the largest messages fills the heap with rows that wait, and the JVM ends.
             "spark.memory.fraction": "0.1",

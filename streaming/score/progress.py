@@ -54,13 +54,10 @@ class ProgressListener(StreamingQueryListener):
         """Count a committed micro-batch."""
         progress = event.progress
         source = progress.sources[0]
-        if progress.name == "score":
-            self._metrics.record_lag(parse_offsets(source.endOffset), parse_offsets(source.latestOffset))
+        self._metrics.record_lag(parse_offsets(source.endOffset), parse_offsets(source.latestOffset))
         if not progress.numInputRows:
             return
-        self._metrics.record_batch(progress.name, progress.batchDuration / 1000)
-        if progress.name == "archive":
-            self._metrics.archived_rows.inc(progress.numInputRows)
+        self._metrics.record_batch(progress.batchDuration / 1000)
         observed = progress.observedMetrics.get(OBSERVATION)
         if observed is not None:
             self._record(observed, progress)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from streaming.settings import choose_env_file
+from xray.commands.archive import archive
 from xray.commands.audit import audit
 from xray.commands.broker import down, up
 from xray.commands.deadletters import deadletters_app
@@ -64,6 +65,7 @@ for command in (
     render,
     publish,
     stream,
+    archive,
     watch,
     train,
     label,

@@ -19,7 +19,7 @@ def phantom(
     json_: Json = False,
 ) -> None:
     """Generate radiographs of chest phantoms (PNG, JPEG, DICOM), normal and with bilateral opacities."""
-    from streaming.run.folders import check_folder
+    from streaming.folders import check_folder
     from xray.phantom import write_folder
 
     check_folder(folder, "FOLDER")

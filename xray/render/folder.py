@@ -4,7 +4,7 @@ import unicodedata
 from pathlib import Path
 
 from schemas.errors import JobError, SettingsError
-from streaming.run.folders import check_folder
+from streaming.folders import check_folder
 from xray.render.rendering import MADE_BY
 
 PAGE_FILE = "index.html"

@@ -12,7 +12,7 @@ from schemas.deltatable import append_rows, arrow_schema, create_table, open_tab
 from schemas.documents import Table, load_tables
 from schemas.errors import TableError, TableMovedError
 
-_TABLE = Table("notes", (), {"id": "string", "date": "date"}, {"id": "key", "date": "day"}, ("date",), "Notes.")
+_TABLE = Table("notes", {"id": "string", "date": "date"}, {"id": "key", "date": "day"}, ("date",), "Notes.")
 
 
 def rows(*ids: str) -> pa.Table:
@@ -57,7 +57,7 @@ def test_an_append_lands_on_the_version_that_was_read_alone(tmp_path: Path, chan
         "append": lambda: append_rows(fresh, rows("c"), {"p": 3}),
         "properties": lambda: fresh.alter.set_table_properties({"own.name": "b"}, raise_if_not_exists=False),
         "replace": lambda: replace_rows(fresh, rows("d")),
-        "compact": lambda: fresh.optimize.compact(),
+        "compact": fresh.optimize.compact,
     }
     changes[change]()
     before = stored(place)

@@ -14,8 +14,8 @@ from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS
 from streaming.account.checkpoints import UnfinishedBatch, committed_offsets, last_committed, unfinished_batch
 from streaming.account.losses import Loss, check_losses
 from streaming.devices.publish import find_files, image_message
+from streaming.folders import check_folders
 from streaming.metrics import BucketHistogram, parse_offsets
-from streaming.run.folders import check_folders
 from streaming.run.models import ChampionWatch, check_card, warn_of_rendering
 from streaming.run.supervisor import summarize
 from streaming.settings import KafkaSettings, load_settings

@@ -8,7 +8,9 @@ from streaming.settings import StreamSettings
 
 
 def check_folders(settings: StreamSettings) -> None:
-    """Write a file in each folder that the queries write to, and remove it again.
+    """Write a file in each folder that SCORE writes to, and remove it again.
+
+    The tables' folder is the archive's business: where it cannot be written, predictions go on.
 
     Raises
     ------
@@ -17,11 +19,6 @@ def check_folders(settings: StreamSettings) -> None:
     """
     check_folder(settings.checkpoints_folder, "XRAY_HOME")
     check_folder(settings.logs_folder, "XRAY_HOME")
-    if "://" not in settings.tables_folder:  # what is elsewhere, only Spark can tell
-        tables = Path(settings.tables_folder)
-        check_folder(tables, "XRAY_ARCHIVE__FOLDER")
-        for log in tables.glob("*/_delta_log"):
-            check_folder(log, "XRAY_ARCHIVE__FOLDER")
 
 
 def check_folder(folder: Path, setting: str) -> None:

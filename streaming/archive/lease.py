@@ -1,0 +1,72 @@
+"""One writer of the tables at a time: archive, or compaction by hand.
+
+Where the tables are on a disk, a lock says so at once; it ends with the process, however it ends, and a process that is
+frozen keeps it. An object store has no such lock: there whoever comes claims the tables, and the one before ends
+(`streaming.archive.archivetable`). What holds a row single is neither, but the compare-and-swap of each commit.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from schemas.errors import TableClaimedError
+
+_POLL_S = 0.1
+
+
+def local_folder(folder: str) -> Path | None:
+    """Give the folder on a disk that a path or URI names; None where it is elsewhere."""
+    place = urlsplit(folder)
+    if place.scheme == "file":
+        return Path(unquote(place.path))
+    return None if "://" in folder else Path(folder)
+
+
+@contextmanager
+def hold_tables(folder: str, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock on the tables' folder, where it is on a disk and there.
+
+    Parameters
+    ----------
+    folder : str
+        Path or URI of the tables.
+    wait_s : float
+        How long to wait for a holder that may be about to end.
+
+    Raises
+    ------
+    TableClaimedError
+        Another process holds it.
+    """
+    path = local_folder(folder)
+    if path is None or not path.is_dir():
+        yield
+        return
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        _take(lock, folder, wait_s)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int, folder: str, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+                continue
+            msg = (
+                f"another archive or compaction works on {folder}; one at a time. A running archive ('xray stream' "
+                "starts one) compacts by itself: end it first, or leave it to that."
+            )
+            raise TableClaimedError(msg) from exc
+        else:
+            return

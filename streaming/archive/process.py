@@ -1,0 +1,176 @@
+"""The archive beside a stream on one machine: a process of its own, which is started, watched, and started again.
+
+Nothing that happens to it reaches SCORE: it has its own memory and its own exit, it is niced, it uses one thread for
+what it computes, and where it hangs it is ended.
+"""
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from streaming.metrics import StreamMetrics
+from streaming.settings import StreamSettings
+
+log = logging.getLogger(__name__)
+
+_QUERY = "archive"
+_STOP_TIMEOUT_S = 60.0
+_START_S = 60.0
+"""What a start may take before the first step: a busy machine, a broker that is away."""
+_BOUNDED = {"TOKIO_WORKER_THREADS": "1", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+"""Of delta-rs, its engine and numpy. Arenas of glibc keep what they once had; two are enough here."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the process is told on its standard input.
+
+    Parameters
+    ----------
+    settings : StreamSettings
+        All of them, secrets included; they are on no command line and in no environment.
+    accept_loss : bool
+        See `streaming.archive.service.run_archive`.
+    log_level : int
+        Of its log, which goes to standard error.
+    log_format : str
+        Of its lines.
+    """
+
+    settings: StreamSettings
+    accept_loss: bool
+    log_level: int
+    log_format: str
+
+
+class ArchiveProcess:
+    """The process and its supervisor.
+
+    Parameters
+    ----------
+    settings : StreamSettings
+        All settings.
+    metrics : StreamMetrics
+        Where it shows whether it runs, and how often it has failed.
+    accept_loss : bool
+        Go on behind outcomes that are gone, and in topics that were made anew.
+    """
+
+    def __init__(self, settings: StreamSettings, metrics: StreamMetrics, *, accept_loss: bool = False) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._accept_loss = accept_loss
+        self._process: subprocess.Popen[bytes] | None = None
+        self._next_start = 0.0
+        self._wait_s = settings.retry.first_wait_s
+        self._beat_at = 0.0
+        self._has_beaten = False
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None while it does not run."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start the process; that it cannot be started is answered like its end."""
+        handler = next(iter(logging.getLogger().handlers), None)
+        formatter = handler.formatter if handler is not None else None
+        order = Order(
+            self._settings,
+            self._accept_loss,
+            logging.getLogger().getEffectiveLevel(),
+            (formatter._fmt if formatter is not None else None) or logging.BASIC_FORMAT,
+        )
+        self._beat_at, self._has_beaten = time.monotonic(), False
+        try:
+            # A group of its own: Ctrl-C on a terminal is for the stream, which ends SCORE before it ends this. No
+            # session of its own: the kernel would share the cores between sessions first, whatever the niceness.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "streaming.archive"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                process_group=0,
+                env={**os.environ, **_BOUNDED},
+            )
+            assert self._process.stdin is not None  # noqa: S101
+            assert self._process.stdout is not None  # noqa: S101
+            os.set_blocking(self._process.stdout.fileno(), False)
+            self._process.stdin.write(pickle.dumps(order))
+            self._process.stdin.flush()
+        except OSError as exc:
+            log.warning("the archive cannot be started: %s", exc)
+
+    def check(self) -> None:
+        """Start the process again where it ended, and end it where it hangs."""
+        if self._process is None:
+            if time.monotonic() >= self._next_start:
+                self.start()
+            return
+        code = self._process.poll()
+        if code is not None:
+            self._note_end(f"it ended with exit code {code}")
+        elif self._heard_beat():
+            self._beat_at = time.monotonic()
+            if not self._has_beaten:
+                self._has_beaten = True
+                self._metrics.query_up.labels(_QUERY).set(1)
+        elif time.monotonic() - self._beat_at > self._patience_s:
+            self._kill()
+            self._note_end(f"it took no step for {self._patience_s:.0f} s")
+        if self._has_beaten:
+            self._wait_s = self._settings.retry.first_wait_s
+            self._accept_loss = False  # that was for the first start
+
+    @property
+    def _patience_s(self) -> float:
+        archive = self._settings.archive
+        return archive.deadline_s + archive.trigger_s + _START_S
+
+    def _heard_beat(self) -> bool:
+        assert self._process is not None  # noqa: S101
+        assert self._process.stdout is not None  # noqa: S101
+        return bool(self._process.stdout.read())
+
+    def _note_end(self, why: str) -> None:
+        self._close()
+        self._metrics.query_up.labels(_QUERY).set(0)
+        self._metrics.query_failures.labels(_QUERY).inc()
+        self._next_start = time.monotonic() + self._wait_s
+        log.warning("the archive is started again in %.0f s: %s. Predictions go on", self._wait_s, why)
+        self._wait_s = min(2 * self._wait_s, self._settings.retry.max_wait_s)
+
+    def stop(self) -> None:
+        """Let it finish its write, and end it."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None  # noqa: S101
+        try:
+            self._process.stdin.close()
+        except OSError:
+            pass  # it has ended already
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            log.warning("the archive did not end within %.0f s and was killed; nothing is lost", _STOP_TIMEOUT_S)
+            self._kill()
+        self._close()
+        self._metrics.query_up.labels(_QUERY).set(0)
+
+    def _kill(self) -> None:
+        assert self._process is not None  # noqa: S101
+        self._process.kill()  # also what was frozen ends
+        self._process.wait()
+
+    def _close(self) -> None:
+        assert self._process is not None  # noqa: S101
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:
+                    pass
+        self._process = None
