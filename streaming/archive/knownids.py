@@ -66,9 +66,8 @@ class KnownIds:
         TableError
             The table cannot be read.
         """
-        rows = self._drop_repeated(rows)
         if not rows:
-            return rows
+            return []
         near = np.array([row.near for row in rows])
         with failing_as(f"the table {table.table_uri} cannot be read"):
             files = _list_files(table)
@@ -81,7 +80,8 @@ class KnownIds:
             suspects = [row for row, hit in zip(rows, maybe, strict=True) if hit]
             known = self._confirm(table, suspects, {day: files[day] for day in days}) if suspects else set()
         self._forget(days)
-        return [row for row in rows if id(row) not in known]
+        # Afterwards: which rows come together in one piece decides nothing about which of them are new.
+        return self._drop_repeated([row for row in rows if id(row) not in known])
 
     def note_appended(self, table: DeltaTable, rows: Sequence[Row]) -> None:
         """Note rows that were appended, and the files that they are in: nobody has to read them.

@@ -224,7 +224,7 @@ def _number(value: Any) -> float | None:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _numbers_by_name(value: Any) -> dict[str, float | None] | None:
