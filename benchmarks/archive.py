@@ -10,7 +10,6 @@ Run it: ``python -m benchmarks.archive`` (``--help``).
 
 import gc
 import multiprocessing
-import resource
 import secrets
 import shutil
 import time
@@ -31,6 +30,7 @@ from schemas.documents import load_tables
 from streaming.archive.archivetable import ArchiveTable
 from streaming.archive.knownids import KnownIds
 from streaming.archive.rows import Row, to_arrow
+from streaming.archive.tables import clean_log, join_files
 from streaming.archive.upkeep import Upkeep
 from streaming.kafka.topicids import TopicIds
 from streaming.settings import ArchiveSettings
@@ -125,7 +125,7 @@ def main(
 
 
 def _make_table(folder: Path, name: str, n_rows: int, n_dates: int) -> None:
-    """Make a table of full dates up to today, one file each, as it is once it was compacted."""
+    """Make a table of full dates up to today, joined and with a checkpoint, as upkeep leaves it."""
     definition = load_tables()[name]
     if (found := open_table(f"{folder}/{name}")) is not None and found.version() >= n_dates:
         return
@@ -137,6 +137,8 @@ def _make_table(folder: Path, name: str, n_rows: int, n_dates: int) -> None:
         day = today - timedelta(days=back)
         for _ in range(-(-each // 10_000)):  # in pieces, for a date of feature vectors is large
             append_rows(table, to_arrow(list(_make_rows(name, [day], min(each, 10_000))), definition), {})
+    join_files(f"{folder}/{name}")
+    clean_log(DeltaTable(f"{folder}/{name}"))
 
 
 def _make_rows(name: str, days: list[date], count: int) -> Iterator[Row]:
@@ -226,7 +228,9 @@ def _merge_once(folder: str, name: str, n_days: int) -> tuple[float, float]:
 
 
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Give the most memory this process has had; getrusage would give its parent's where that had more."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def _commit_often(folder: str, commits: int) -> Commits:

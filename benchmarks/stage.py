@@ -82,7 +82,11 @@ def open_stage() -> Iterator[Stage]:
         user = load_settings()
         kafka = user.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{_free_port()}"})
         settings = user.model_copy(update={"home": home, "jars": user.jars_folder, "kafka": kafka})
-        settings = settings.model_copy(update={"metrics": user.metrics.model_copy(update={"port": 0})})
+        ports = {
+            "metrics": user.metrics.model_copy(update={"port": 0}),
+            "archive": user.archive.model_copy(update={"metrics_port": 0}),
+        }
+        settings = settings.model_copy(update=ports)
         with step("starting broker and Spark"):
             broker = LocalBroker.of(settings)
             stack.callback(broker.stop)

@@ -2,7 +2,7 @@
 
 The bare limit is the same decoding and the same network in as many processes as there are cores, one thread each,
 without Kafka and without Spark. The tutorial way is what one finds in tutorials: foreachBatch, TensorFlow in a pandas
-UDF, the batch cached, Delta first and Kafka second. Measurements take turns, since a machine's speed moves while one
+UDF, the batch cached, a table first and Kafka second. Measurements take turns, since a machine's speed moves while one
 looks; the ratio is taken within each turn.
 
 Run it: ``python -m benchmarks.throughput`` (``--help``). Nothing else should run on the machine.
@@ -189,7 +189,7 @@ def _commits(query: Any) -> Iterator[float]:
 
 
 def measure_tutorial(stage: Stage, network: str, images: int) -> float:
-    """Score as tutorials do: foreachBatch, TensorFlow in a pandas UDF, cache, Delta, then Kafka."""
+    """Score as tutorials do: foreachBatch, TensorFlow in a pandas UDF, cache, a table, then Kafka."""
     settings: StreamSettings = stage.fresh_settings()
     publish_images(settings, stage.images, 2 * images)
     with step(f"{network}: the tutorial way"):
