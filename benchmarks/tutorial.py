@@ -1,8 +1,8 @@
 """The way of the tutorials, as the benchmark's second baseline.
 
 foreachBatch; TensorFlow in a pandas UDF, which decodes and predicts; the batch cached because two sinks read it; a
-table first, Kafka second. The table is of Parquet files where tutorials take Delta, and the classifier is left out: both
-flatter it a little.
+table first, Kafka second. The table is of Parquet files where tutorials take Delta, and the classifier is left out:
+both flatter it a little.
 """
 
 import io
