@@ -88,7 +88,7 @@ def broker(base_settings: StreamSettings) -> Iterator[LocalBroker]:
 
 @pytest.fixture(scope="session")
 def spark(base_settings: StreamSettings) -> Iterator[SparkSession]:
-    """The session of this run: local[2], UTC, with the Kafka and Delta connectors."""
+    """The session of this run: local[2], UTC, with the Kafka connector."""
     session = open_session(base_settings)
     yield session
     session.stop()

@@ -149,7 +149,7 @@ def run_demo(settings: StreamSettings, *, count: int, seed: int, keep: bool, ver
         # is trained: nothing needs it before the stream.
         jars = pool.submit(fetch_jars, settings.jars_folder)
         training, streamed = _generate(own.home / "images", count=count, seed=seed)
-        with step("fetching the jars of Kafka, Spark's connectors and Delta (70 MB, the first time only)"):
+        with step("fetching the jars of Kafka and of Spark's connector (55 MB, the first time only)"):
             jars.result()
         up = pool.submit(_start_broker, broker, own)
         try:

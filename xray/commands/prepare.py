@@ -10,7 +10,7 @@ def prepare(json_: Json = False) -> None:
     from xray.prepare import fetch_jars
 
     settings = load_settings()
-    with step(f"fetching jars into {settings.jars_folder} (about 70 MB, once)"):
+    with step(f"fetching jars into {settings.jars_folder} (about 55 MB, once)"):
         counts = fetch_jars(settings.jars_folder)
     if json_:
         print_json(counts)
