@@ -27,7 +27,7 @@ _FIRST_TO_GO = 500
 def main() -> int:
     """Run until standard input ends; return the exit code."""
     order: Order = pickle.load(sys.stdin.buffer)  # noqa: S301  from the process that started this one
-    logging.basicConfig(level=order.log_level, format=order.log_format)
+    logging.basicConfig(level=order.log_level, format="%(asctime)s %(levelname)s archive: %(message)s")
     _stand_back()
     bound_threads()
     ended = threading.Event()

@@ -1,6 +1,7 @@
 """Brings one outcome topic into its table, piece by piece; after a failure it begins again where the table stands."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -96,7 +97,7 @@ class Archiver:
     @property
     def is_working(self) -> bool:
         """Whether the table could be written at the last turn, or read where nothing was to be written."""
-        return self._is_ready
+        return self._is_ready and self.lost is None
 
     @property
     def has_drained(self) -> bool:
@@ -187,7 +188,7 @@ class Archiver:
             self._table.claim(
                 ids,
                 self._spans,
-                former=self._find_former_places(ids),
+                find_former=lambda: self._find_former_places(ids),
                 accept_loss=self._accept_loss,
                 from_beginning=self._from_beginning,
             )
@@ -197,6 +198,7 @@ class Archiver:
             self._refuse_other_topic(ids)
             self._table.reopen(self._spans)
         self._reader.go_to(self._find_places())
+        self._accept_loss = False  # what is gone later, nobody has agreed to
         self._is_ready = True
         self._backoff.start_try()
 
@@ -311,8 +313,14 @@ class Archiver:
             behind = max(0, span.stop - max(span.start, self._places.get(partition, 0)))
             self._metrics.lag.labels(self.name, self._topic, str(partition)).set(behind)
         if self._retention_ms is not None:
-            waited_s = 0.0 if self._oldest_ms is None else time.time() - self._oldest_ms / 1000
-            self._metrics.retention_left.labels(self.name).set(self._retention_ms / 1000 - waited_s)
+            self._metrics.retention_left.labels(self.name).set(self._retention_ms / 1000 - self._waiting_s)
+
+    @property
+    def _waiting_s(self) -> float:
+        """How long the oldest outcome waits that is not in the table; not a number where no one could be read yet."""
+        if self._oldest_ms is not None:
+            return time.time() - self._oldest_ms / 1000
+        return 0.0 if self._is_ready else math.nan
 
     @property
     def _open_reader(self) -> OutcomeReader:

@@ -7,7 +7,7 @@ another's name in it. So it holds for one that was started by mistake, and for o
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from deltalake import DeltaTable
 from deltalake.schema import Field
@@ -85,7 +85,7 @@ class ArchiveTable:
         ids: TopicIds,
         spans: Mapping[int, range],
         *,
-        former: Mapping[int, int] | None = None,
+        find_former: Callable[[], Mapping[int, int]] = dict,
         accept_loss: bool = False,
         from_beginning: bool = False,
     ) -> None:
@@ -97,8 +97,8 @@ class ArchiveTable:
             Of the topic, as it is now.
         spans : Mapping of int to range
             Offsets that each partition of the topic has.
-        former : Mapping of int to int, optional
-            Places of a release that kept them elsewhere; taken over where the table has none of its own.
+        find_former : callable
+            Gives the places of a release that kept them elsewhere; asked where the table has none of its own.
         accept_loss : bool
             Go on where the table was filled from another topic of that name.
         from_beginning : bool
@@ -114,7 +114,7 @@ class ArchiveTable:
         self._ids = ids
         for attempt in range(1, _CLAIM_ATTEMPTS + 1):
             try:
-                self._claim(spans, former or {}, accept_loss=accept_loss, from_beginning=from_beginning)
+                self._claim(spans, find_former, accept_loss=accept_loss, from_beginning=from_beginning)
             except TableMovedError:
                 if attempt == _CLAIM_ATTEMPTS:
                     raise
@@ -122,16 +122,21 @@ class ArchiveTable:
                 return
 
     def _claim(
-        self, spans: Mapping[int, range], former: Mapping[int, int], *, accept_loss: bool, from_beginning: bool
+        self,
+        spans: Mapping[int, range],
+        find_former: Callable[[], Mapping[int, int]],
+        *,
+        accept_loss: bool,
+        from_beginning: bool,
     ) -> None:
+        former: Mapping[int, int] = {}
         table = open_table(self._place)
         if table is None:
-            table, former = create_table(self._place, self._definition, _DELTA_PROPERTIES), {}
-        noted = recorded_topic(table)
-        if noted is not None:
-            former = {}
-            if self._ids.differ_from(noted) and not accept_loss:
-                raise DataLossError(_describe_other_topic(self._place, noted, self.topic))
+            table = create_table(self._place, self._definition, _DELTA_PROPERTIES)
+        elif (noted := recorded_topic(table)) is None:
+            former = find_former()
+        elif self._ids.differ_from(noted) and not accept_loss:
+            raise DataLossError(_describe_other_topic(self._place, noted, self.topic))
         self._add_columns(table)
         properties = {TOPIC_PROPERTY: describe_topic(self._ids, self.topic), WRITER_PROPERTY: self._writer}
         given = table.metadata().configuration

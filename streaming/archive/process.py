@@ -5,6 +5,7 @@ what it computes, and where it hangs it is ended.
 """
 
 import logging
+import math
 import os
 import pickle
 import subprocess
@@ -13,12 +14,14 @@ import time
 from dataclasses import dataclass
 
 from streaming.metrics import StreamMetrics
+from streaming.retry import Backoff
 from streaming.settings import StreamSettings
 
 log = logging.getLogger(__name__)
 
 _QUERY = "archive"
 _STOP_TIMEOUT_S = 60.0
+_HEALTHY_S = 60.0
 _START_S = 60.0
 """What a start may take before the first step: a busy machine, a broker that is away."""
 _BOUNDED = {"TOKIO_WORKER_THREADS": "1", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
@@ -37,14 +40,11 @@ class Order:
         See `streaming.archive.service.run_archive`.
     log_level : int
         Of its log, which goes to standard error.
-    log_format : str
-        Of its lines.
     """
 
     settings: StreamSettings
     accept_loss: bool
     log_level: int
-    log_format: str
 
 
 class ArchiveProcess:
@@ -66,7 +66,8 @@ class ArchiveProcess:
         self._accept_loss = accept_loss
         self._process: subprocess.Popen[bytes] | None = None
         self._next_start = 0.0
-        self._wait_s = settings.retry.first_wait_s
+        # It never gives up: for as long as SCORE works, its outcomes want to be archived.
+        self._backoff = Backoff(settings.retry.model_copy(update={"give_up_s": math.inf}), healthy_s=_HEALTHY_S)
         self._beat_at = 0.0
         self._has_beaten = False
 
@@ -77,14 +78,8 @@ class ArchiveProcess:
 
     def start(self) -> None:
         """Start the process; that it cannot be started is answered like its end."""
-        handler = next(iter(logging.getLogger().handlers), None)
-        formatter = handler.formatter if handler is not None else None
-        order = Order(
-            self._settings,
-            self._accept_loss,
-            logging.getLogger().getEffectiveLevel(),
-            (formatter._fmt if formatter is not None else None) or logging.BASIC_FORMAT,
-        )
+        order = Order(self._settings, self._accept_loss, logging.getLogger().getEffectiveLevel())
+        self._backoff.start_try()
         self._beat_at, self._has_beaten = time.monotonic(), False
         try:
             # A group of its own: Ctrl-C on a terminal is for the stream, which ends SCORE before it ends this. No
@@ -122,8 +117,10 @@ class ArchiveProcess:
             self._kill()
             self._note_end(f"it took no step for {self._patience_s:.0f} s")
         if self._has_beaten:
-            self._wait_s = self._settings.retry.first_wait_s
             self._accept_loss = False  # that was for the first start
+            if self._backoff.is_failing and self._backoff.has_run_long:
+                log.warning("the archive works again")
+                self._backoff.reset()
 
     @property
     def _patience_s(self) -> float:
@@ -139,9 +136,9 @@ class ArchiveProcess:
         self._close()
         self._metrics.query_up.labels(_QUERY).set(0)
         self._metrics.query_failures.labels(_QUERY).inc()
-        self._next_start = time.monotonic() + self._wait_s
-        log.warning("the archive is started again in %.0f s: %s. Predictions go on", self._wait_s, why)
-        self._wait_s = min(2 * self._wait_s, self._settings.retry.max_wait_s)
+        wait_s = self._backoff.note_failure() or 0.0
+        self._next_start = time.monotonic() + wait_s
+        log.warning("the archive is started again in %.0f s: %s. Predictions go on", wait_s, why)
 
     def stop(self) -> None:
         """Let it finish its write, and end it."""

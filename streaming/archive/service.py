@@ -23,7 +23,7 @@ from streaming.archive.archivemetrics import ArchiveMetrics
 from streaming.archive.archiver import Archiver
 from streaming.archive.lease import hold_tables, local_folder
 from streaming.folders import check_folder
-from streaming.kafka.topics import create_topics
+from streaming.kafka.topics import create_topics, wanted_topics
 from streaming.metrics import serve_metrics
 from streaming.periodic import PeriodicTask
 from streaming.settings import StreamSettings
@@ -90,7 +90,10 @@ def run_archive(
         Something is missing or wrong before the start, or kept failing.
     """
     ended = ended or threading.Event()
-    create_topics(settings.kafka)
+    topics = topics_by_table(settings.kafka).values()
+    create_topics(
+        settings.kafka, {name: config for name, config in wanted_topics(settings.kafka).items() if name in topics}
+    )
     local = local_folder(settings.tables_folder)
     if local is not None:
         check_folder(local, "XRAY_ARCHIVE__FOLDER")
