@@ -79,16 +79,21 @@ def create_table(place: str, table: Table, properties: Mapping[str, str]) -> Del
         It cannot be written there.
     """
     with failing_as(f"the table {place} cannot be made"):
-        return DeltaTable.create(
-            place,
-            schema=arrow_schema(table),
-            mode="ignore",
-            partition_by=list(table.partition_by),
-            name=table.name,
-            description=table.comment,
-            configuration=dict(properties),
-            raise_if_key_not_exists=False,
-        )
+        try:
+            return DeltaTable.create(
+                place,
+                schema=arrow_schema(table),
+                mode="ignore",
+                partition_by=list(table.partition_by),
+                name=table.name,
+                description=table.comment,
+                configuration=dict(properties),
+                # Else the later of two creates the table once more, as its next version and with another id.
+                commit_properties=_swap([], None),
+                raise_if_key_not_exists=False,
+            )
+        except CommitFailedError:
+            return DeltaTable(place)
 
 
 def append_rows(

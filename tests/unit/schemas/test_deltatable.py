@@ -1,6 +1,8 @@
 """Delta tables are made from their definition, and changed by whoever was first alone."""
 
 import datetime as dt
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,22 @@ def test_a_table_has_its_columns_comments_partitions_and_properties(tmp_path: Pa
 def test_two_that_create_one_table_open_the_same(tmp_path: Path) -> None:
     first, second = make(tmp_path / "t"), make(tmp_path / "t")
     assert first.metadata().id == second.metadata().id
+
+
+def test_those_that_create_a_table_at_the_same_moment_open_one_and_write_it_once(tmp_path: Path) -> None:
+    n_threads = 3
+    together = threading.Barrier(n_threads)
+
+    def create(place: Path) -> tuple[str, int]:
+        together.wait()
+        table = make(place)
+        return table.metadata().id, table.version()
+
+    with ThreadPoolExecutor(n_threads) as threads:
+        for number in range(20):  # not each time they meet
+            [(table_id, version)] = set(threads.map(create, [tmp_path / str(number)] * n_threads))
+            table = DeltaTable(tmp_path / str(number))
+            assert (table.metadata().id, table.version()) == (table_id, version) == (table_id, 0)
 
 
 @pytest.mark.parametrize("change", ["append", "properties", "replace", "compact"])
