@@ -5,14 +5,9 @@
 
 from enum import StrEnum
 
-LABELS_TABLE = "labels"
-"""Folder name below the tables' folder."""
+from schemas.documents import Table
 
-LABELS_COMMENT = (
-    "One row per image whose finding was confirmed; the newest confirmation. Older ones are in older versions."
-)
-
-LABELS_COLUMNS: dict[str, tuple[str, str]] = {
+_COLUMNS = {
     "sha256": ("string", "of the image's bytes, hexadecimal, the key of this table"),
     "label": ("string", "the confirmed finding, one of the served model's labels"),
     "patient_id": ("string", "pseudonym of the person on the image; null where it is not known"),
@@ -20,7 +15,15 @@ LABELS_COLUMNS: dict[str, tuple[str, str]] = {
     "confirmed_at": ("timestamp", "when it was confirmed, UTC; where it was not said, when it was recorded"),
     "recorded_at": ("timestamp", "when this row was written, UTC"),
 }
-"""Type and meaning by name, in order; columns may be added."""
+
+LABELS_TABLE = Table(
+    name="labels",
+    columns={name: kind for name, (kind, _) in _COLUMNS.items()},
+    comments={name: meaning for name, (_, meaning) in _COLUMNS.items()},
+    partition_by=(),
+    comment="One row per image whose finding was confirmed; the newest confirmation. Older ones are in older versions.",
+)
+"""Columns may be added."""
 
 
 class LabelReason(StrEnum):

@@ -1,8 +1,6 @@
 """The table of confirmed findings: matching them with images, and recording them once."""
 
-import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -10,21 +8,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
-from schemas.errors import JobError
-from schemas.labels import LABELS_COLUMNS, LABELS_COMMENT, LABELS_TABLE
-from training.data.archive import FEATURES_TABLE, failing_as, is_one_of, open_features
+from schemas.deltatable import append_rows, arrow_schema, create_table, failing_as, open_table, replace_rows
+from schemas.errors import JobError, TableMovedError
+from schemas.labels import LABELS_TABLE
+from training.data.archive import FEATURES_TABLE, is_one_of, open_features
 from training.data.labelfile import Confirmation, LabelFile
 
-log = logging.getLogger(__name__)
-
-_ARROW_TYPES = {"string": pa.string(), "timestamp": pa.timestamp("us", "UTC")}
-
-_ATTEMPTS = 5
+_ATTEMPTS = 20
+"""Two that record without a pause, which nobody does, needed up to 8; a random wait made it no fewer."""
 
 _MANY_FILES = 64
 """Reading so many small files takes as long as reading 100,000 rows of one."""
+
+_CHECKPOINT_EVERY = 100
+"""Commits; as Delta has it."""
 
 
 @dataclass(frozen=True)
@@ -154,19 +152,16 @@ def read_labels(folder: str) -> pa.Table:
     Returns
     -------
     pyarrow.Table
-        Columns as `schemas.labels.LABELS_COLUMNS` has them; without rows where nothing was recorded yet.
+        Columns as `schemas.labels.LABELS_TABLE` has them, one row an image; without rows where nothing was recorded
+        yet.
 
     Raises
     ------
-    JobError
+    TableError
         The table cannot be read.
     """
-    with failing_as(f"the table {folder}/{LABELS_TABLE} cannot be read"):
-        try:
-            table = DeltaTable(f"{folder}/{LABELS_TABLE}")
-        except TableNotFoundError:
-            return _schema().empty_table()
-        return table.to_pyarrow_table(columns=_schema().names).cast(_schema())
+    rows = _read_rows(open_table(f"{folder}/{LABELS_TABLE.name}"))
+    return _keep_newest(rows).select(list(LABELS_TABLE.columns))
 
 
 def record_labels(folder: str, confirmations: Mapping[str, Confirmation], *, now: datetime | None = None) -> Recorded:
@@ -188,47 +183,67 @@ def record_labels(folder: str, confirmations: Mapping[str, Confirmation], *, now
 
     Raises
     ------
+    TableError
+        The table cannot be read or written.
     JobError
-        The table cannot be written, or others wrote to it at each of five attempts.
+        Others wrote to it at each of twenty attempts.
     """
+    place = f"{folder}/{LABELS_TABLE.name}"
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
     for _ in range(_ATTEMPTS):
-        table = read_labels(folder)
-        known = pc.is_in(table["sha256"], pa.array(list(confirmations), pa.string()))
-        stored = {row["sha256"]: row for row in table.filter(known).to_pylist()}
-        rows, counts = _plan(stored, confirmations, moment)
         try:
-            if rows:
-                _merge(folder, rows)
-        except CommitFailedError:
-            continue  # somebody else recorded at the same moment: what is new is to be found out again
-        after = {**stored, **{row["sha256"]: row for row in rows}}
-        others = table.filter(pc.invert(known))["label"].value_counts().to_pylist()
-        by_label = Counter({pair["values"]: pair["counts"] for pair in others})
-        by_label.update(row["label"] for row in after.values())
-        return replace(counts, total=by_label.total(), by_label=dict(sorted(by_label.items())))
-    msg = f"the table {folder}/{LABELS_TABLE} was written by others at each of {_ATTEMPTS} attempts; try again"
+            return _record(place, confirmations, moment)
+        except TableMovedError:  # somebody else recorded at the same moment: what is new is to be found out again
+            continue
+    msg = f"the table {place} was written by others at each of {_ATTEMPTS} attempts; try again"
     raise JobError(msg)
 
 
-def join_label_files(folder: str) -> None:
-    """Join the labels table's files where they have become many: each batch of events adds one.
+def _record(place: str, confirmations: Mapping[str, Confirmation], moment: datetime) -> Recorded:
+    """Read, plan and write on one version of the table: where it is not the newest any more, nothing is written."""
+    table = open_table(place)
+    if table is None and confirmations:
+        table = create_table(place, LABELS_TABLE, {})
+    stored = _read_rows(table)
+    before = _keep_newest(stored)
+    known = pc.is_in(before["sha256"], pa.array(list(confirmations), pa.string()))
+    rows, counts = _plan({row["sha256"]: row for row in before.filter(known).to_pylist()}, confirmations, moment)
+    new = pa.Table.from_pylist(rows, before.schema)
+    replaced = pc.is_in(before["sha256"], new["sha256"].combine_chunks())
+    after = pa.concat_tables([before.filter(pc.invert(replaced)), new])
+    if table is not None and rows:
+        _write(table, new, after, is_addition=len(after) == len(stored) + len(new))
+    by_label = {pair["values"]: pair["counts"] for pair in after["label"].value_counts().to_pylist()}
+    return replace(counts, total=len(after), by_label=dict(sorted(by_label.items())))
 
-    No row changes and no version goes away. Where somebody else writes at that moment, it is left to the next call.
 
-    Raises
-    ------
-    JobError
-        The table cannot be written.
-    """
-    with failing_as(f"the table {folder}/{LABELS_TABLE} cannot be written"):
-        table = DeltaTable(f"{folder}/{LABELS_TABLE}")
-        if len(table.file_uris()) < _MANY_FILES:
-            return
-        try:
-            table.optimize.compact()
-        except CommitFailedError:
-            log.info("the files of %s are joined another time: somebody else wrote to it", LABELS_TABLE)
+def _read_rows(table: DeltaTable | None) -> pa.Table:
+    """Read all columns: where a later release has added some, they stay as they are."""
+    if table is None:
+        return arrow_schema(LABELS_TABLE).empty_table()
+    with failing_as(f"the table {table.table_uri} cannot be read"):
+        return table.to_pyarrow_table()
+
+
+def _keep_newest(rows: pa.Table) -> pa.Table:
+    """Keep one row an image: where two joined the table's files at once, former releases left each row there twice."""
+    if pc.count_distinct(rows["sha256"]).as_py() == len(rows):
+        return rows
+    rows = rows.sort_by([("confirmed_at", "ascending"), ("recorded_at", "ascending")])
+    newest = {digest: number for number, digest in enumerate(rows["sha256"].to_pylist())}
+    return rows.take(pa.array(newest.values()))
+
+
+def _write(table: DeltaTable, new: pa.Table, after: pa.Table, *, is_addition: bool) -> None:
+    """Add the new rows as a file, or put all rows in the place of all files: one row an image is little."""
+    if is_addition and len(table.file_uris()) < _MANY_FILES:
+        append_rows(table, new, {})
+    else:
+        replace_rows(table, after)
+    # Without checkpoints each reader reads every commit that there has been.
+    if table.version() % _CHECKPOINT_EVERY == 0:
+        with failing_as(f"the table {table.table_uri} cannot be written"):
+            table.create_checkpoint()
 
 
 def _plan(
@@ -240,6 +255,7 @@ def _plan(
     for digest, one in sorted(confirmations.items()):
         old = stored.get(digest)
         row = {
+            **(old or {}),
             "sha256": digest,
             "label": one.label,
             "patient_id": one.patient_id or (old["patient_id"] if old else None),
@@ -262,31 +278,3 @@ def _compare(old: Mapping[str, Any] | None, row: Mapping[str, Any], one: Confirm
     same = all(old[name] == row[name] for name in ("label", "patient_id", "confirmed_by"))
     # A row without a time says nothing new by being read once more.
     return "unchanged" if same and one.confirmed_at in (None, old["confirmed_at"]) else "changed"
-
-
-def _merge(folder: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    place = f"{folder}/{LABELS_TABLE}"
-    with failing_as(f"the table {place} cannot be written"):
-        try:
-            table = DeltaTable(place)
-        except TableNotFoundError:
-            meanings = {name: meaning for name, (_, meaning) in LABELS_COLUMNS.items()}
-            schema = pa.schema([column.with_metadata({"comment": meanings[column.name]}) for column in _schema()])
-            table = DeltaTable.create(
-                place, schema=schema, mode="ignore", name=LABELS_TABLE, description=LABELS_COMMENT
-            )
-        (
-            table.merge(
-                pa.Table.from_pylist(list(rows), _schema()),
-                predicate="old.sha256 = new.sha256",
-                source_alias="new",
-                target_alias="old",
-            )
-            .when_matched_update_all()
-            .when_not_matched_insert_all()
-            .execute()
-        )
-
-
-def _schema() -> pa.Schema:
-    return pa.schema([(name, _ARROW_TYPES[kind]) for name, (kind, _) in LABELS_COLUMNS.items()])

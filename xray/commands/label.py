@@ -120,7 +120,7 @@ def _record_file(file: Path, *, allow_unknown: bool, as_json: bool) -> None:
                 "total": recorded.total,
                 "by_label": recorded.by_label,
                 "unread_columns": read.unread_columns,
-                "table": f"{settings.tables_folder}/{LABELS_TABLE}",
+                "table": f"{settings.tables_folder}/{LABELS_TABLE.name}",
             }
         )
     else:
@@ -219,7 +219,7 @@ def _follow(wait: timedelta, *, available_now: bool, as_json: bool) -> None:
         if as_json:
             print_json({"event": "ready", "topic": topic})
         else:
-            out.print(f"[green]Following[/] {topic} → {settings.tables_folder}/{LABELS_TABLE}", soft_wrap=True)
+            out.print(f"[green]Following[/] {topic} → {settings.tables_folder}/{LABELS_TABLE.name}", soft_wrap=True)
             if not available_now:
                 out.print("Ctrl-C ends it in order.")
 
@@ -336,7 +336,7 @@ def _record_batch(
     """Record a batch in one commit, put aside what cannot be recorded, and commit the offsets, in this order."""
     from streaming.results.labelevents import Rejection
     from training.data.labelevents import read_events
-    from training.data.labelstable import join_label_files, match_images, record_labels
+    from training.data.labelstable import match_images, record_labels
 
     # Read anew for each batch: a model that was promoted may know other labels.
     card = read_card(champion_folder(settings.models_folder))
@@ -353,7 +353,6 @@ def _record_batch(
         recorded = record_labels(settings.tables_folder, matched.by_sha256)
         batch.added, batch.changed = recorded.added, recorded.changed
         batch.unchanged, batch.older = recorded.unchanged, recorded.older
-        join_label_files(settings.tables_folder)
     reader.reject(rejections)
     reader.finish(held)
     _print_rejections(rejections, settings.kafka.labels_topic)

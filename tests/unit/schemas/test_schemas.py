@@ -9,7 +9,7 @@ import pytest
 from schemas.documents import SCHEMA_NAMES, load_schema, load_tables
 from schemas.envelope import derive_event_id
 from schemas.errors import Reason
-from schemas.labels import LABELS_COLUMNS
+from schemas.labels import LABELS_TABLE
 from schemas.modelcard import Flag, Remark
 from tests.paths import CONTRACTS
 
@@ -70,7 +70,7 @@ def test_reasons_of_the_schema_are_the_codes() -> None:
 
 def test_the_schema_of_a_label_has_the_tables_columns() -> None:
     names = {"sha256", "event_id", "source", "id"}
-    assert set(load_schema("label")["properties"]) == names | set(LABELS_COLUMNS) - {"recorded_at"}
+    assert set(load_schema("label")["properties"]) == names | set(LABELS_TABLE.columns) - {"recorded_at"}
 
 
 def test_tables_keep_their_columns() -> None:

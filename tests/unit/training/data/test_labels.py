@@ -1,7 +1,6 @@
 """Confirmed findings: the file, the images that it names, and the table."""
 
 import json
-import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,13 +13,13 @@ from typer.testing import CliRunner
 
 from schemas.documents import load_schema
 from schemas.errors import DatasetError
-from schemas.labels import LABELS_COLUMNS, LabelReason
+from schemas.labels import LabelReason
 from tests.stored import LABELS, Scored, add_champion, score_images
 from tests.unit.docs.test_docs import code_blocks, names_in, section
 from tests.unit.docs.test_docs import rows_of as rows_of_docs
 from training.data.labelevents import read_events
 from training.data.labelfile import Confirmation, read_label_file
-from training.data.labelstable import join_label_files, match_images, read_labels, record_labels
+from training.data.labelstable import match_images, read_labels, record_labels
 from xray.commands.app import app
 
 _NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -280,70 +279,6 @@ def test_without_an_archive_it_says_what_to_do(tmp_path: Path) -> None:
     file = read_label_file(write(tmp_path / "a.csv", "sha256,label", "ab,ill"), LABELS)
     with pytest.raises(DatasetError, match="'xray stream' writes it"):
         match_images(str(tmp_path / "tables"), file)
-
-
-# --- the table --------------------------------------------------------------------------------------------------------
-
-
-def test_a_repeated_file_changes_nothing(tmp_path: Path) -> None:
-    tables = str(tmp_path)
-    first = record_labels(tables, confirm(patient_id="p"), now=_NOW)
-    again = record_labels(tables, confirm(patient_id="p"), now=_NOW + timedelta(days=1))
-    assert (first.added, first.total, first.by_label) == (1, 1, {"ill": 1})
-    assert (again.added, again.changed, again.unchanged, again.total) == (0, 0, 1, 1)
-    table = DeltaTable(f"{tables}/labels")
-    assert table.version() == 1  # made, and written once
-    assert [column.name for column in table.schema().fields] == list(LABELS_COLUMNS)
-    [row] = rows_of(tables).values()
-    assert row["confirmed_at"] == row["recorded_at"] == _NOW
-
-
-def test_the_newest_confirmation_wins(tmp_path: Path) -> None:
-    tables = str(tmp_path)
-    record_labels(tables, confirm("ill", confirmed_at=_NOW, patient_id="p"), now=_NOW)
-    older = record_labels(tables, confirm("normal", confirmed_at=_NOW - timedelta(days=1)), now=_NOW)
-    assert (older.older, older.changed, older.by_label) == (1, 0, {"ill": 1})
-    newer = record_labels(tables, confirm("normal", confirmed_at=_NOW + timedelta(days=1)), now=_NOW)
-    assert (newer.changed, newer.by_label) == (1, {"normal": 1})
-    others = record_labels(tables, {"b" * 64: Confirmation(2, ("",), "ill")}, now=_NOW)
-    assert (others.added, others.total, others.by_label) == (1, 2, {"ill": 1, "normal": 1})
-    row = rows_of(tables)["a" * 64]
-    assert row["patient_id"] == "p", "what is known stays where the file says nothing"
-    before = DeltaTable(f"{tables}/labels", version=1).to_pyarrow_table().to_pylist()
-    assert [row["label"] for row in before] == ["ill"], "history stays in the versions"
-
-
-def test_many_small_files_become_few_and_no_version_goes(tmp_path: Path) -> None:
-    tables = str(tmp_path)
-    for number in range(70):
-        record_labels(tables, {f"{number:064d}": Confirmation(0, ("",), "ill")}, now=_NOW)
-        join_label_files(tables)
-    table = DeltaTable(f"{tables}/labels")
-    assert len(table.file_uris()) < 10
-    assert read_labels(tables).num_rows == 70
-    assert DeltaTable(f"{tables}/labels", version=5).to_pyarrow_table().num_rows == 5
-
-
-def test_two_that_record_at_once_both_count(tmp_path: Path) -> None:
-    tables, failures = str(tmp_path), []
-    ready = threading.Barrier(4)
-
-    def record(number: int) -> None:
-        own = {f"{number}{i:063d}": Confirmation(2, ("",), "ill") for i in range(5)}
-        ready.wait()
-        try:
-            record_labels(tables, {**own, "a" * 64: Confirmation(2, ("",), "normal")})
-        except Exception as exc:  # shown by the assertion
-            failures.append(exc)
-
-    threads = [threading.Thread(target=record, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    found = read_labels(tables)["sha256"].to_pylist()
-    assert len(found) == len(set(found)) == 21
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
