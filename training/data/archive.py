@@ -1,15 +1,12 @@
 """The stream's tables as training reads them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from schemas.errors import DatasetError, JobError
+from schemas.deltatable import open_table
+from schemas.errors import DatasetError
 
 FEATURES_TABLE, PREDICTIONS_TABLE = "features", "predictions"
 
@@ -21,6 +18,8 @@ def open_features(folder: str) -> DeltaTable:
     ------
     DatasetError
         There are none yet.
+    TableError
+        They cannot be read.
     """
     return _open(folder, FEATURES_TABLE)
 
@@ -32,16 +31,18 @@ def open_predictions(folder: str) -> DeltaTable:
     ------
     DatasetError
         There are none yet.
+    TableError
+        They cannot be read.
     """
     return _open(folder, PREDICTIONS_TABLE)
 
 
-def _open(folder: str, table: str) -> DeltaTable:
-    try:
-        return DeltaTable(f"{folder}/{table}")
-    except TableNotFoundError as exc:
+def _open(folder: str, name: str) -> DeltaTable:
+    table = open_table(f"{folder}/{name}")
+    if table is None:
         msg = f"there is no archive in {folder} yet: 'xray stream' writes it, or set XRAY_ARCHIVE__FOLDER"
-        raise DatasetError(msg) from exc
+        raise DatasetError(msg)
+    return table
 
 
 def features_version(folder: str) -> int:
@@ -51,27 +52,13 @@ def features_version(folder: str) -> int:
     ------
     DatasetError
         There are none yet.
-    JobError
+    TableError
         They cannot be read.
     """
-    with failing_as(f"the table {folder}/{FEATURES_TABLE} cannot be read"):
-        return int(open_features(folder).version())
+    return int(open_features(folder).version())
 
 
 def is_one_of(column: str, values: pa.Array) -> ds.Expression:
     """Give the condition that a text column has one of some values."""
     # Files that deltalake's own update and delete write have another kind of text, which a bare isin stumbles over.
     return pc.field(column).cast(pa.string()).isin(values.cast(pa.string()))
-
-
-@contextmanager
-def failing_as(what: str) -> Iterator[None]:
-    """Turn what Delta and the file system say into one line."""
-    try:
-        yield
-    except CommitFailedError:
-        raise
-    except (DeltaError, OSError) as exc:
-        lines = str(exc).strip().splitlines()
-        msg = f"{what}: {lines[0] if lines else type(exc).__name__}"
-        raise JobError(msg) from exc

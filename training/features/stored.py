@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from schemas.deltatable import failing_as
 from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import ModelCard, read_card
 from schemas.registry import list_models
 from training.arrays import Features, Ints
-from training.data.archive import failing_as, is_one_of, open_features
+from training.data.archive import is_one_of, open_features
 from training.data.labelstable import read_labels
 from training.features.extract import Progress, ignore
 

@@ -23,11 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from schemas.deltatable import failing_as
 from schemas.envelope import DISCLAIMER
 from schemas.errors import DatasetError
 from schemas.modelcard import ModelCard
 from training.arrays import Features, Ints
-from training.data.archive import failing_as, open_features, open_predictions
+from training.data.archive import open_features, open_predictions
 from training.features.extract import ignore
 from training.features.stored import Featurizer, made_by, read_vectors
 from training.figures.shift import (

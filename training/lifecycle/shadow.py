@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from schemas.deltatable import failing_as
 from schemas.errors import ModelLoadError
 from schemas.modelcard import BINARY, NOVELTY_FILE, Flag, ModelCard
 from sparkdl.engine.novelty import StoredDetector, read_detector
 from training.arrays import Features, Floats, Ints, Mask, Names
-from training.data.archive import failing_as, open_features, open_predictions
+from training.data.archive import open_features, open_predictions
 from training.data.labelstable import read_labels
 from training.evidence.served import IMAGES_FILE
 from training.features.extract import ignore
