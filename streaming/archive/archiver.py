@@ -278,7 +278,8 @@ class Archiver:
             self._oldest_ms = piece.oldest_ms
             self._write(piece, started)
             reader.tell_group(piece.places)
-        self._oldest_ms = None
+        if not piece.is_full:  # what waits behind a full one is not older than its first
+            self._oldest_ms = None
         if self._upkeep.turn(self._table.opened):
             self._take_over_upkeep()
         self._show_lag()

@@ -1,0 +1,106 @@
+"""How long a topic still keeps what its table does not have, as the archive shows it; the topic is made up."""
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from schemas.documents import load_tables
+from schemas.errors import TableError
+from streaming.archive.archivemetrics import ArchiveMetrics
+from streaming.archive.archiver import Archiver
+from streaming.archive.archivetable import ArchiveTable
+from streaming.archive.outcomereader import Piece
+from streaming.kafka.topicids import TopicIds
+from streaming.settings import StreamSettings
+
+TOPIC, TABLE = "xray.features", "features"
+DAY_S = 86_400.0
+RETENTION_S = 7 * DAY_S
+
+
+class MadeUpReader:
+    """A topic of one partition, that gives the pieces it is told; a record of a piece is so many days old."""
+
+    pieces: Iterator[Piece]
+
+    def __init__(self, *_: object) -> None:
+        self.places: Mapping[int, int] = {}
+
+    def read_spans(self) -> dict[int, range]:
+        return {0: range(10)}
+
+    def go_to(self, places: Mapping[int, int]) -> None:
+        self.places = dict(places)
+
+    def read(self, *_: object, **__: object) -> Piece:
+        piece = next(self.pieces)
+        self.places = dict(piece.places)
+        return piece
+
+    def last_ends(self) -> dict[int, int]:
+        return {0: 10}
+
+    def tell_group(self, places: Mapping[int, int]) -> None:
+        pass
+
+
+def piece(place: int, *, days: float | None, is_full: bool) -> Piece:
+    """A piece up to a place whose first record is that old; without records where ``days`` is None."""
+    n_records = 0 if days is None else 2
+    oldest_ms = None if days is None else int(1000 * (time.time() - days * DAY_S))
+    return Piece({0: place}, 2 if is_full else 5000, n_records=n_records, oldest_ms=oldest_ms)
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def archiver(tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> Archiver:
+    where = "streaming.archive.archiver"
+    monkeypatch.setattr(f"{where}.OutcomeReader", MadeUpReader)
+    monkeypatch.setattr(f"{where}.read_topic_ids", lambda *_: TopicIds("a cluster", {TOPIC: "a topic"}))
+    monkeypatch.setattr(f"{where}.read_retention_ms", lambda *_: int(1000 * RETENTION_S))
+    tables = load_tables()
+    return Archiver(StreamSettings(home=tmp_path), tables[TABLE], TOPIC, "me", ArchiveMetrics(registry, tables))
+
+
+def days_left(registry: CollectorRegistry) -> float:
+    value = registry.get_sample_value("xray_archive_retention_left_seconds", {"table": TABLE})
+    assert value is not None
+    return value / DAY_S
+
+
+@pytest.mark.parametrize(
+    ("pieces", "left"),
+    [
+        pytest.param([(0, None, False)], 7, id="nothing waits"),
+        pytest.param([(4, 6.5, False)], 7, id="all is written"),
+        pytest.param([(4, 6.5, True)], 0.5, id="more waits behind a full piece"),
+        pytest.param([(4, 6.5, True), (6, 5, True)], 2, id="a backlog is caught up with"),
+        pytest.param([(4, 6.5, True), (10, 5, False)], 7, id="it is caught up with"),
+    ],
+)
+def test_what_waits_is_counted_from_the_last_known_age(
+    pieces: list[tuple[int, float | None, bool]], left: float, archiver: Archiver, registry: CollectorRegistry
+) -> None:
+    MadeUpReader.pieces = (piece(place, days=days, is_full=is_full) for place, days, is_full in pieces)
+    for _, _, is_full in pieces:
+        assert archiver.turn() is is_full
+    assert days_left(registry) == pytest.approx(left, abs=0.01)
+
+
+def test_what_cannot_be_written_waits(
+    archiver: Archiver, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise TableError("no space left")
+
+    MadeUpReader.pieces = iter([piece(4, days=6, is_full=False)])
+    monkeypatch.setattr(ArchiveTable, "append", fail)
+    assert not archiver.turn()
+    assert days_left(registry) == pytest.approx(1, abs=0.01)
