@@ -188,8 +188,7 @@ class StreamMetrics:
             self.dead_letters.labels(DEAD_LETTER_STAGE, reason.value)
         for result in ("ok", "failed"):
             self.model_reloads.labels(result)
-        for query in ("score", "archive"):
-            self.query_failures.labels(query)
+        self.query_failures.labels("score")
 
     def _add_histograms(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, text: str, bounds: Sequence[float], label: str | None = None) -> BucketHistogram:
@@ -236,8 +235,7 @@ class StreamMetrics:
             "xray_last_canary_timestamp_seconds", "When a canary's prediction was last read.", registry=registry
         )
         self._info = Gauge("xray_model_info", "The model in service.", ["name", "version", "sha256"], registry=registry)
-        for query in ("score", "archive"):
-            self.query_up.labels(query).set(0)
+        self.query_up.labels("score").set(0)
 
     def record_totals(self, totals: BatchTotals, model: str) -> None:
         """Add the rows of one SCORE micro-batch, scored by the named model."""

@@ -1,10 +1,15 @@
-"""The real metrics page, for the tests that hold documents and dashboards against it."""
+"""The real metrics pages, for the tests that hold documents and dashboards against them."""
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from schemas.documents import load_tables
 from schemas.modelcard import ModelCard
 from sparkdl.image.limits import RENDERING_VERSION
+from streaming.account.archived import topics_by_table
+from streaming.archive.archivemetrics import ArchiveMetrics
+from streaming.archive.process import ArchiveProcess
 from streaming.metrics import StreamMetrics
+from streaming.settings import KafkaSettings, StreamSettings
 from training.figures.bootstrap import Estimate
 from training.figures.shift import ScoreShift, VectorShift
 from training.lifecycle.drift import Drift
@@ -22,8 +27,14 @@ SHADOW = Shadow(
 )  # fmt: skip
 
 
-def render_metrics_page() -> str:
-    """Render the page of a stream that has seen its first micro-batch, and looked at its models once."""
+def render_stream_page(*, archive: bool = True) -> str:
+    """Render the page of a stream that has seen its first micro-batch, and looked at its models once.
+
+    Parameters
+    ----------
+    archive : bool
+        Whether it starts an archive beside it.
+    """
     registry = CollectorRegistry()
     card = ModelCard(
         name="cxr", version="1", labels=("normal", "opacities"), positive_label="opacities", threshold=0.5,
@@ -31,8 +42,22 @@ def render_metrics_page() -> str:
         sha256="0" * 64, created_at="2026-01-01T00:00:00Z", metrics={},
     )  # fmt: skip
     metrics = StreamMetrics(registry, card)
+    if archive:
+        ArchiveProcess(StreamSettings(), metrics)
     # Two families have no sample, and so show no label, before the first batch.
-    metrics.record_batch("score", 1.0)
+    metrics.record_batch(1.0)
     metrics.record_lag({}, {"xray.images": {"0": 1}})
     MonitorMetrics(registry).show(Findings("1", DRIFT, "2", SHADOW, 1_767_225_600.0))
+    return generate_latest(registry).decode()
+
+
+def render_archive_page() -> str:
+    """Render the page of an archive that has written into each of its tables."""
+    registry = CollectorRegistry()
+    metrics = ArchiveMetrics(registry, load_tables())
+    for table, topic in topics_by_table(KafkaSettings()).items():
+        metrics.record_batch(table, read=3, written=1, nameless=1, seconds=0.1)
+        metrics.lag.labels(table, topic, "0").set(0)
+        metrics.retention_left.labels(table).set(7 * 86_400)
+    metrics.record_turn(ok=True)
     return generate_latest(registry).decode()

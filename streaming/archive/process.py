@@ -70,6 +70,9 @@ class ArchiveProcess:
         self._backoff = Backoff(settings.retry.model_copy(update={"give_up_s": math.inf}), healthy_s=_HEALTHY_S)
         self._beat_at = 0.0
         self._has_beaten = False
+        # Where the archive runs elsewhere the stream says nothing of it: a 0 would be an alert for ever.
+        metrics.query_up.labels(_QUERY).set(0)
+        metrics.query_failures.labels(_QUERY)
 
     @property
     def pid(self) -> int | None:

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +14,15 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import Reason
-from schemas.modelcard import ModelCard
-from streaming.metrics import StreamMetrics
+from streaming.metrics import serve_metrics
 from streaming.run.jars import KAFKA_JARS
-from streaming.settings import MetricsSettings, ScoreSettings, variable_names
-from tests.metricspage import render_metrics_page
+from streaming.settings import ArchiveSettings, MetricsSettings, ScoreSettings, variable_names
+from tests.metricspage import render_archive_page, render_stream_page
 from tests.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -37,8 +37,8 @@ DISCLAIMER = "Research use only. Not a medical device."
 ONE_SHOT = {"init"}
 # Prometheus makes these itself.
 BUILT_IN = {"up", "ALERTS"}
-PROMQL_WORDS = set("by on group_left and or offset sum max min count abs time vector".split()) | set(
-    "rate increase changes deriv histogram_quantile".split()
+PROMQL_WORDS = set("by on group_left and or unless offset sum max min count abs time vector".split()) | set(
+    "rate increase changes deriv max_over_time histogram_quantile".split()
 )
 
 needs_promtool = pytest.mark.skipif(
@@ -69,11 +69,12 @@ def instructions(name: str) -> list[str]:
 
 
 def exposed_metrics() -> dict[str, set[str]]:
-    """Names on the real page, each with the labels it can have."""
+    """Names on the real pages, each with the labels it can have."""
     names: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(render_metrics_page()):
-        for sample in family.samples:
-            names.setdefault(sample.name, set()).update(sample.labels)
+    for page in (render_stream_page(), render_archive_page()):
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                names.setdefault(sample.name, set()).update(sample.labels)
     return names
 
 
@@ -133,7 +134,7 @@ def anchors() -> set[str]:
 
 
 def test_compose_has_the_whole_stream() -> None:
-    assert set(compose()["services"]) == {"kafka", "init", "stream", "prometheus", "grafana"}
+    assert set(compose()["services"]) == {"kafka", "init", "stream", "archive", "prometheus", "grafana"}
 
 
 @pytest.mark.parametrize(("name", "service"), services())
@@ -173,10 +174,11 @@ def test_volumes_are_declared_and_used_and_mounts_exist() -> None:
 
 def test_services_wait_for_what_they_need() -> None:
     found = compose()["services"]
-    assert found["stream"]["depends_on"] == {
-        "kafka": {"condition": "service_healthy"},
-        "init": {"condition": "service_completed_successfully"},
-    }
+    for name in ("stream", "archive"):
+        assert found[name]["depends_on"] == {
+            "kafka": {"condition": "service_healthy"},
+            "init": {"condition": "service_completed_successfully"},
+        }
     assert found["grafana"]["depends_on"] == {"prometheus": {"condition": "service_healthy"}}
     for name, service in found.items():
         for other, how in service.get("depends_on", {}).items():
@@ -184,10 +186,40 @@ def test_services_wait_for_what_they_need() -> None:
             assert not healthy or other not in ONE_SHOT, f"{name} waits for the health of {other}, which ends"
 
 
-def test_stream_has_time_to_commit() -> None:
-    minutes = re.fullmatch(r"(\d+)m", compose()["services"]["stream"]["stop_grace_period"])
+@pytest.mark.parametrize(("name", "least"), [("stream", 5), ("archive", 2)])
+def test_there_is_time_to_end_in_order(name: str, least: int) -> None:
+    """A micro-batch has two minutes, and then comes Spark's own end; a write has one."""
+    minutes = re.fullmatch(r"(\d+)m", compose()["services"][name]["stop_grace_period"])
     assert minutes
-    assert int(minutes[1]) >= 5, "two queries of up to two minutes each, then Spark's own end"
+    assert int(minutes[1]) >= least
+
+
+def test_tables_have_one_writer() -> None:
+    """Stream and archive share the volume: were both to write, the archive would wait for a lock, and end."""
+    found = compose()["services"]
+    assert found["stream"]["command"] == ["stream", "--no-archive"]
+    assert found["archive"]["command"] == ["archive"]
+    assert found["archive"]["volumes"] == found["stream"]["volumes"]
+    assert found["archive"]["cpu_shares"] < 1024, "Docker's default, which the stream has"
+
+
+@pytest.mark.parametrize(("ok", "healthy"), [(True, True), (False, False), (None, False)])
+def test_health_of_the_archive_is_what_its_page_says(ok: bool | None, healthy: bool) -> None:
+    """None: nobody listens."""
+    url, stop = serve_metrics(CollectorRegistry(), "127.0.0.1", 0, health=lambda: {"ok": ok})
+    if ok is None:
+        stop()
+    _, interpreter, flag, program = compose()["services"]["archive"]["healthcheck"]["test"]
+    address = f"http://127.0.0.1:{ArchiveSettings().metrics_port}/health"
+    assert address in program
+    command = [interpreter.replace("python", sys.executable), flag]
+    here = program.replace(address, url.replace("/metrics", "/health"))
+    try:
+        done = subprocess.run([*command, here], capture_output=True, timeout=60, check=False)
+    finally:
+        if ok is not None:
+            stop()
+    assert (done.returncode == 0) is healthy, done.stderr
 
 
 def test_only_known_settings_are_set() -> None:
@@ -217,12 +249,14 @@ def test_addresses_agree() -> None:
     listeners = dict(
         entry.split("://") for entry in found["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"].split(",")
     )
-    assert found["stream"]["environment"]["XRAY_KAFKA__BOOTSTRAP_SERVERS"] == listeners["INTERNAL"]
     assert f"{listeners['HOST']}:19092" in found["kafka"]["ports"]
-    port = MetricsSettings().port
-    assert found["stream"]["ports"] == [f"127.0.0.1:{port}:{port}"]
     scraped = read_yaml(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
-    assert {"job_name": "xray-stream", "static_configs": [{"targets": [f"stream:{port}"]}]} in scraped
+    exposed = instructions("EXPOSE")[-1].split()
+    for name, port in (("stream", MetricsSettings().port), ("archive", ArchiveSettings().metrics_port)):
+        assert found[name]["environment"]["XRAY_KAFKA__BOOTSTRAP_SERVERS"] == listeners["INTERNAL"]
+        assert found[name]["ports"] == [f"127.0.0.1:{port}:{port}"]
+        assert str(port) in exposed
+        assert {"job_name": f"xray-{name}", "static_configs": [{"targets": [f"{name}:{port}"]}]} in scraped
     source = read_yaml(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"][0]
     assert source["url"] == "http://prometheus:9090"
 
@@ -274,28 +308,29 @@ def test_image_runs_as_a_named_user_that_hears_sigterm() -> None:
     assert json.loads(instructions("CMD")[-1]) == ["stream"]
 
 
-def test_health_check_reads_the_real_page(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("archive", [True, False], ids=["archive beside", "no archive"])
+def test_health_check_reads_the_real_page(archive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     words = json.loads(instructions("HEALTHCHECK")[-1].partition("CMD ")[2])
     assert f":{MetricsSettings().port}/metrics" in words[2]
-    assert verdict(words[2], {"score": 1, "archive": 1}, monkeypatch) == 0
-    assert verdict(words[2], {"score": 1, "archive": 0}, monkeypatch) == 1
-    assert verdict(words[2], None, monkeypatch) == 1
+    page = render_stream_page(archive=archive)
+    well = re.sub(r"^(xray_query_up\{.*) 0\.0$", r"\1 1.0", page, flags=re.MULTILINE)
+    queries = re.findall(r'^xray_query_up\{query="(\w+)"\} 1\.0$', well, re.MULTILINE)
+    assert set(queries) == ({"score", "archive"} if archive else {"score"})
+    assert verdict(words[2], well, monkeypatch) == 0
+    for query in queries:
+        down = well.replace(f'xray_query_up{{query="{query}"}} 1.0', f'xray_query_up{{query="{query}"}} 0.0')
+        assert verdict(words[2], down, monkeypatch) == 1
+    assert verdict(words[2], "", monkeypatch) == 1
 
 
-def verdict(program: str, queries: dict[str, int] | None, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Exit code of the health check where the page says that about the queries; None: an empty page."""
-    registry = CollectorRegistry()
-    if queries is not None:
-        card = ModelCard("m", "1", ("a", "b"), "b", 0.5, "", "n", "fp32", 1, "0" * 64, "", {})
-        metrics = StreamMetrics(registry, card)
-        for name, value in queries.items():
-            metrics.query_up.labels(name).set(value)
+def verdict(program: str, page: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Exit code of the image's health check where that page is served."""
 
-    class Page:
+    class Answer:
         def read(self) -> bytes:
-            return generate_latest(registry)
+            return page.encode()
 
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Page())
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Answer())
     with pytest.raises(SystemExit) as ended:
         exec(program, {})  # noqa: S102  the health check's own program
     return int(ended.value.code or 0)
@@ -356,6 +391,18 @@ def test_alert_is_tested_both_ways(name: str) -> None:
 def test_alert_of_lag_begins_at_a_full_batch() -> None:
     rule = next(rule for rule in alert_rules() if rule["alert"] == "XrayLagGrowing")
     assert f"> {ScoreSettings().max_images_per_batch}\n" in rule["expr"]
+
+
+def test_alert_of_the_archives_lag_begins_at_a_full_write() -> None:
+    rule = next(rule for rule in alert_rules() if rule["alert"] == "XrayArchiveBehind")
+    assert f"> {ArchiveSettings().max_records_per_batch}\n" in rule["expr"]
+
+
+def test_alerts_name_jobs_that_are_scraped() -> None:
+    scraped = {job["job_name"] for job in read_yaml(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]}
+    named = {job for expression in expressions() for job in re.findall(r'job="([^"]*)"', expression)}
+    assert named == {"xray-stream", "xray-archive"}
+    assert named <= scraped
 
 
 def run_promtool(*words: str) -> None:

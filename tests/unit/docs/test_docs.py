@@ -28,7 +28,7 @@ from schemas.modelcard import ModelCard, Remark
 from sparkdl.network.catalog import NETWORKS
 from streaming.kafka.topics import wanted_topics
 from streaming.settings import KafkaSettings, StreamSettings, variable_names
-from tests.metricspage import render_metrics_page
+from tests.metricspage import render_archive_page, render_stream_page
 from tests.paths import ROOT
 from tests.testimages import png
 from training.data import positive
@@ -160,9 +160,11 @@ def test_examples_are_valid(name: str) -> None:
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
-def exposed_series() -> dict[str, tuple[str, frozenset[str]]]:
-    """Type and labels of each family on the real page, by the name that the page shows."""
-    page = render_metrics_page()
+SERIES = {"Series of the stream": render_stream_page, "Series of the archive": render_archive_page}
+
+
+def exposed_series(page: str) -> dict[str, tuple[str, frozenset[str]]]:
+    """Type and labels of each family on a real page, by the name that the page shows."""
     names = re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE)
     labels: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(page):
@@ -171,16 +173,17 @@ def exposed_series() -> dict[str, tuple[str, frozenset[str]]]:
     return {name: (kind, frozenset(labels[name])) for name, kind in names}
 
 
-def test_metrics_page_lists_every_series_with_its_type_and_labels() -> None:
-    rows = rows_of(section("metrics", "Series"), "name")
+@pytest.mark.parametrize("heading", SERIES)
+def test_metrics_page_lists_every_series_with_its_type_and_labels(heading: str) -> None:
+    rows = rows_of(section("metrics", heading), "name")
     documented = {names_in(row[0])[0]: (row[1], frozenset(names_in(row[2]))) for row in rows}
     assert len(documented) == len(rows)
-    assert documented == exposed_series()
+    assert documented == exposed_series(SERIES[heading]())
 
 
 def test_metrics_examples_read_real_series() -> None:
-    exposed = exposed_series()
-    known = {name for name, (kind, _) in exposed.items() if kind != "histogram"}
+    exposed = {name: kind for render in SERIES.values() for name, (kind, _) in exposed_series(render()).items()}
+    known = {name for name, kind in exposed.items() if kind != "histogram"}
     histograms = set(exposed) - known
     known |= {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
     used = {name for block in code_blocks("metrics", "promql") for name in re.findall(r"\bxray_\w+", block)}
