@@ -29,6 +29,8 @@ from schemas.errors import BrokerError, ModelLoadError, Reason, SettingsError, X
 from schemas.modelcard import hash_model_folder, read_card, write_card
 from schemas.modelstages import check_stages
 from streaming.account.audit import audit_stream
+from streaming.archive.service import run_archive
+from streaming.archive.tables import describe_tables
 from streaming.deadletters.read import Selection, list_dead_letters, show_dead_letter
 from streaming.deadletters.redrive import plan_redrive, redrive
 from streaming.devices.publish import ImagePublisher, publish_files
@@ -51,7 +53,7 @@ from xray.commands.label import BatchReport, follow_labels
 
 pytestmark = [pytest.mark.kafka]
 
-ROLES = ("device", "stream", "consumer", "operator", "reporter", "labeller", "admin")
+ROLES = ("device", "stream", "archive", "consumer", "operator", "reporter", "labeller", "admin")
 _ANSWER_S = 20.0
 
 
@@ -371,13 +373,20 @@ def _read(kafka: KafkaSettings, topic: str) -> list[tuple[bytes | None, bytes | 
 
 @pytest.mark.spark
 @pytest.mark.delta
-def test_each_role_does_its_work_with_the_rights_of_the_docs(secure: SecureBroker, day: Day) -> None:
+def test_each_role_does_its_work_with_the_rights_of_the_docs(secure: SecureBroker, day: Day, tmp_path: Path) -> None:
     good, wrong = len(good_marked_files()), len(wrong_marked_files()) + 1
     operator = day.settings.model_copy(update={"kafka": secure.by_password("operator")})
     account = audit_stream(operator)
     assert account.balanced
     assert (account.total("predicted"), account.total("dead_lettered")) == (good, wrong)
     assert account.tables["predictions"].rows == good
+
+    archive = day.settings.model_copy(update={"home": tmp_path, "kafka": secure.by_password("archive")})
+    run_archive(archive, available_now=True)
+    states = describe_tables(archive.tables_folder)
+    assert {name: None if state is None else state.rows for name, state in states.items()} == {
+        "predictions": good, "features": good, "dead_letters": wrong,
+    }  # fmt: skip
 
     watched = watch_predictions(secure.by_password("consumer"), from_beginning=True, timeout_s=20)
     seen = [prediction for _, prediction in zip(range(good), (p for p in watched if p), strict=False)]
@@ -440,6 +449,7 @@ _NEIGHBOURS: dict[str, tuple[str, str]] = {
     "device reads images": ("device", "xray.images"),
     "consumer reads images": ("consumer", "xray.images"),
     "consumer reads dead letters": ("consumer", "xray.deadletters"),
+    "archive reads images": ("archive", "xray.images"),
     "operator reads features": ("operator", "xray.features"),
     "admin reads images": ("admin", "xray.images"),
 }
@@ -461,6 +471,7 @@ def test_reading_a_neighbours_topic_is_refused(secure: SecureBroker, day: Day, c
         ("consumer", "xray.images"),
         ("consumer", "xray.predictions"),
         ("stream", "xray.images"),
+        ("archive", "xray.predictions"),
         ("operator", "xray.predictions"),
         ("operator", "xray.deadletters"),
         ("admin", "xray.images"),
