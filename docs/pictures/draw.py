@@ -127,16 +127,19 @@ def draw_image_way() -> Picture:
         750,
         "An image's way",
         "A device publishes to xray.images. The query SCORE decodes, featurizes, classifies, decides and routes each "
-        "image to xray.predictions and xray.features, or to xray.deadletters. The query ARCHIVE merges these topics "
-        "into Delta tables. The account compares topics, checkpoints and tables. Dead letters can be published again.",
+        "image to xray.predictions and xray.features, or to xray.deadletters. The program ARCHIVE reads these topics, "
+        "drops what a Delta table has already, and appends the rest with its place in one commit. The account compares "
+        "topics, SCORE's checkpoint and tables. Dead letters can be published again.",
     )
     p.area(284, 78, 312, 560, "SCORE, one Spark query")
-    p.area(890, 378, 330, 260, "ARCHIVE, one Spark query")
+    p.area(890, 280, 330, 430, "ARCHIVE, a program of its own")
     p.box(
-        (20, 20, 1200, 46),
-        "run_stream: start checks, the model that serves, a supervisor for each query, metrics",
+        (20, 20, 846, 46),
+        "run_stream: start checks, the model that serves, a supervisor of SCORE, metrics",
         room="streaming/run",
     )
+    p.box((890, 20, 330, 46), "run_archive: lock, turns, health, metrics", room="streaming/archive")
+    p.arrow((866, 43), (890, 43), dashed=True)
     # What goes in
     p.box((20, 110, 200, 66), "device", "or xray publish", kind="outside", room="streaming/devices")
     p.box((20, 230, 200, 66), "xray.images", "the file's bytes, and headers", kind="topic")
@@ -170,19 +173,31 @@ def draw_image_way() -> Picture:
         y = 330 + 100 * number
         p.box((650, y, 190, 60), title, line, kind="topic")
         p.arrow((580, 560), (622, 560), (622, y + 30), (650, y + 30))
-        p.arrow((840, y + 30), (872, y + 30), (872, 460), (904, 460))
+        p.arrow((840, y + 30), (872, y + 30), (872, 349), (904, 349))
     p.box((650, 110, 190, 86), "alerts, consumers", "xray watch", kind="outside", room="streaming/results")
     p.arrow((720, 330), (720, 196))
     p.arrow((745, 590), (745, 665), (220, 665), dashed=True)
     p.arrow((20, 665), (8, 665), (8, 263), (20, 263), dashed=True)
     # ARCHIVE
-    p.box((904, 424, 150, 74), "read_events", "JSON to rows", room="streaming/archive")
-    p.box((904, 540, 150, 74), "merge_rows", "by event id", room="streaming/archive")
-    p.arrow((979, 498), (979, 540))
+    steps = [
+        ("OutcomeReader", "from the table's places on", ""),
+        ("read_row", "a record to a row", ""),
+        ("drop_known", "ids of the table's", "dates near it"),
+        ("append_rows", "rows and places:", "one commit, or none"),
+    ]
+    for number, (title, line, more) in enumerate(steps):
+        y = 316 + 92 * number
+        p.box((904, y, 164, 66), title, *filter(None, (line, more)))
+        if number:
+            p.arrow((986, y - 26), (986, y))
     for number, name in enumerate(("predictions", "features", "dead_letters")):
-        y = 424 + 66 * number
-        p.box((1086, y, 120, 50), name, "Delta table", kind="stored")
-        p.arrow((1054, 581), (1070, 581), (1070, y + 25), (1086, y + 25))
+        y = 444 + 66 * number
+        p.box((1098, y, 110, 50), name, "Delta table", kind="stored")
+        p.arrow((1068, 633), (1083, 633), (1083, y + 25), (1098, y + 25))
+    p.box((1098, 648, 110, 50), "Upkeep", "between appends")
+    p.arrow((1153, 648), (1153, 626))
+    p.arrow((1125, 444), (1125, 349), (1068, 349), dashed=True)
+    p.write(1076, 341, "places", size=11, style="quiet")
     # The account
     p.box(
         (904, 110, 302, 86),
@@ -191,9 +206,9 @@ def draw_image_way() -> Picture:
         "each outcome: one row?",
         room="streaming/account",
     )
-    p.write(904, 216, "reads xray.images, the checkpoints of SCORE and", size=11, style="quiet")
-    p.write(904, 231, "ARCHIVE, the result topics and the tables", size=11, style="quiet")
-    p.arrow((1146, 424), (1146, 240), dashed=True)
+    p.write(904, 216, "reads xray.images, SCORE's checkpoint, the", size=11, style="quiet")
+    p.write(904, 231, "outcome topics, and the tables with their places", size=11, style="quiet")
+    p.arrow((1180, 444), (1180, 240), dashed=True)
     p.arrow((800, 330), (800, 290), (872, 290), (872, 153), (904, 153), dashed=True)
     _legend(
         p, 732, {"topic": "Kafka topic", "code": "code", "stored": "kept on a disk", "outside": "outside, or a command"}

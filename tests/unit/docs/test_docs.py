@@ -27,7 +27,7 @@ from schemas.errors import Reason
 from schemas.modelcard import ModelCard, Remark
 from sparkdl.network.catalog import NETWORKS
 from streaming.kafka.topics import wanted_topics
-from streaming.settings import KafkaSettings, StreamSettings, variable_names
+from streaming.settings import ArchiveSettings, KafkaSettings, StreamSettings, variable_names
 from tests.metricspage import render_archive_page, render_stream_page
 from tests.paths import ROOT
 from tests.testimages import png
@@ -36,6 +36,7 @@ from training.model.classifier import PAPER
 from xray.commands.app import app
 
 DOCS = ROOT / "docs"
+DEPLOY = ROOT / "deploy"
 PAGES = (
     "publishing",
     "results",
@@ -222,6 +223,57 @@ def test_results_give_the_topics_retention() -> None:
     assert {names_in(row[0])[0]: float(row[2].split()[0]) for row in rows} == {
         name: days[name] for name in (kafka.predictions_topic, kafka.deadletters_topic, kafka.features_topic)
     }
+
+
+# --- the promise about the tables -------------------------------------------------------------------------------------
+
+_SPAN = ArchiveSettings().span_days
+PROMISE = (
+    f"one row for each event id within {_SPAN} days of `received_at`, either side (`XRAY_ARCHIVE__SPAN_DAYS`), whatever "
+    "is replayed or killed, with a lost, old or restored table too"
+)
+PROMISED_IN = {
+    "README.md": 1,
+    "docs/architecture.md": 1,
+    "docs/operating.md": 2,
+    "docs/results.md": 1,
+    "deploy/runbook.md": 1,
+}
+SECOND_ROW = re.compile(rf"image (?:that )?is sent again after more than {_SPAN} days")
+"""What follows from it, wherever the promise is made to a reader of the tables."""
+
+
+def read_plainly(path: str) -> str:
+    """A document without line ends and bold letters."""
+    return " ".join((ROOT / path).read_text(encoding="utf-8").replace("**", "").split())
+
+
+@pytest.mark.parametrize("path", PROMISED_IN)
+def test_the_tables_are_promised_the_same_everywhere(path: str) -> None:
+    assert read_plainly(path).lower().count(PROMISE.lower()) == PROMISED_IN[path]
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/operating.md", "docs/results.md", "docs/architecture.md"])
+def test_what_is_not_promised_of_the_tables_is_said(path: str) -> None:
+    assert SECOND_ROW.search(read_plainly(path))
+
+
+_READ_BY_USERS = [ROOT / "README.md", DEPLOY / "runbook.md", *(DOCS / f"{name}.md" for name in PAGES)]
+
+
+@pytest.mark.parametrize("page", _READ_BY_USERS, ids=lambda page: str(page.name))
+def test_no_other_promise_is_made_of_the_tables(page: Path) -> None:
+    """What was promised before: of an id at any time, of a second query."""
+    text = read_plainly(str(page.relative_to(ROOT))).lower()
+    former = (
+        "exactly one row",
+        "one row per event",
+        "one row per id",
+        "one row for each id",
+        "merges these",
+        "both queries",
+    )
+    assert [words for words in former if words in text] == []
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------
