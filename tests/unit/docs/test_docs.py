@@ -229,8 +229,8 @@ def test_results_give_the_topics_retention() -> None:
 
 _SPAN = ArchiveSettings().span_days
 PROMISE = (
-    f"one row for each event id within {_SPAN} days of `received_at`, either side (`XRAY_ARCHIVE__SPAN_DAYS`), whatever "
-    "is replayed or killed, with a lost, old or restored table too"
+    f"one row for each event id within {_SPAN} days of `received_at`, either side (`XRAY_ARCHIVE__SPAN_DAYS`), "
+    "whatever is replayed or killed, with a lost, old or restored table too"
 )
 PROMISED_IN = {
     "README.md": 1,
