@@ -64,7 +64,8 @@ def compact_tables(
 ) -> None:
     """Join the tables' small files, then remove files that no version within --keep refers to.
 
-    No row changes. It may run beside the stream. Versions that were replaced before --keep cannot be read afterwards.
+    No row changes. A running archive does this by itself; beside one it is refused, where the tables are on a disk.
+    Versions that were replaced before --keep cannot be read afterwards.
     """
     from schemas.documents import load_tables
     from streaming.archive.tables import check_keep, compact_table
