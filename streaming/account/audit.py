@@ -8,7 +8,8 @@ image it is about. No image is read, except a few to see what time it was or whe
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import date, datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaError, Mes
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
+from schemas.deltatable import open_table
 from schemas.errors import NoCheckpointError, SettingsError
 from streaming.account.archived import find_archived
 from streaming.account.checkpoints import committed_offsets, has_begun
@@ -110,7 +112,7 @@ class TableAccount:
     rows : int
         Rows of the table; where the account is about a range, those of its events.
     duplicates : int
-        Rows beyond the first of an event id. Should be 0.
+        Rows beyond the first of an event id within ``XRAY_ARCHIVE__SPAN_DAYS``. Should be 0.
     missing : int
         Events that ARCHIVE has committed and the table lacks. Should be 0.
     pending : int
@@ -373,16 +375,52 @@ def _poll_from(reader: Consumer, offset: int) -> Message | None:
 
 
 def _account_table(settings: StreamSettings, name: str, outcomes: Outcomes, *, whole: bool) -> TableAccount:
-    ids = _read_event_ids(f"{settings.tables_folder}/{name}")
+    place = f"{settings.tables_folder}/{name}"
+    ids = _read_event_ids(place)
     archived, pending = _id_array(outcomes.archived_ids), _id_array(outcomes.pending_ids)
     if not whole:
         ids = ids.filter(pc.is_in(ids, value_set=pa.concat_arrays([archived, pending])))
     return TableAccount(
         rows=len(ids),
-        duplicates=len(ids) - int(pc.count_distinct(ids).as_py()),
+        duplicates=_find_duplicates(place, ids, settings.archive.span_days),
         missing=_count_absent(archived, ids),
         pending=_count_absent(pending, ids),
     )
+
+
+def _find_duplicates(place: str, ids: Any, span_days: int) -> int:
+    """Count duplicates; only where an id is there more than once are dates read too."""
+    counts = ids.value_counts()
+    repeated = pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
+    table = open_table(place) if len(repeated) else None
+    if table is None:
+        return 0
+    rows = table.to_pyarrow_table(columns=["event_id", "date"])
+    return count_duplicates(rows.filter(pc.is_in(rows["event_id"].cast(pa.binary()), value_set=repeated)), span_days)
+
+
+def count_duplicates(rows: pa.Table, span_days: int) -> int:
+    """Count rows that must not be there beside another one of the same event.
+
+    An image that is sent again after more than the span is a second row by right. Where one of two has no date, nothing
+    can be said: which came first, and when, decides whether both are right.
+
+    Parameters
+    ----------
+    rows : pyarrow.Table
+        With ``event_id`` and ``date``.
+    span_days : int
+        Days between two rows within which they are one event.
+    """
+    days_of: dict[str, list[date | None]] = {}
+    for event_id, day in zip(rows["event_id"].to_pylist(), rows["date"].to_pylist(), strict=True):
+        days_of.setdefault(event_id, []).append(day)
+    count = 0
+    for days in days_of.values():
+        dated = sorted(day for day in days if day is not None)
+        count += max(0, len(days) - len(dated) - 1)
+        count += sum((later - earlier).days <= span_days for earlier, later in pairwise(dated))
+    return count
 
 
 def _id_array(ids: set[bytes]) -> Any:
