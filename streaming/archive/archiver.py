@@ -260,6 +260,7 @@ class Archiver:
                 )
                 raise DataLossError(msg)
             log.warning("the table %s goes on behind outcomes that are gone: %s", self.name, shown)
+            self._table.append([], found)  # it is agreed to once, whether anything is left to write or not
         return found
 
     # --- a piece ------------------------------------------------------------------------------------------------------
