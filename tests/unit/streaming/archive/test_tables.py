@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,10 @@ from deltalake import DeltaTable, PostCommitHookProperties, write_deltalake
 from typer.testing import CliRunner
 
 from schemas.documents import load_tables
-from schemas.errors import JobError, SettingsError
-from streaming.archive.tables import (
-    MIN_KEEP,
-    _join_files,
-    _lock_compaction,
-    compact_table,
-    describe_table,
-    describe_tables,
-)
+from schemas.errors import SettingsError, TableClaimedError, TableError
+from streaming.archive import tables
+from streaming.archive.lease import hold_tables
+from streaming.archive.tables import MIN_KEEP, compact_table, describe_table, describe_tables, join_files
 from xray.commands.app import app
 
 _DAYS = (date(2026, 1, 30), date(2026, 1, 31), None)
@@ -176,54 +172,86 @@ def test_less_than_an_hour_is_refused(folder: Path) -> None:
     assert describe_table(str(folder), "predictions").files == 12  # type: ignore[union-attr]
 
 
-def test_a_lost_race_is_run_again(folder: Path) -> None:
-    stale = DeltaTable(folder / "predictions")
+def open_first(monkeypatch: pytest.MonkeyPatch, *opened: DeltaTable) -> None:
+    """Have what joins open these, as if they had been the newest versions then; after them the real newest one."""
+    stale = list(opened)
+    newest = tables._reopen
+    monkeypatch.setattr(tables, "_reopen", lambda place: stale.pop(0) if stale else newest(place))
+
+
+def test_a_lost_race_is_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_first(monkeypatch, DeltaTable(folder / "predictions"))
     DeltaTable(folder / "predictions").delete(f"event_id = '{5:032x}'")  # it was faster
-    joined, table = _join_files(stale, str(folder), "predictions")
-    assert joined == 11
-    assert len(table.file_uris()) == 3
+    assert join_files(f"{folder}/predictions") == 11
+    assert len(DeltaTable(folder / "predictions").file_uris()) == 3
     assert event_ids(folder) == [number for number in range(12) if number != 5]
 
 
-def test_rows_that_were_added_meanwhile_stay(folder: Path) -> None:
-    stale = DeltaTable(folder / "predictions")
+def test_rows_that_were_added_meanwhile_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_first(monkeypatch, DeltaTable(folder / "predictions"))
     append(folder, range(12, 16))
-    assert _join_files(stale, str(folder), "predictions")[0] == 12
+    assert join_files(f"{folder}/predictions") == 12
     assert event_ids(folder) == list(range(16))
 
 
 def test_races_that_are_lost_again_and_again_are_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stale = [DeltaTable(folder / "predictions") for _ in range(6)]
+    open_first(monkeypatch, *(DeltaTable(folder / "predictions") for _ in range(6)))
     DeltaTable(folder / "predictions").delete(f"event_id = '{5:032x}'")
-    monkeypatch.setattr("streaming.archive.tables._reopen", lambda *_: stale.pop())
-    with pytest.raises(JobError, match="changed by another writer at each of 5 attempts"):
-        _join_files(stale.pop(), str(folder), "predictions")
+    with pytest.raises(TableError, match="changed by another writer at each of 5 attempts"):
+        join_files(f"{folder}/predictions")
     assert len(event_ids(folder)) == 11
 
 
+@pytest.mark.parametrize(("day", "left"), [("2026-01-30", 9), ("2026-01-31", 9), ("", 9), ("2026-02-01", 12)])
+def test_one_date_is_joined_alone(folder: Path, day: str, left: int) -> None:
+    assert join_files(f"{folder}/predictions", day) == 4 * (12 - left) // 3
+    files = pa.table(DeltaTable(folder / "predictions").get_add_actions(flatten=True))["partition.date"].to_pylist()
+    assert len(files) == left
+    assert files.count(date.fromisoformat(day) if day else None) == (1 if left < 12 else 0)
+    assert event_ids(folder) == list(range(12))
+
+
 @pytest.mark.parametrize("as_uri", [False, True])
-def test_a_second_compaction_at_the_same_moment_is_refused(folder: Path, as_uri: bool) -> None:
+def test_whoever_compacts_while_the_tables_are_held_is_refused(folder: Path, as_uri: bool) -> None:
     place = folder.as_uri() if as_uri else str(folder)
-    with _lock_compaction(str(folder)), pytest.raises(JobError, match="another compaction runs"):
-        compact_table(place, "predictions", keep=_WEEK)
+    for holder in (place, str(folder)):
+        with hold_tables(holder), pytest.raises(TableClaimedError, match="another archive or compaction works on"):
+            compact_table(place, "predictions", keep=_WEEK)
+    assert DeltaTable(folder / "predictions").version() == 11
     assert compact_table(place, "predictions", keep=_WEEK) is not None
 
 
-def test_two_joins_at_one_moment_are_told(folder: Path) -> None:
+def test_two_joins_at_one_moment_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Where there is no lock, as on an object store. Should deltalake notice it one day, the lock can go.
     stale = DeltaTable(folder / "predictions")
     compact_table(str(folder), "predictions", keep=_WEEK)
-    with pytest.raises(JobError, match=r"twice at one moment, in versions 12 and 13.* restore version 12"):
-        _join_files(stale, str(folder), "predictions")
+    open_first(monkeypatch, stale)
+    with pytest.raises(TableError, match=r"twice at one moment, in versions 12 and 13.* restore version 12"):
+        join_files(f"{folder}/predictions")
     assert len(event_ids(folder)) == 24
     DeltaTable(folder / "predictions").restore(12)
     assert event_ids(folder) == list(range(12))
 
 
-def test_a_damaged_table_is_a_typed_error(folder: Path) -> None:
-    (folder / "predictions" / "_delta_log" / f"{0:020}.json").write_text("junk")
-    with pytest.raises(JobError, match="table predictions cannot be read"):
+def _damage_log(table: Path) -> None:
+    (table / "_delta_log" / f"{0:020}.json").write_text("junk")
+
+
+def _empty_log(table: Path) -> None:
+    for path in (table / "_delta_log").iterdir():
+        path.write_bytes(b"")
+
+
+def _lose_first_commit(table: Path) -> None:
+    (table / "_delta_log" / f"{0:020}.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [_damage_log, _empty_log, _lose_first_commit])
+def test_a_damaged_table_is_a_typed_error(folder: Path, damage: Callable[[Path], None]) -> None:
+    damage(folder / "predictions")
+    with pytest.raises(TableError, match="predictions cannot be read") as caught:
         describe_tables(str(folder))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
