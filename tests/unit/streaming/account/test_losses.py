@@ -1,4 +1,4 @@
-"""Checkpoints against what their topics hold."""
+"""The checkpoint of SCORE against what its topics hold."""
 
 import json
 from collections.abc import Iterator
@@ -34,18 +34,35 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     return opened
 
 
-def test_without_checkpoints_nobody_is_asked(tmp_path: Path, opened: list[None]) -> None:
+def test_without_a_checkpoint_nobody_is_asked(tmp_path: Path, opened: list[None]) -> None:
     assert find_losses(load_settings(environ={}, home=tmp_path)) == []
     assert opened == []
 
 
-def test_gaps_and_ends_are_found_in_the_topics_of_both_queries(tmp_path: Path, opened: list[None]) -> None:
+def test_gaps_and_ends_are_found_in_every_topic_of_the_checkpoint(tmp_path: Path, opened: list[None]) -> None:
     settings = load_settings(environ={}, home=tmp_path)
-    commit(settings.checkpoints_folder / "score", {"images": {"0": 2, "1": 3}})
-    commit(settings.checkpoints_folder / "archive", {"images": {"0": 5, "1": 1, "2": 1}, "results": {"0": 6}})
+    commit(settings.checkpoints_folder / "score", {"images": {"0": 2, "1": 3, "2": 1}, "results": {"0": 6}})
     assert find_losses(settings) == [
-        Loss("score", "images", 0, range(2, 5), renewed=False),
-        Loss("archive", "images", 2, range(1), renewed=True),
-        Loss("archive", "results", 0, range(4, 6), renewed=True),
+        Loss("images", 0, range(2, 5), renewed=False),
+        Loss("images", 2, range(1), renewed=True),
+        Loss("results", 0, range(4, 6), renewed=True),
     ]
     assert len(opened) == 1
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"images": {"0": 2, "1": 9}},  # as if it had lost something
+        {"images": {"0": 5, "1": 3}},
+        {"gone": {"0": 1}},  # a topic that nobody has any more
+    ],
+)
+def test_the_checkpoint_of_a_former_archive_is_nobodys_loss(
+    tmp_path: Path, opened: list[None], left: dict[str, dict[str, int]]
+) -> None:
+    """Releases that archived with Spark left one. The archive looks at its own places, and SCORE never waits for it."""
+    settings = load_settings(environ={}, home=tmp_path)
+    commit(settings.checkpoints_folder / "archive", left)
+    assert find_losses(settings) == []
+    assert opened == []

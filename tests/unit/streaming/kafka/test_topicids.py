@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,9 @@ from streaming.kafka.topicids import (
     IDS_FILE,
     TopicIds,
     TopicWatch,
-    check_all_topic_ids,
     check_topic_ids,
     record_ids,
     recorded_ids,
-    topics_of,
 )
 from streaming.settings import KafkaSettings, load_settings
 
@@ -73,10 +72,9 @@ def test_a_damaged_note_stops_the_start_and_is_named(tmp_path: Path, text: str) 
         recorded_ids(tmp_path)
 
 
-def test_the_ids_of_all_queries_are_read_at_once_and_compared_one_by_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = load_settings(environ={}, home=tmp_path)
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Which topics the broker was asked for; each has an id of its own."""
     asked: list[list[str]] = []
 
     def read(_kafka: KafkaSettings, names: list[str]) -> TopicIds:
@@ -84,17 +82,52 @@ def test_the_ids_of_all_queries_are_read_at_once_and_compared_one_by_one(
         return TopicIds("c", {name: f"id of {name}" for name in names})
 
     monkeypatch.setattr(topicids, "read_topic_ids", read)
-    images, archived = [settings.kafka.images_topic], topics_of("archive", settings.kafka)
-    found = check_all_topic_ids(settings, ("score", "archive"))
-    assert asked == [[*images, *archived]]
-    assert {query: list(ids.topics) for query, ids in found.items()} == {"score": images, "archive": archived}
-    record_ids(settings.checkpoints_folder / "score", TopicIds("c", found["score"].topics, renewed=True))
-    assert check_topic_ids(settings, "score").renewed
-    assert not check_all_topic_ids(settings, ("score", "archive"))["archive"].renewed
-    record_ids(settings.checkpoints_folder / "archive", TopicIds("c", dict.fromkeys(archived, "another")))
-    assert check_topic_ids(settings, "score")
-    with pytest.raises(DataLossError, match=r"the checkpoint of archive is of another topic"):
-        check_all_topic_ids(settings, ("score", "archive"))
+    return asked
+
+
+def test_score_goes_by_its_images_topic_alone(tmp_path: Path, asked: list[list[str]]) -> None:
+    settings = load_settings(environ={}, home=tmp_path)
+    images = settings.kafka.images_topic
+    assert check_topic_ids(settings) == TopicIds("c", {images: f"id of {images}"})
+    assert asked == [[images]]
+
+
+def test_that_there_was_a_former_topic_is_remembered(tmp_path: Path, asked: list[list[str]]) -> None:
+    settings = load_settings(environ={}, home=tmp_path)
+    record_ids(settings.checkpoints_folder / "score", replace(check_topic_ids(settings), renewed=True))
+    assert check_topic_ids(settings).renewed
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("noted", "message"),
+    [
+        (TopicIds("c", {"xray.images": "another"}), "the checkpoint of SCORE is of another topic of that name"),
+        (TopicIds("d", {"xray.images": "id of xray.images"}), "or of another Kafka cluster"),
+        (TopicIds("c", {"ward.images": "one"}), r"xray\.images: the checkpoint of SCORE is of other topics: ward"),
+    ],
+)
+def test_score_refuses_another_topic_and_says_what_to_do(
+    tmp_path: Path, asked: list[list[str]], noted: TopicIds, message: str
+) -> None:
+    settings = load_settings(environ={}, home=tmp_path)
+    record_ids(settings.checkpoints_folder / "score", noted)
+    with pytest.raises(DataLossError, match=rf"{message}.*'xray stream --accept-loss'"):
+        check_topic_ids(settings)
+    assert asked
+
+
+@pytest.mark.parametrize("text", [None, "{", json.dumps({"cluster": "d", "topics": {"a": "b"}, "renewed": False})])
+def test_what_a_former_archive_noted_is_not_scores_business(
+    tmp_path: Path, asked: list[list[str]], text: str | None
+) -> None:
+    settings = load_settings(environ={}, home=tmp_path)
+    former = settings.checkpoints_folder / "archive"
+    former.mkdir(parents=True)
+    if text is not None:
+        (former / IDS_FILE).write_text(text)
+    assert check_topic_ids(settings)
+    assert len(asked) == 1
 
 
 def test_the_watch_tells_of_a_topic_made_anew_and_then_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +140,8 @@ def test_the_watch_tells_of_a_topic_made_anew_and_then_rests(tmp_path: Path, mon
             found.set()
         raise answer
 
-    monkeypatch.setattr(topicids, "check_all_topic_ids", check)
-    watch = TopicWatch(load_settings(environ={}, home=tmp_path), ("score",), interval_s=0.01)
+    monkeypatch.setattr(topicids, "check_topic_ids", check)
+    watch = TopicWatch(load_settings(environ={}, home=tmp_path), interval_s=0.01)
     watch.check()
     watch.start()
     assert found.wait(10)

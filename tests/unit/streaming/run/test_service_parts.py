@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS
 from streaming.account.checkpoints import UnfinishedBatch, committed_offsets, last_committed, unfinished_batch
 from streaming.account.losses import Loss, check_losses
 from streaming.devices.publish import find_files, image_message
-from streaming.folders import check_folders
+from streaming.folders import check_folder, check_folders
 from streaming.metrics import BucketHistogram, parse_offsets
 from streaming.run.models import ChampionWatch, check_card, warn_of_rendering
 from streaming.run.supervisor import summarize
@@ -114,29 +115,51 @@ Caused by: java.io.IOException: No space left on device
 
 def test_losses_are_named_and_refused_unless_accepted() -> None:
     kafka = KafkaSettings()
-    lost = Loss("score", kafka.images_topic, 2, range(10, 15), renewed=False)
-    canary = Loss("score", kafka.canary_topic, 0, range(3), renewed=False)
-    renewed = Loss("archive", kafka.features_topic, 1, range(4, 9), renewed=True)
+    lost = Loss(kafka.images_topic, 2, range(10, 15), renewed=False)
+    canary = Loss(kafka.canary_topic, 0, range(3), renewed=False)
+    renewed = Loss(kafka.images_topic, 1, range(4, 9), renewed=True)
     check_losses([canary], kafka, accepted=False)
     check_losses([lost, canary], kafka, accepted=True)
     with pytest.raises(DataLossError, match=r"5 records .* xray.images partition 2 offsets 10-14\. "):
         check_losses([lost, canary], kafka, accepted=False)
-    with pytest.raises(
-        DataLossError, match=r"xray\.features partition 1 offsets 4-8: .* archive is ahead .*--accept-loss"
-    ):
+    with pytest.raises(DataLossError, match=r"xray\.images partition 1 offsets 4-8: .* SCORE is ahead .*--accept-loss"):
         check_losses([lost, renewed], kafka, accepted=True)
 
 
-def test_folders_are_probed_and_left_as_they_were(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["checkpoints", "logs"])
+def test_folders_of_score_are_probed_and_left_as_they_were(tmp_path: Path, name: str) -> None:
     settings = load_settings(home=tmp_path / "home")
-    log = tmp_path / "home" / "tables" / "predictions" / "_delta_log"
-    log.mkdir(parents=True)
     check_folders(settings)
-    assert list(log.iterdir()) == []
-    log.rmdir()
-    log.write_text("")
-    with pytest.raises(SettingsError, match=r"cannot write to .*_delta_log.* XRAY_ARCHIVE__FOLDER"):
+    folder = settings.home / name
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    folder.write_text("")
+    with pytest.raises(SettingsError, match=rf"cannot write to .*{name}: File exists.* XRAY_HOME"):
         check_folders(settings)
+
+
+def _is_no_folder(tables: Path) -> Path:
+    tables.write_text("")
+    return tables
+
+
+def _hangs_in_the_air(tables: Path) -> Path:
+    tables.symlink_to("/nowhere/at/all")
+    return tables
+
+
+def _is_on_a_full_disk(_tables: Path) -> Path:
+    return Path("/proc/self")  # as one where nothing can be written, for root too
+
+
+@pytest.mark.parametrize("fault", [_is_no_folder, _hangs_in_the_air, _is_on_a_full_disk])
+def test_tables_that_cannot_be_written_do_not_stop_score(tmp_path: Path, fault: Callable[[Path], Path]) -> None:
+    """The archive's own start says so; SCORE goes on without."""
+    tables = fault(tmp_path / "tables")
+    settings = load_settings(home=tmp_path / "home", archive={"folder": str(tables)})
+    check_folders(settings)
+    with pytest.raises(SettingsError, match=rf"cannot write to {tables}: .* XRAY_ARCHIVE__FOLDER"):
+        check_folder(tables, "XRAY_ARCHIVE__FOLDER")
 
 
 def test_champion_watch_tells_of_another_model_once_it_is_there(tmp_path: Path) -> None:
