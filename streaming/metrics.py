@@ -334,7 +334,8 @@ def serve_metrics(
         server.server_close()
         thread.join()
 
-    return f"http://{host}:{server.server_port}/metrics", stop
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{server.server_port}/metrics", stop
 
 
 class _ServerOnIPv6(ThreadingWSGIServer):
