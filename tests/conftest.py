@@ -72,6 +72,7 @@ def base_settings(home: Path, jars: Path) -> StreamSettings:
         jars=jars,
         kafka={"bootstrap_servers": f"127.0.0.1:{free_ports()}"},
         metrics={"port": 0},
+        archive={"metrics_port": 0},
         spark={"master": "local[2]"},
     )
 

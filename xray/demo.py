@@ -175,7 +175,7 @@ def _demo_settings(settings: StreamSettings) -> StreamSettings:
             "home": home,
             "jars": settings.jars_folder,
             "kafka": type(settings.kafka)(bootstrap_servers=f"127.0.0.1:{_PORT}"),
-            "archive": settings.archive.model_copy(update={"folder": None, "trigger_s": 2.0}),
+            "archive": settings.archive.model_copy(update={"folder": None, "trigger_s": 2.0, "metrics_port": 0}),
             "metrics": settings.metrics.model_copy(update={"port": 0}),
         }
     )

@@ -50,6 +50,7 @@ def shell(tmp_path: Path, jars: Path) -> Iterator[Shell]:
         "XRAY_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{free_ports()}",
         "XRAY_KAFKA__PARTITIONS": "2",
         "XRAY_METRICS__PORT": "0",
+        "XRAY_ARCHIVE__METRICS_PORT": "0",
         "XRAY_ARCHIVE__TRIGGER_S": "1",
     }
     shell = Shell(environ)
