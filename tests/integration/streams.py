@@ -2,16 +2,20 @@
 
 import os
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from prometheus_client.parser import text_string_to_metric_families
 from pyspark.sql import SparkSession
 
+from schemas.deltatable import open_table
 from streaming.devices.publish import ImagePublisher
+from streaming.kafka.cluster import connect_admin
 from streaming.run.service import StreamState, run_stream
 from streaming.settings import StreamSettings
 from tests.conftest import Trained
@@ -36,14 +40,15 @@ def drain(spark: SparkSession, settings: StreamSettings, trained: Trained, **opt
 
 
 def score(spark: SparkSession, settings: StreamSettings, trained: Trained, **options: bool) -> None:
-    """Score what is there; the tables, which take most of a drain's time, are not what is tested."""
+    """Score what is there; the tables are not what is tested."""
     drain(spark, settings, trained, archive=False, **options)
 
 
 def environment(settings: StreamSettings) -> dict[str, str]:
     """Settings of a test as a command's environment variables."""
     kafka = {f"XRAY_KAFKA__{name.upper()}": value for name, value in settings.kafka if name.endswith("_topic")}
-    own = {"XRAY_HOME": str(settings.home), "XRAY_JARS": str(settings.jars_folder), "XRAY_METRICS__PORT": "0"}
+    own = {"XRAY_HOME": str(settings.home), "XRAY_JARS": str(settings.jars_folder)}
+    own |= {"XRAY_METRICS__PORT": "0", "XRAY_ARCHIVE__METRICS_PORT": "0"}
     return {
         **os.environ,
         **own,
@@ -51,6 +56,21 @@ def environment(settings: StreamSettings) -> dict[str, str]:
         "XRAY_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
         "XRAY_SPARK__MASTER": settings.spark.master,
     }
+
+
+def change(settings: StreamSettings, topic: str, name: str, value: str) -> None:
+    """Set a topic's property, as somebody who made it by hand would have."""
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+    admin = connect_admin(settings.kafka)
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result()
+    deadline = time.monotonic() + 20
+    while True:  # the broker heeds it once its metadata log has it
+        [answer] = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, topic)]).values()
+        if answer.result()[name].value == value:
+            return
+        assert time.monotonic() < deadline
 
 
 def outcomes(settings: StreamSettings) -> tuple[list[Record], list[Record]]:
@@ -126,6 +146,18 @@ def wait_for_sample(url: str, name: str, wanted: Callable[[float], bool]) -> str
             return page
         threading.Event().wait(0.1)
     pytest.fail(f"{name} was never as wanted:\n{page}")
+
+
+def wait_for_rows(settings: StreamSettings, **wanted: int) -> None:
+    """Wait until the named tables have so many rows or more; one that is not there yet has none."""
+    found: dict[str, int] = {}
+    for _ in range(600):
+        tables = {name: open_table(f"{settings.tables_folder}/{name}") for name in wanted}
+        found = {name: 0 if table is None else table.count() for name, table in tables.items()}
+        if all(found[name] >= count for name, count in wanted.items()):
+            return
+        threading.Event().wait(0.1)
+    pytest.fail(f"the tables have {found}, wanted {wanted}")
 
 
 def read_samples(page: str) -> dict[str, float]:

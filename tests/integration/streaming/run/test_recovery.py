@@ -5,23 +5,31 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition
+from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
+from benchmarks.chaos.scene import free_ports
 from schemas.errors import DataLossError, JobError, SettingsError
 from schemas.registry import promote
 from streaming.account.audit import audit_stream
+from streaming.archive.service import run_archive
 from streaming.kafka.cluster import connect_admin
 from streaming.kafka.topics import create_topics
 from streaming.run.service import StreamState, run_stream
 from streaming.settings import StreamSettings
 from tests.conftest import Trained
+from tests.integration.consumers import read_topic
 from tests.integration.streams import (
+    change,
     drain,
     outcomes,
     publish,
@@ -29,6 +37,7 @@ from tests.integration.streams import (
     running,
     score,
     wait_for_count,
+    wait_for_rows,
     wait_for_sample,
 )
 from tests.paths import ROOT
@@ -47,9 +56,9 @@ def publish_images(settings: StreamSettings, count: int, prefix: str = "image") 
     publish(settings, {name: (payload, [("ce_id", name.encode()), ("ce_source", b"/t")]) for name in names})
 
 
-def forget_last_commit(settings: StreamSettings, query: str) -> None:
+def forget_last_commit(settings: StreamSettings) -> None:
     """Leave the checkpoint as a kill does between a micro-batch's last write and Spark's own commit."""
-    commits = settings.checkpoints_folder / query / "commits"
+    commits = settings.checkpoints_folder / "score" / "commits"
     last = max((path for path in commits.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     last.unlink()
     (commits / f".{last.name}.crc").unlink()
@@ -63,7 +72,7 @@ def test_what_was_published_before_a_kill_is_not_published_again(
     drain(spark, settings, trained)
     first, first_dead = outcomes(settings)
     publish_images(settings, 5, "later")
-    forget_last_commit(settings, "score")
+    forget_last_commit(settings)
 
     drain(spark, settings, trained)
 
@@ -86,15 +95,20 @@ def test_the_first_batch_of_all_may_be_the_one_that_was_killed_and_only_the_rest
     # As if the kill had come before the features were published: their topic is another one now.
     other = settings.kafka.model_copy(update={"features_topic": f"{settings.kafka.features_topic}.anew"})
     create_topics(other)
-    forget_last_commit(settings, "score")
-    shutil.rmtree(settings.checkpoints_folder / "archive")
+    forget_last_commit(settings)
+    settings = settings.model_copy(update={"kafka": other})
 
-    drain(spark, settings.model_copy(update={"kafka": other}), trained)
+    score(spark, settings, trained)
 
     predictions, _ = outcomes(settings)
     assert len(predictions) == 4
-    account = audit_stream(settings.model_copy(update={"kafka": other}))
+    assert len(read_topic(other, other.features_topic)) == 4
+    with pytest.raises(DataLossError, match=r"features is filled from the topic .*\.features\."):
+        run_archive(settings, available_now=True)
+    run_archive(settings, available_now=True, accept_loss=True)
+    account = audit_stream(settings)
     assert account.balanced
+    assert DeltaTable(f"{settings.tables_folder}/features").to_pyarrow_table().num_rows == 4
 
 
 def test_a_lost_worker_costs_neither_the_stream_nor_an_image(
@@ -263,51 +277,166 @@ def delete_all_records(settings: StreamSettings, topic: str) -> None:
         future.result()
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "logs"])
 def test_a_folder_that_cannot_be_written_stops_the_start_and_is_named(
-    settings: StreamSettings, trained: Trained
+    settings: StreamSettings, trained: Trained, name: str
 ) -> None:
-    blocked = settings.home / "tables"
+    blocked = settings.home / name
     blocked.write_text("a file where the folder should be")
-    with pytest.raises(SettingsError, match="XRAY_ARCHIVE__FOLDER") as refused:
+    with pytest.raises(SettingsError, match=rf"cannot write to {blocked}: .*XRAY_HOME") as refused:
         run_stream(settings, model_folder=trained.folder, available_now=True)
     assert "\n" not in str(refused.value)
 
 
-def test_a_table_that_cannot_be_written_for_a_while_stops_no_prediction(
+def test_tables_that_cannot_be_written_are_named_when_all_is_scored(
     spark: SparkSession, settings: StreamSettings, trained: Trained
 ) -> None:
-    table_log = settings.home / "tables" / "predictions" / "_delta_log"
+    (settings.home / "tables").write_text("a file where the folder should be")
+    publish_images(settings, 3)
+    with pytest.raises(SettingsError, match="XRAY_ARCHIVE__FOLDER") as refused:
+        drain(spark, settings, trained)
+    assert "\n" not in str(refused.value)
+    assert len(outcomes(settings)[0]) == 3
+
+
+def test_an_archive_that_cannot_start_is_started_again_and_stops_no_prediction(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    retry = settings.retry.model_copy(update={"first_wait_s": 0.1, "max_wait_s": 0.5, "give_up_s": 0.5})
+    settings = settings.model_copy(update={"retry": retry})
+    tables = settings.home / "tables"
+    tables.write_text("a file where the folder should be")
     with running(spark, settings, trained) as state:
         publish_images(settings, 3)
-        wait_for_sample(state.metrics_url, "xray_archived_rows_total", lambda value: value == 6)
-        table_log.rename(table_log.with_name("aside"))
-        table_log.write_text("a file where the log should be")
+        wait_for_count(state.metrics_url, 3)
+        wait_for_sample(state.metrics_url, "xray_query_failures_total|query=archive", lambda value: value >= 2)
+        publish_images(settings, 3, "later")
+        page = wait_for_count(state.metrics_url, 6)
+        assert read_samples(page)["xray_query_up|query=archive"] == 0
+        tables.unlink()
+        wait_for_rows(settings, predictions=6, features=6)
+        wait_for_sample(state.metrics_url, "xray_query_up|query=archive", lambda value: value == 1)
+    assert audit_stream(settings).tables["predictions"].rows == 6
+
+
+def _block_log(table: Path) -> Callable[[], None]:
+    """Put a file where the log should be; give what undoes it."""
+    log, aside = table / "_delta_log", table / "aside"
+    log.rename(aside)
+    log.write_text("")
+
+    def undo() -> None:
+        log.unlink()
+        aside.rename(log)
+
+    return undo
+
+
+def _move_away(table: Path) -> Callable[[], None]:
+    aside = table.with_name("aside")
+    table.rename(aside)
+
+    def undo() -> None:
+        aside.rename(table)
+
+    return undo
+
+
+def _damage_last_commit(table: Path) -> Callable[[], None]:
+    last = max((table / "_delta_log").glob("*.json"))
+    content = last.read_bytes()
+    # Half of what somebody else writes; the archive finds it where its own next commit should be.
+    broken = last.with_name(f"{int(last.stem) + 1:020}.json")
+    broken.write_bytes(content[: len(content) // 2])
+    return broken.unlink
+
+
+@pytest.mark.parametrize("fault", [_block_log, _move_away, _damage_last_commit])
+def test_a_table_that_cannot_be_written_for_a_while_stops_no_prediction_and_no_other_table(
+    spark: SparkSession, settings: StreamSettings, trained: Trained, fault: Callable[[Path], Callable[[], None]]
+) -> None:
+    archive = settings.archive.model_copy(update={"metrics_port": free_ports()})
+    retry = settings.retry.model_copy(update={"first_wait_s": 0.2, "max_wait_s": 0.5})
+    settings = settings.model_copy(update={"archive": archive, "retry": retry})
+    page = f"http://127.0.0.1:{archive.metrics_port}/metrics"
+    with running(spark, settings, trained) as state:
+        publish_images(settings, 3)
+        wait_for_rows(settings, predictions=3, features=3)
+        mend = fault(settings.home / "tables" / "predictions")
         publish_images(settings, 3, "meanwhile")
-        wait_for_count(state.metrics_url, 6)
-        wait_for_sample(state.metrics_url, "xray_query_failures_total|query=archive", lambda value: value >= 1)
-        table_log.unlink()
-        table_log.with_name("aside").rename(table_log)
-        wait_for_sample(state.metrics_url, "xray_archived_rows_total", lambda value: value >= 12)
+        wait_for_sample(page, "xray_query_failures_total|query=archive", lambda value: value >= 2)
+        wait_for_rows(settings, features=6)
+        assert not read_health(page)["tables"]["predictions"]["ok"]
+        stream_page = wait_for_count(state.metrics_url, 6)
+        assert read_samples(stream_page)["xray_query_failures_total|query=archive"] == 0  # it is the same process
+        mend()
+        wait_for_rows(settings, predictions=6)
+        wait_for_sample(page, "xray_query_up|query=archive", lambda value: value == 1)
+        health = read_health(page)
+    assert health["ok"]
+    assert {table["lag"] for table in health["tables"].values()} == {0}
     account = audit_stream(settings)
     assert account.balanced
     assert account.tables["predictions"].rows == 6
 
 
-def test_a_query_that_keeps_failing_ends_the_stream_in_error(
+def read_health(page: str) -> dict[str, Any]:
+    """Ask the archive how it is."""
+    try:
+        with urllib.request.urlopen(f"{page.removesuffix('metrics')}health") as answer:  # noqa: S310
+            text, status = answer.read(), answer.status
+    except urllib.error.HTTPError as exc:
+        with exc:
+            text, status = exc.read(), exc.code
+    health: dict[str, Any] = json.loads(text)
+    assert status == (200 if health["ok"] else 503)
+    return health
+
+
+def test_a_lost_table_is_filled_again_from_its_topic(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    publish_images(settings, 4)
+    drain(spark, settings, trained)
+    shutil.rmtree(settings.home / "tables" / "predictions")
+    publish_images(settings, 2, "later")
+    drain(spark, settings, trained)
+    account = audit_stream(settings)
+    assert account.balanced
+    assert account.tables["predictions"].rows == 6
+    assert DeltaTable(f"{settings.tables_folder}/features").to_pyarrow_table().num_rows == 6
+
+
+def test_score_that_keeps_failing_ends_the_stream_in_error(
     spark: SparkSession, settings: StreamSettings, trained: Trained
 ) -> None:
     retry = settings.retry.model_copy(update={"first_wait_s": 0.1, "give_up_s": 1.0})
     impatient = settings.model_copy(update={"retry": retry})
 
-    def break_tables(_state: StreamState) -> None:
-        shutil.rmtree(settings.home / "tables")
-        (settings.home / "tables").write_text("a file where the folder should be")
+    def refuse_predictions(_state: StreamState) -> None:
+        change(settings, settings.kafka.predictions_topic, "max.message.bytes", "100")
         publish_images(settings, 2)
 
-    with pytest.raises(JobError, match=r"the archive query ended in error: .*(PATH|FILE)") as ended:
-        run_stream(impatient, model_folder=trained.folder, spark=spark, on_ready=break_tables)
+    with pytest.raises(JobError, match=r"the score query ended in error: RecordTooLarge") as ended:
+        run_stream(impatient, model_folder=trained.folder, spark=spark, on_ready=refuse_predictions)
     assert "\n" not in str(ended.value)
     assert not spark.streams.active
+    assert find_archives() == []
+
+
+def find_archives() -> list[int]:
+    """Processes of archives that streams of this process have started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent == os.getpid() and b"streaming.archive" in words:
+                found.append(int(entry.name))
+    return found
 
 
 def test_large_images_make_small_batches(spark: SparkSession, settings: StreamSettings, trained: Trained) -> None:
