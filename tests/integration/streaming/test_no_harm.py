@@ -25,16 +25,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confluent_kafka import Producer
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin import ConfigResource
+from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
+from benchmarks.chaos.scene import free_ports
 from schemas import envelope
+from schemas.documents import load_tables
 from schemas.errors import BrokerError, DataLossError, NoCheckpointError, RepetitionError
 from schemas.modelcard import hash_model_folder, write_card
 from sparkdl import DeepImageFeaturizer
 from sparkdl.network.backends import import_keras
 from sparkdl.transformers.pipelinefiles import Regression, write_pipeline
 from streaming.account.audit import audit_stream
+from streaming.archive.service import run_archive
 from streaming.deadletters.read import Selection
 from streaming.deadletters.redrive import RedrivePlan, Skip, plan_redrive, redrive
 from streaming.kafka.cluster import connect_admin
@@ -44,7 +48,20 @@ from streaming.kafka.topics import create_topics, wanted_topics
 from streaming.settings import StreamSettings
 from tests.conftest import Trained
 from tests.integration.consumers import Record
-from tests.integration.streams import Headers, drain, environment, outcomes, publish, running, score, starting
+from tests.integration.streams import (
+    Headers,
+    change,
+    drain,
+    environment,
+    outcomes,
+    publish,
+    running,
+    score,
+    starting,
+    wait_for_count,
+    wait_for_rows,
+    wait_for_sample,
+)
 from tests.paths import FIXTURES
 from tests.stored import NO_CARD, add_champion
 from tests.testimages import dicom, gray_pixels, png
@@ -218,21 +235,6 @@ def test_1_a_model_whose_features_a_topic_does_not_take_is_named(
         check_outcome_sizes(settings.kafka, model.card, 131_072)
 
 
-def change(settings: StreamSettings, topic: str, name: str, value: str) -> None:
-    """Set a topic's property, as somebody who made it by hand would have."""
-    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
-    admin = connect_admin(settings.kafka)
-    for future in admin.incremental_alter_configs([resource]).values():
-        future.result()
-    deadline = time.monotonic() + 20
-    while True:  # the broker heeds it once its metadata log has it
-        [answer] = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, topic)]).values()
-        if answer.result()[name].value == value:
-            return
-        assert time.monotonic() < deadline
-
-
 # --- 2 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -327,11 +329,35 @@ def test_2_outcomes_made_anew_are_refused_and_then_archived(
     drain(spark, settings, model)
     make_anew(settings, settings.kafka.predictions_topic)
     publish(settings, named(5, "new"))
-    with pytest.raises(DataLossError, match=r"predictions: the checkpoint of archive"):
+    with pytest.raises(DataLossError, match=r"predictions: the table .* is filled from another topic of that name"):
         drain(spark, settings, model)
+    assert count_rows(settings) == {"predictions": 4, "features": 9, "dead_letters": 0}  # the others go on
     drain(spark, settings, model, accept_loss=True)
     account = audit_stream(settings)
     assert (account.tables["predictions"].rows, account.tables["predictions"].missing) == (9, 0)
+
+
+def test_2_outcomes_made_anew_under_a_running_archive_stop_that_table_alone(
+    spark: SparkSession, settings: StreamSettings, model: Trained
+) -> None:
+    archive = settings.archive.model_copy(update={"metrics_port": free_ports()})
+    settings = settings.model_copy(update={"archive": archive})
+    page = f"http://127.0.0.1:{archive.metrics_port}/metrics"
+    with running(spark, settings, model) as state:
+        publish(settings, named(3, "old"))
+        wait_for_rows(settings, predictions=3, features=3)
+        make_anew(settings, settings.kafka.features_topic)
+        wait_for_sample(page, "xray_query_failures_total|query=archive", lambda value: value >= 1)
+        publish(settings, named(4, "new"))
+        wait_for_count(state.metrics_url, 7)
+        wait_for_rows(settings, predictions=7)
+        assert count_rows(settings)["features"] == 3
+    run_archive(settings, available_now=True, accept_loss=True)
+    assert count_rows(settings) == {"predictions": 7, "features": 7, "dead_letters": 0}
+
+
+def count_rows(settings: StreamSettings) -> dict[str, int]:
+    return {name: DeltaTable(f"{settings.tables_folder}/{name}").count() for name in load_tables()}
 
 
 def test_2_settings_that_name_another_topic_are_no_all_clear(

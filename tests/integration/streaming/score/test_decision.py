@@ -4,11 +4,13 @@ import io
 import json
 import shutil
 from dataclasses import astuple, dataclass, replace
+from datetime import date
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from PIL import Image
@@ -17,6 +19,7 @@ from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import SparkSession
 from pyspark.sql.types import BooleanType, DoubleType, StringType, StructField, StructType
 
+from schemas.deltatable import append_rows, arrow_schema, create_table
 from schemas.documents import load_schema, load_tables
 from schemas.errors import ModelLoadError
 from schemas.modelcard import NOVELTY_FILE, AbstainBand, Flag, ModelCard, Novelty, hash_model_folder, write_card
@@ -220,12 +223,11 @@ def test_a_model_that_checks_nothing_flags_nothing(
 def test_tables_of_the_first_version_get_the_new_column(
     spark: SparkSession, settings: StreamSettings, images: Images
 ) -> None:
-    table = f"delta.`{settings.tables_folder}/predictions`"
     columns = json.loads(_TABLES.read_text())["predictions"]
-    ddl = ", ".join(f"{name} {kind}" for name, kind in columns.items())
-    spark.sql(f"CREATE TABLE {table} ({ddl}) USING DELTA PARTITIONED BY (date)")
-    row = "SELECT 'old' AS event_id, 'normal' AS label, DATE '2026-01-31' AS date"
-    spark.sql(row).write.format("delta").mode("append").save(f"{settings.tables_folder}/predictions")
+    first = replace(load_tables()["predictions"], columns=columns)
+    table = create_table(f"{settings.tables_folder}/predictions", first, {})
+    old = {"event_id": "old", "label": "normal", "date": date(2026, 1, 31)}
+    append_rows(table, pa.Table.from_pylist([old], schema=arrow_schema(first)), {})
 
     for number in range(2):
         publish(settings, {f"photo-{number}": (images.photo, [("ce_id", b"%d" % number), ("ce_source", b"/t")])})
