@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
@@ -130,6 +131,21 @@ def starting(
         ended.set()
         thread.join(120)
     assert not thread.is_alive()
+
+
+def find_archives() -> list[int]:
+    """Processes of archives that streams of this process have started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent == os.getpid() and b"streaming.archive" in words:
+                found.append(int(entry.name))
+    return found
 
 
 def wait_for_count(url: str, consumed: int) -> str:

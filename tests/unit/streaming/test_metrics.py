@@ -15,7 +15,9 @@ from prometheus_client import CollectorRegistry, Counter
 from schemas.errors import SettingsError
 from schemas.modelcard import ModelCard
 from sparkdl.image.limits import RENDERING_VERSION
+from streaming.archive.process import ArchiveProcess
 from streaming.metrics import BATCH_BUCKETS_S, StreamMetrics, serve_metrics
+from streaming.settings import StreamSettings
 
 Serve = Callable[..., str]
 
@@ -150,7 +152,7 @@ def test_a_micro_batch_of_score_is_one_series_from_the_start(card: ModelCard) ->
 
 def test_of_the_archive_the_streams_page_tells_whether_it_runs_and_how_often_it_failed(card: ModelCard) -> None:
     registry = CollectorRegistry()
-    StreamMetrics(registry, card)
+    ArchiveProcess(StreamSettings(), StreamMetrics(registry, card))
     of_archive = {
         sample.name
         for family in registry.collect()

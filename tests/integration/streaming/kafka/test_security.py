@@ -3,12 +3,14 @@
 import io
 import json
 import logging
+import os
 import re
 import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -44,7 +46,7 @@ from streaming.run.service import run_stream
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
 from tests.conftest import Trained
 from tests.integration.securebroker import SUPER_USER, SecureBroker
-from tests.integration.streams import running, wait_for_count
+from tests.integration.streams import find_archives, running, wait_for_count, wait_for_rows
 from tests.stored import add_champion, score_images
 from tests.testimages import dicom_dataset, encapsulated_dicom, gray_pixels, jpeg, write_dicom
 from tests.unit.docs.test_docs import names_in, rows_of, section
@@ -336,16 +338,24 @@ def day(
         (folder / name).write_bytes(payload)
     logged = _Lines()
     logging.getLogger().addHandler(logged)
+    archive_log = tmp_path_factory.mktemp("archive") / "stderr"
     try:
-        with running(spark, settings, trained) as state:
+        with _errors_into(archive_log), running(spark, settings, trained) as state:
             report = publish_files([folder / name for name in files], secure.by_password("device"), source="/ward-3")
             assert report.failed == {}
             _publish_by_hand(secure.by_password("device"))
             page = wait_for_count(state.metrics_url, len(files) + 1)
+            # By the stream's user, who has no right on the archive's group: that is for lag tools alone.
+            wait_for_rows(settings, predictions=1, features=1, dead_letters=1)
+            [archive] = find_archives()
+            seen = {
+                name: Path(f"/proc/{archive}/{name}").read_text(errors="replace") for name in ("cmdline", "environ")
+            }
         run_stream(settings, model_folder=trained.folder, spark=spark, available_now=True)
     finally:
         logging.getLogger().removeHandler(logged)
     logs = {path.name: path.read_text(errors="replace") for path in base_settings.logs_folder.glob("*.log")}
+    logs |= {f"archive {name}": text for name, text in seen.items()} | {"archive log": archive_log.read_text()}
     assert "spark.log" in logs
     state_files = {path.name: path.read_text(errors="replace") for path in (home / "checkpoints").rglob("*.*")}
     return Day(
@@ -354,6 +364,19 @@ def day(
         {topic: _read(secure.by_password(SUPER_USER), topic) for topic in wanted_topics(settings.kafka)},
         {"metrics": page, "logging": "\n".join(logged.lines), **logs, **state_files},
     )
+
+
+@contextmanager
+def _errors_into(path: Path) -> Iterator[None]:
+    """Have what this process and those that it starts write to standard error in a file."""
+    before = os.dup(2)
+    with path.open("wb") as stream:
+        os.dup2(stream.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _publish_by_hand(kafka: KafkaSettings) -> None:

@@ -31,6 +31,7 @@ from tests.integration.consumers import read_topic
 from tests.integration.streams import (
     change,
     drain,
+    find_archives,
     outcomes,
     publish,
     read_samples,
@@ -422,21 +423,6 @@ def test_score_that_keeps_failing_ends_the_stream_in_error(
     assert "\n" not in str(ended.value)
     assert not spark.streams.active
     assert find_archives() == []
-
-
-def find_archives() -> list[int]:
-    """Processes of archives that streams of this process have started."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            if parent == os.getpid() and b"streaming.archive" in words:
-                found.append(int(entry.name))
-    return found
 
 
 def test_large_images_make_small_batches(spark: SparkSession, settings: StreamSettings, trained: Trained) -> None:
