@@ -29,6 +29,10 @@ _OPTIONS = {
     "enable.partition.eof": True,
     # A place that retention has overtaken is an error, never a jump.
     "auto.offset.reset": "error",
+    # How long a commit to the group waits for whoever keeps it, and with it the end of the consumer: for 45 s where
+    # this user has no right on the group, or its broker is away. Nothing here is a member of the group.
+    "session.timeout.ms": 2000,
+    "heartbeat.interval.ms": 1000,
     "fetch.message.max.bytes": 4 * 1024 * 1024,
     "fetch.max.bytes": 8 * 1024 * 1024,
     "queued.max.messages.kbytes": 16 * 1024,

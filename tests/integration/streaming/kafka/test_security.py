@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import trustme
+from confluent_kafka import Producer
 from deltalake import DeltaTable
 from PIL import Image, PngImagePlugin
 from pydicom.dataset import Dataset
@@ -30,6 +31,7 @@ from schemas.documents import load_tables
 from schemas.errors import BrokerError, ModelLoadError, Reason, SettingsError, XrayError
 from schemas.modelcard import hash_model_folder, read_card, write_card
 from schemas.modelstages import check_stages
+from streaming.account.archived import find_archived
 from streaming.account.audit import audit_stream
 from streaming.archive.service import run_archive
 from streaming.archive.tables import describe_tables
@@ -420,6 +422,23 @@ def test_each_role_does_its_work_with_the_rights_of_the_docs(secure: SecureBroke
     assert len(redrive(operator.kafka, plan).delivered) == 2
 
     assert create_topics(secure.by_password("admin")) == []
+
+
+@pytest.mark.delta
+def test_an_archive_without_a_right_on_its_group_archives_and_ends_at_once(
+    secure: SecureBroker, base_settings: StreamSettings, tmp_path: Path
+) -> None:
+    producer = Producer(secure.by_password(SUPER_USER).to_librdkafka())
+    producer.produce("xray.features", b"of another hand")
+    producer.flush()
+    settings = base_settings.model_copy(update={"home": tmp_path, "kafka": secure.by_password("stream")})
+    started = time.monotonic()
+    run_archive(settings, available_now=True)
+    took_s = time.monotonic() - started
+    assert took_s < _ANSWER_S  # librdkafka's own patience with a group is 45 s
+    kafka = settings.kafka
+    places = find_archived(settings.tables_folder, kafka, {kafka.features_topic: [0, 1]})[kafka.features_topic]
+    assert sum(places.values()) >= 1
 
 
 @pytest.mark.delta
