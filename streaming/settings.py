@@ -27,7 +27,7 @@ from sparkdl.image.limits import MAX_FILE_BYTES, MAX_PAYLOAD_BYTES, MAX_PIXELS, 
 ENV_FILE_NAME = "xray.env"
 """In XRAY_HOME: settings that would otherwise be exported in each terminal."""
 
-_PREFIX = "XRAY_"
+PREFIX = "XRAY_"
 _HIGHEST_PORT = 65535
 _MASTER = re.compile(r"local(\[(\d+|\*)(\s*,\s*\d+)?\])?|local-cluster\[[^\]]+\]|spark://.+|k8s://.+|yarn")
 
@@ -284,7 +284,7 @@ class StreamSettings(BaseSettings):
     """All settings; see the sections for theirs."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX,
+        env_prefix=PREFIX,
         env_nested_delimiter="__",
         frozen=True,
         extra="forbid",
@@ -406,7 +406,7 @@ def find_sources() -> dict[str, str]:
 def _find_env_file(home: Path | str | None) -> Path | None:
     if _chosen:
         return _chosen[0]
-    file = Path(home or os.environ.get(f"{_PREFIX}HOME") or user_data_path("xray")) / ENV_FILE_NAME
+    file = Path(home or os.environ.get(f"{PREFIX}HOME") or user_data_path("xray")) / ENV_FILE_NAME
     return file if file.is_file() else None
 
 
@@ -426,7 +426,7 @@ def _check_env_file(file: Path) -> set[str]:
         if one.key and one.key.upper() not in variable_names():
             msg = f"{file}: {_unknown(one.key)}"
             raise SettingsError(msg)
-        if one.key and one.key.upper() == f"{_PREFIX}HOME" and not _chosen:
+        if one.key and one.key.upper() == f"{PREFIX}HOME" and not _chosen:
             msg = f"{file}: XRAY_HOME says where this very file is; export it instead, or use 'xray --env FILE'"
             raise SettingsError(msg)
     return {one.key.upper() for one in bindings if one.key}
@@ -472,7 +472,7 @@ def _check_pem_files(kafka: KafkaSettings) -> None:
 
 
 def _variable(location: tuple[str | int, ...]) -> str:
-    return _PREFIX + "__".join(str(part) for part in location).upper()
+    return PREFIX + "__".join(str(part) for part in location).upper()
 
 
 def variable_names() -> dict[str, str]:
@@ -501,15 +501,15 @@ def _fields() -> dict[str, FieldInfo]:
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     known = list(variable_names())
     for name in sorted(environ):
-        if name.startswith(_PREFIX) and name.upper() not in known:
+        if name.startswith(PREFIX) and name.upper() not in known:
             raise SettingsError(_unknown(name))
 
 
 def _unknown(name: str) -> str:
     """Say that there is no such setting, and which one may be meant; what all names begin with is no likeness."""
-    known = [one.removeprefix(_PREFIX) for one in variable_names()]
-    nearest = get_close_matches(name.upper().removeprefix(_PREFIX), known, n=1, cutoff=0.7)
-    hint = f" Did you mean {_PREFIX}{nearest[0]}?" if nearest else ""
+    known = [one.removeprefix(PREFIX) for one in variable_names()]
+    nearest = get_close_matches(name.upper().removeprefix(PREFIX), known, n=1, cutoff=0.7)
+    hint = f" Did you mean {PREFIX}{nearest[0]}?" if nearest else ""
     return f"{name}: there is no such setting.{hint} 'xray settings' lists them all."
 
 

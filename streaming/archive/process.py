@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from streaming.metrics import StreamMetrics
 from streaming.retry import Backoff
-from streaming.settings import StreamSettings
+from streaming.settings import PREFIX, StreamSettings
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,11 @@ _START_S = 60.0
 """What a start may take before the first step: a busy machine, a broker that is away."""
 _BOUNDED = {"TOKIO_WORKER_THREADS": "1", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 """Of delta-rs, its engine and numpy. Arenas of glibc keep what they once had; two are enough here."""
+
+
+def _environ() -> dict[str, str]:
+    """Give this process's environment without the settings: among them may be secrets, and the process is told them."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class ArchiveProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 process_group=0,
-                env={**os.environ, **_BOUNDED},
+                env=_environ() | _BOUNDED,
             )
             assert self._process.stdin is not None  # noqa: S101
             assert self._process.stdout is not None  # noqa: S101
@@ -100,7 +105,9 @@ class ArchiveProcess:
             self._process.stdin.write(pickle.dumps(order))
             self._process.stdin.flush()
         except OSError as exc:
-            log.warning("the archive cannot be started: %s", exc)
+            if self._process is not None:
+                self._kill()
+            self._note_end(f"it cannot be started: {exc}")
 
     def check(self) -> None:
         """Start the process again where it ended, and end it where it hangs."""
@@ -166,11 +173,12 @@ class ArchiveProcess:
         self._process.wait()
 
     def _close(self) -> None:
-        assert self._process is not None  # noqa: S101
+        if self._process is None:
+            return
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 try:
                     pipe.close()
                 except OSError:
-                    pass
+                    pass  # what was not written yet has nobody to read it
         self._process = None
