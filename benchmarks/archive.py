@@ -239,7 +239,7 @@ def _commit_often(folder: str, commits: int) -> Commits:
     known = KnownIds(_SPAN_DAYS)
     table = ArchiveTable(folder, definition, _TOPIC, "benchmark", known)
     table.claim(_IDS, {0: range(1)})
-    upkeep = Upkeep(f"{folder}/predictions", ArchiveSettings())
+    upkeep = Upkeep(f"{folder}/predictions", "benchmark", ArchiveSettings())
     log = Path(folder) / "predictions" / "_delta_log"
     most = 0
     started = time.perf_counter()

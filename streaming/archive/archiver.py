@@ -81,7 +81,7 @@ class Archiver:
         self._from_beginning = from_beginning
         self._known = KnownIds(settings.archive.span_days, note_step)
         self._table = ArchiveTable(settings.tables_folder, table, topic, writer, self._known)
-        self._upkeep = Upkeep(f"{settings.tables_folder}/{table.name}", settings.archive, note_step)
+        self._upkeep = Upkeep(f"{settings.tables_folder}/{table.name}", writer, settings.archive, note_step)
         self._backoff = Backoff(settings.retry, healthy_s=_HEALTHY_S)
         self._reader: OutcomeReader | None = None
         self._ids: TopicIds | None = None
@@ -299,9 +299,11 @@ class Archiver:
         )
 
     def _take_over_upkeep(self) -> None:
-        version = self._table.version
+        version, places = self._table.version, dict(self._table.places)
         self._table.reopen(self._spans)
-        if self._table.version == version + 1:
+        if self._table.places != places:
+            self._is_ready = False  # restored to an older version: what is read next is not what the reader has next
+        if self._upkeep.joined and self._table.version == version + 1:  # that join and nothing else
             self._known.note_joined(self._table.opened)
         self._metrics.joined_files.labels(self.name).inc(self._upkeep.joined)
         self._metrics.upkeep_failures.labels(self.name).inc(self._upkeep.failures)

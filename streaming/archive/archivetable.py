@@ -171,14 +171,7 @@ class ArchiveTable:
         TableError
             It cannot be read, or is gone.
         """
-        table = open_table(self._place)
-        if table is None:
-            msg = f"the table {self._place} was removed meanwhile"
-            raise TableError(msg)
-        other = table.metadata().configuration.get(WRITER_PROPERTY)
-        if other != self._writer:
-            msg = f"the table {self._place} is filled by another archive since ({other}); this one ends"
-            raise TableClaimedError(msg)
+        table = open_claimed(self._place, self._writer)
         self._table = table
         self._read_places(spans)
 
@@ -238,6 +231,34 @@ class ArchiveTable:
 
     def _name_places(self, places: Mapping[int, int]) -> dict[str, int]:
         return {place_name(self._ids, self.topic, partition): place for partition, place in places.items()}
+
+
+def open_claimed(place: str, writer: str) -> DeltaTable:
+    """Open the newest version of a table that a writer has claimed.
+
+    Parameters
+    ----------
+    place : str
+        Path or URI of the table.
+    writer : str
+        The name that it must still bear.
+
+    Raises
+    ------
+    TableClaimedError
+        It bears another one.
+    TableError
+        It cannot be read, or is gone.
+    """
+    table = open_table(place)
+    if table is None:
+        msg = f"the table {place} was removed meanwhile"
+        raise TableError(msg)
+    other = table.metadata().configuration.get(WRITER_PROPERTY)
+    if other != writer:
+        msg = f"the table {place} is filled by another archive since ({other}); this one ends"
+        raise TableClaimedError(msg)
+    return table
 
 
 def _describe_other_topic(place: str, noted: TopicIds, topic: str) -> str:

@@ -1,11 +1,13 @@
 """One writer of the tables at a time: archive, or compaction by hand.
 
 Where the tables are on a disk, a lock says so at once; it ends with the process, however it ends, and a process that is
-frozen keeps it. An object store has no such lock: there whoever comes claims the tables, and the one before ends
-(`streaming.archive.archivetable`). What holds a row single is neither, but the compare-and-swap of each commit.
+frozen keeps it. An object store has no such lock, and not every network file system: there whoever comes claims the
+tables, and the one before ends (`streaming.archive.archivetable`). What holds a row single is neither, but the
+compare-and-swap of each commit.
 """
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from schemas.errors import TableClaimedError
+
+log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 
@@ -27,8 +31,8 @@ def local_folder(folder: str) -> Path | None:
 
 
 @contextmanager
-def hold_tables(folder: str, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock on the tables' folder, where it is on a disk and there.
+def hold_tables(folder: str, *, wait_s: float = 0.0) -> Iterator[bool]:
+    """Hold the lock on the tables' folder, where it is on a disk and there; give whether it is held.
 
     Parameters
     ----------
@@ -44,22 +48,21 @@ def hold_tables(folder: str, *, wait_s: float = 0.0) -> Iterator[None]:
     """
     path = local_folder(folder)
     if path is None or not path.is_dir():
-        yield
+        yield False
         return
     lock = os.open(path, os.O_RDONLY)
     try:
-        _take(lock, folder, wait_s)
-        yield
+        yield _take(lock, folder, wait_s)
     finally:
         os.close(lock)
 
 
-def _take(lock: int, folder: str, wait_s: float) -> None:
+def _take(lock: int, folder: str, wait_s: float) -> bool:
     deadline = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+        except BlockingIOError as exc:
             if time.monotonic() < deadline:
                 time.sleep(_POLL_S)
                 continue
@@ -68,5 +71,9 @@ def _take(lock: int, folder: str, wait_s: float) -> None:
                 "starts one) compacts by itself: end it first, or leave it to that."
             )
             raise TableClaimedError(msg) from exc
+        except OSError as exc:
+            # NFS locks nothing that is not open for writing, which a folder never is.
+            log.info("%s is on a file system without this lock (%s)", folder, exc.strerror)
+            return False
         else:
-            return
+            return True

@@ -23,8 +23,8 @@ from pyarrow.fs import FileSelector, FileType, PyFileSystem
 from schemas.deltatable import NO_HOOKS, failing_as, open_table
 from schemas.documents import load_tables
 from schemas.errors import SettingsError, TableError, TableMovedError
-from streaming.archive.archivetable import WRITER_PROPERTY
-from streaming.archive.lease import hold_tables, local_folder
+from streaming.archive.archivetable import WRITER_PROPERTY, open_claimed
+from streaming.archive.lease import hold_tables
 
 MIN_KEEP = timedelta(hours=1)
 """What a reader that began before, or a writer that has not committed yet, gets to finish."""
@@ -176,11 +176,11 @@ def compact_table(folder: str, name: str, *, keep: timedelta, dry_run: bool = Fa
         compaction holds the tables.
     """
     check_keep(keep)
-    with hold_tables(folder):
-        return _compact(folder, name, keep, dry_run=dry_run)
+    with hold_tables(folder) as held:
+        return _compact(folder, name, keep, held=held, dry_run=dry_run)
 
 
-def _compact(folder: str, name: str, keep: timedelta, *, dry_run: bool) -> Compaction | None:
+def _compact(folder: str, name: str, keep: timedelta, *, held: bool, dry_run: bool) -> Compaction | None:
     started = time.monotonic()
     place = f"{folder}/{name}"
     table = open_table(place)
@@ -190,19 +190,19 @@ def _compact(folder: str, name: str, keep: timedelta, *, dry_run: bool) -> Compa
     if dry_run:
         dead = remove_dead_files(table, keep, dry_run=True)
         return Compaction(before, before, before.small_files, len(dead), time.monotonic() - started)
-    if local_folder(folder) is None:
-        _claim(table)
-    joined = join_files(place)
+    writer = table.metadata().configuration.get(WRITER_PROPERTY) if held else _claim(table)
+    joined = join_files(place, writer=writer)
     dead = remove_dead_files(_reopen(place), keep)
     clean_log(_reopen(place))
     return Compaction(before, _describe(_reopen(place), name), joined, len(dead), time.monotonic() - started)
 
 
-def _claim(table: DeltaTable) -> None:
+def _claim(table: DeltaTable) -> str:
     """End whoever fills a table, where no lock keeps the two apart; an archive that starts again claims it back."""
+    writer = f"compaction {uuid.uuid4()}"
     with failing_as(f"the table {table.table_uri} cannot be compacted"):
-        properties = {WRITER_PROPERTY: f"compaction {uuid.uuid4()}"}
-        table.alter.set_table_properties(properties, raise_if_not_exists=False)
+        table.alter.set_table_properties({WRITER_PROPERTY: writer}, raise_if_not_exists=False)
+    return writer
 
 
 def check_keep(keep: timedelta) -> None:
@@ -257,7 +257,7 @@ def _list_files(table: DeltaTable) -> dict[str, int]:
     return {info.path: info.size for info in found if info.type == FileType.File}
 
 
-def join_files(place: str, partition: str | None = None) -> int:
+def join_files(place: str, partition: str | None = None, *, writer: str | None = None) -> int:
     """Join the small files of a table in one commit; again where another writer came first.
 
     Parameters
@@ -266,6 +266,9 @@ def join_files(place: str, partition: str | None = None) -> int:
         Path or URI of a table that this process holds or has claimed.
     partition : str, optional
         One date alone, as YYYY-MM-DD; empty for the rows that have none.
+    writer : str, optional
+        Who has claimed the table. Before each attempt it must still be so: whoever claims it later may join as well,
+        and of two joins at one moment both would land.
 
     Returns
     -------
@@ -274,10 +277,12 @@ def join_files(place: str, partition: str | None = None) -> int:
 
     Raises
     ------
+    TableClaimedError
+        Another writer has claimed it.
     TableError
         It cannot be read or written, or others changed it at every attempt.
     """
-    table = _reopen(place)
+    table = _reopen(place, writer)
     for _ in range(_ATTEMPTS):
         read = table.version()
         try:
@@ -289,7 +294,7 @@ def join_files(place: str, partition: str | None = None) -> int:
                     post_commithook_properties=NO_HOOKS,
                 )
         except TableMovedError:
-            table = _reopen(place)
+            table = _reopen(place, writer)
             continue
         joined = int(metrics["numFilesRemoved"])
         version, table = table.version(), _reopen(place)
@@ -302,8 +307,10 @@ def join_files(place: str, partition: str | None = None) -> int:
     raise TableError(msg)
 
 
-def _reopen(place: str) -> DeltaTable:
+def _reopen(place: str, writer: str | None = None) -> DeltaTable:
     """Open from what is stored: on a local disk Spark may have put a commit of its own in the place of the last one."""
+    if writer is not None:
+        return open_claimed(place, writer)
     table = open_table(place)
     if table is None:
         msg = f"the table {place} was removed meanwhile"

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from schemas.errors import TableError
+from schemas.errors import TableClaimedError, TableError
+from streaming.archive.archivetable import open_claimed
 from streaming.archive.tables import JOINED_BYTES, clean_log, join_files, remove_dead_files
 from streaming.settings import ArchiveSettings
 
@@ -36,14 +37,19 @@ class Upkeep:
     ----------
     place : str
         Path or URI of the table.
+    writer : str
+        Who has claimed it.
     archive : ArchiveSettings
         From how many small files on they are joined, and how long replaced files stay.
     note_step : callable
         Called after each step.
     """
 
-    def __init__(self, place: str, archive: ArchiveSettings, note_step: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, place: str, writer: str, archive: ArchiveSettings, note_step: Callable[[], None] = lambda: None
+    ) -> None:
         self._place = place
+        self._writer = writer
         self._archive = archive
         self._note_step = note_step
         self._looked_at = self._checkpointed_at = -1
@@ -64,12 +70,19 @@ class Upkeep:
         bool
             Whether the table has another version now, which its writer has to open. A failure is logged and left to
             a later turn: appends go on without.
+
+        Raises
+        ------
+        TableClaimedError
+            Another writer has claimed it.
         """
         if not self._archive.compact_files or time.monotonic() < self._rests_until:
             return False
         version = int(table.version())
         try:
             return self._do_due(table, version)
+        except TableClaimedError:
+            raise
         except TableError as exc:
             self.failures += 1
             self._rests_until = time.monotonic() + _AFTER_FAILURE_S
@@ -85,11 +98,14 @@ class Upkeep:
             moved = self._join(table)
         if version // _CHECKPOINT_EVERY > self._checkpointed_at:
             self._checkpointed_at = version // _CHECKPOINT_EVERY
-            clean_log(table)
+            clean_log(open_claimed(self._place, self._writer))
             self._note_step()
         if self._is_due(self._vacuum_at):
             self._vacuum_at = time.monotonic() + _VACUUM_S
-            dead = remove_dead_files(table, timedelta(days=self._archive.keep_days))
+            # What its writer has open may be a week old, where nothing came in: files that others wrote since would
+            # count as dead.
+            newest = open_claimed(self._place, self._writer)
+            dead = remove_dead_files(newest, timedelta(days=self._archive.keep_days))
             log.info("table %s: removed %s files that nothing refers to", self._place, len(dead))
             moved = True
         return moved
@@ -104,7 +120,7 @@ class Upkeep:
             chosen += over[:_TIDIED_AT_ONCE]
         joined = 0
         for day in chosen:
-            joined += join_files(self._place, "" if day is None else day.isoformat())
+            joined += join_files(self._place, "" if day is None else day.isoformat(), writer=self._writer)
             self._note_step()
         self.joined += joined
         return joined > 0

@@ -39,7 +39,7 @@ class Writer:
         self.known = KnownIds(35)
         self.table = ArchiveTable(str(folder), load_tables()[_NAME], _TOPIC, "w", self.known)
         self.table.claim(TopicIds("c", {_TOPIC: "t"}), _SPANS)
-        self.upkeep = Upkeep(str(self.place), ArchiveSettings(**settings))
+        self.upkeep = Upkeep(str(self.place), "w", ArchiveSettings(**settings))
         self.count = 0
 
     def append(self, day: date | None, times: int = 1) -> None:
