@@ -106,7 +106,8 @@ def append_rows(
     table : DeltaTable
         As it was opened; afterwards it is the version with the rows.
     rows : pyarrow.Table
-        All columns. Without rows only the places are committed.
+        Columns that it lacks, since somebody else added them to the table, are null. Without rows only the places are
+        committed.
     places : Mapping of str to int
         How far the writer has come, as Delta's application transactions; they are part of the commit.
     metadata : Mapping of str to str, optional
@@ -123,11 +124,18 @@ def append_rows(
     with failing_as(f"the table {table.table_uri} cannot be written"):
         write_deltalake(
             table,
-            rows,
+            _fill_columns(rows, table),
             mode="append",
             commit_properties=_swap(transactions, metadata),
             post_commithook_properties=NO_HOOKS,
         )
+
+
+def _fill_columns(rows: pa.Table, table: DeltaTable) -> pa.Table:
+    for field in pa.schema(table.schema().to_arrow()):
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows
 
 
 def replace_rows(table: DeltaTable, rows: pa.Table) -> None:

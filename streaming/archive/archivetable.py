@@ -8,9 +8,10 @@ another's name in it. So it holds for one that was started by mistake, and for o
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from deltalake import DeltaTable
-from deltalake.schema import Field
+from deltalake.schema import DataType, Field
 from deltalake.schema import Schema as DeltaSchema
 
 from schemas.deltatable import append_rows, arrow_schema, create_table, failing_as, open_table
@@ -18,6 +19,8 @@ from schemas.documents import Table
 from schemas.errors import DataLossError, TableClaimedError, TableError, TableMovedError
 from streaming.account.archived import TOPIC_PROPERTY, describe_topic, place_name, read_places, recorded_topic
 from streaming.archive.knownids import KnownIds
+from streaming.archive.lease import local_folder
+from streaming.archive.leftovers import list_files, remove_leftovers
 from streaming.archive.rows import Row, to_arrow
 from streaming.kafka.topicids import TopicIds
 
@@ -138,6 +141,7 @@ class ArchiveTable:
         elif self._ids.differ_from(noted) and not accept_loss:
             raise DataLossError(_describe_other_topic(self._place, noted, self.topic))
         self._add_columns(table)
+        self._check_columns(table)
         properties = {TOPIC_PROPERTY: describe_topic(self._ids, self.topic), WRITER_PROPERTY: self._writer}
         given = table.metadata().configuration
         properties |= {name: value for name, value in _DELTA_PROPERTIES.items() if name not in given}
@@ -161,6 +165,22 @@ class ArchiveTable:
                 table.alter.add_columns(new)
             log.info("table %s: added %s", self.name, ", ".join(field.name for field in new))
 
+    def _check_columns(self, table: DeltaTable) -> None:
+        """Refuse a table whose columns somebody has changed; columns that somebody has added do no harm.
+
+        Delta would convert the values, and its error would show one that it cannot convert.
+        """
+        there = {field.name: field.type for field in table.schema().fields}
+        wanted = {field.name: field.type for field in DeltaSchema.from_arrow(arrow_schema(self._definition)).fields}
+        wrong = [
+            f"{name} is {_tell_kind(there.get(name))}, wanted {_tell_kind(kind)}"
+            for name, kind in wanted.items()
+            if there.get(name) != kind
+        ]
+        if wrong:
+            msg = f"the table {self._place} has other columns than its rows: {'; '.join(wrong)}"
+            raise TableError(msg)
+
     def reopen(self, spans: Mapping[int, range]) -> None:
         """Open the table's newest version, after something failed or somebody else wrote to it.
 
@@ -172,6 +192,7 @@ class ArchiveTable:
             It cannot be read, or is gone.
         """
         table = open_claimed(self._place, self._writer)
+        self._check_columns(table)
         self._table = table
         self._read_places(spans)
 
@@ -224,13 +245,37 @@ class ArchiveTable:
         """
         new = self._known.drop_known(self.opened, rows)
         metadata = {_APPENDED_BY: self._writer}
-        append_rows(self.opened, to_arrow(new, self._definition), self._name_places(places), metadata)
+        there = self._list_files(new)
+        try:
+            append_rows(self.opened, to_arrow(new, self._definition), self._name_places(places), metadata)
+        except TableMovedError:
+            raise  # whoever was first may be writing the same rows just now
+        except TableError:
+            self._remove_leftovers(new, there)
+            raise
         self.places = dict(places)
         self._known.note_appended(self.opened, new)
         return len(new)
 
+    def _list_files(self, rows: Sequence[Row]) -> set[Path]:
+        folder = local_folder(self._place)
+        # An object store has room, and may carry out later what it has not answered.
+        return set() if folder is None else list_files(folder, {row.values["date"] for row in rows})
+
+    def _remove_leftovers(self, rows: Sequence[Row], there: set[Path]) -> None:
+        try:
+            new = self._list_files(rows) - there
+            removed = remove_leftovers(new, open_claimed(self._place, self._writer), [row.event_id for row in rows])
+            log.info("removed %s files of an append to %s that failed", removed, self._place)
+        except (TableError, OSError) as exc:
+            log.info("files of an append that failed stay for the next clean-up: %s", exc)
+
     def _name_places(self, places: Mapping[int, int]) -> dict[str, int]:
         return {place_name(self._ids, self.topic, partition): place for partition, place in places.items()}
+
+
+def _tell_kind(kind: DataType | None) -> str:
+    return "missing" if kind is None else kind.to_json().strip('"')
 
 
 def open_claimed(place: str, writer: str) -> DeltaTable:
