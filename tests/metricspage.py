@@ -27,6 +27,13 @@ SHADOW = Shadow(
 )  # fmt: skip
 
 
+CARD = ModelCard(
+    name="cxr", version="1", labels=("normal", "opacities"), positive_label="opacities", threshold=0.5,
+    operating_point="", network="EfficientNetLite0", precision="fp32", rendering_version=RENDERING_VERSION,
+    sha256="0" * 64, created_at="2026-01-01T00:00:00Z", metrics={},
+)  # fmt: skip
+
+
 def render_stream_page(*, archive: bool = True) -> str:
     """Render the page of a stream that has seen its first micro-batch, and looked at its models once.
 
@@ -36,12 +43,7 @@ def render_stream_page(*, archive: bool = True) -> str:
         Whether it starts an archive beside it.
     """
     registry = CollectorRegistry()
-    card = ModelCard(
-        name="cxr", version="1", labels=("normal", "opacities"), positive_label="opacities", threshold=0.5,
-        operating_point="", network="EfficientNetLite0", precision="fp32", rendering_version=RENDERING_VERSION,
-        sha256="0" * 64, created_at="2026-01-01T00:00:00Z", metrics={},
-    )  # fmt: skip
-    metrics = StreamMetrics(registry, card)
+    metrics = StreamMetrics(registry, CARD)
     if archive:
         ArchiveProcess(StreamSettings(), metrics)
     # Two families have no sample, and so show no label, before the first batch.
