@@ -291,7 +291,7 @@ def open_claimed(place: str, writer: str) -> DeltaTable:
     Raises
     ------
     TableClaimedError
-        It bears another one.
+        It bears another one: RESTORE, or an old copy, brings back a former one's.
     TableError
         It cannot be read, or is gone.
     """
@@ -301,7 +301,10 @@ def open_claimed(place: str, writer: str) -> DeltaTable:
         raise TableError(msg)
     other = table.metadata().configuration.get(WRITER_PROPERTY)
     if other != writer:
-        msg = f"the table {place} is filled by another archive since ({other}); this one ends"
+        msg = (
+            f"the table {place} is filled by another archive since ({other}), or was put back to a version from before "
+            "this one began; this one ends"
+        )
         raise TableClaimedError(msg)
     return table
 
