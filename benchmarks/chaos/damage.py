@@ -1,21 +1,42 @@
 """Faults that leave the driver alone: parts of the stream die, it is stopped in order, or its files are damaged."""
 
+import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
+from math import inf
 from pathlib import Path
-from typing import Literal
+from statistics import median
+
+from deltalake import DeltaTable
 
 from benchmarks.chaos.commands import run_command
-from benchmarks.chaos.faults import COMMAND_TIMEOUT_S, Injury, Kind, choose_batch, next_batch, recover, split
+from benchmarks.chaos.faults import (
+    COMMAND_TIMEOUT_S,
+    WATCH_S,
+    Injury,
+    Kind,
+    await_halt,
+    choose_batch,
+    next_batch,
+    recover,
+    split,
+)
 from benchmarks.chaos.oracle import FEATURES, PREDICTION
-from benchmarks.chaos.scene import Scene, measuring_ends
-from benchmarks.chaos.stream import Checkpoint
+from benchmarks.chaos.scene import PARTITIONS, Scene, read_ends, tail
+from benchmarks.chaos.stream import StreamProcess
+
+_POLL_S = 0.1
+_QUIET_S = 3.0
+_AS_FAST_S = 1.0
+"""Of two medians: what comes of the moments at which micro-batches begin."""
 
 
 class WorkerKilled:
@@ -104,14 +125,12 @@ class CleanStop:
         return recover(scene, batch is not None and left > 0 and code == 0, note, after)
 
 
-@dataclass
 class CheckpointDeleted:
-    """A query's checkpoint folder is deleted between a stop and a start."""
+    """SCORE's checkpoint folder is deleted between a stop and a start."""
 
-    query: Literal["score", "archive"]
-    name: str
-    about: str
-    kind: Kind
+    name = "score-checkpoint"
+    about = "SCORE's checkpoint is deleted"
+    kind: Kind = "replayed"
 
     def inflict(self, scene: Scene, rng: random.Random, records: int) -> Injury:
         """See `Fault`."""
@@ -120,13 +139,112 @@ class CheckpointDeleted:
         drained = scene.drain()
         code = scene.stop()
         there = len(scene.reader.refresh())
-        checkpoint = scene.home / "checkpoints" / self.query
-        was = Checkpoint(checkpoint).committed()
-        shutil.rmtree(checkpoint)
+        was = scene.score.committed()
+        shutil.rmtree(scene.score.folder)
         note = f"deleted at batch {was}, with {there} outcomes on the topics (stopped with exit {code})"
-        if self.query == "score":
-            scene.supervise("--from-beginning")  # as the runbook says: without it the stream does not start
+        scene.supervise("--from-beginning")  # as the runbook says: without it the stream does not start
         return recover(scene, drained and was >= 0, note, after)
+
+
+@dataclass
+class TablesDamaged:
+    """Tables are lost, restored or put back between a stop and a start; the archive fills them again."""
+
+    damage: Callable[[Scene], str]
+    name: str
+    about: str
+    kind: Kind = "clean"
+
+    def inflict(self, scene: Scene, rng: random.Random, records: int) -> Injury:
+        """See `Fault`."""
+        before, after = split(records)
+        tables = Path(scene.settings.tables_folder)
+        drained = scene.drain()
+        code = scene.stop()
+        shutil.rmtree(scene.home / _COPY, ignore_errors=True)
+        shutil.copytree(tables, scene.home / _COPY)
+        scene.ensure_running()
+        scene.publish(before)
+        drained = scene.drain() and drained
+        code = max(code, scene.stop())
+        note = f"{self.damage(scene)} (stopped with exit {code})"
+        return recover(scene, drained and code == 0, note, after)
+
+
+_COPY = "tables.copy"
+
+
+def delete_tables(scene: Scene) -> str:
+    """Delete the tables' folder."""
+    shutil.rmtree(scene.settings.tables_folder)
+    return "all tables are gone"
+
+
+def put_copy_back(scene: Scene) -> str:
+    """Put an old copy in the place of one table."""
+    place = Path(scene.settings.tables_folder) / FEATURES
+    shutil.rmtree(place)
+    shutil.copytree(scene.home / _COPY / FEATURES, place)
+    return f"an older copy of {FEATURES} is in its place"
+
+
+def restore_table(scene: Scene) -> str:
+    """Take the newest versions of one table back with RESTORE."""
+    table = DeltaTable(f"{scene.settings.tables_folder}/{PREDICTION}")
+    version = table.version()
+    table.restore(max(1, version // 2))
+    return f"{PREDICTION} is restored from version {version} to {max(1, version // 2)}"
+
+
+def add_former_checkpoint(scene: Scene) -> str:
+    """Put a checkpoint there as the former release's ARCHIVE had, of a query that had read nothing."""
+    checkpoint = scene.home / "checkpoints" / "archive"
+    topics = {topic: {str(p): 0 for p in range(PARTITIONS)} for topic in scene.outcome_topics.values()}
+    for folder, last in {"offsets": json.dumps(topics), "commits": "{}"}.items():
+        (checkpoint / folder).mkdir(parents=True, exist_ok=True)
+        (checkpoint / folder / "0").write_text(f"v1\n{{}}\n{last}", encoding="utf-8")
+    return "a checkpoint of a former release is there"
+
+
+def remove_former_checkpoint(scene: Scene) -> str:
+    """Remove that checkpoint again."""
+    shutil.rmtree(scene.home / "checkpoints" / "archive", ignore_errors=True)
+    return "no checkpoint of a former release is there"
+
+
+@dataclass
+class ArchiveKilled:
+    """SIGKILL to the archive's process at a point of its work: the stream goes on, and starts it again."""
+
+    points: tuple[str, ...]
+    name: str
+    about: str
+    kind: Kind = "clean"
+
+    def inflict(self, scene: Scene, rng: random.Random, records: int) -> Injury:
+        """See `Fault`."""
+        before, after = split(records)
+        stream = scene.ensure_running()
+        point = rng.choice(self.points)
+        scene.halts.ask_for(point)
+        with scene.publishing(before, seconds=2):
+            hit = await_halt(scene, point)
+            pid = stream.archive_pid()
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+        again = self._await_another(stream, pid)
+        scene.publish(after)
+        went_on = hit and again and stream.alive
+        return Injury(went_on, f"killed at {point!r}; {'started again' if again else 'not started again'}")
+
+    @staticmethod
+    def _await_another(stream: StreamProcess, pid: int | None) -> bool:
+        deadline = time.monotonic() + WATCH_S
+        while time.monotonic() < deadline:
+            if stream.archive_pid() not in (None, pid):
+                return True
+            time.sleep(_POLL_S)
+        return False
 
 
 class TwoJobs:
@@ -154,7 +272,7 @@ class TwoJobs:
 
 @dataclass
 class TableBlocked:
-    """A table's log cannot be written for a while: SCORE goes on, the tables catch up.
+    """A table's log cannot be written for a while: SCORE goes on as fast as before, the tables catch up.
 
     A read-only folder means nothing to root, so a plain file takes the log folder's place.
     """
@@ -168,25 +286,36 @@ class TableBlocked:
         """See `Fault`."""
         before, after = split(records)
         stream = scene.ensure_running()
-        kafka = scene.kafka
         log = Path(scene.settings.tables_folder) / rng.choice((PREDICTION, FEATURES)) / "_delta_log"
         away = log.with_name("_delta_log.away")
-        newest = scene.score.planned()
-        with measuring_ends(kafka, kafka.predictions_topic, kafka.deadletters_topic) as ends:
-            with scene.publishing(before, seconds=self.blocked_s):
-                next_batch(scene.score, kafka.images_topic, newest)
-                log.rename(away)
-                log.write_bytes(b"")
-                try:
-                    at_first = ends.total()
-                    time.sleep(self.blocked_s)
-                    scored = ends.total() - at_first
-                    stalled = scene.archive.planned() > scene.archive.committed()
-                    survived = stream.alive
-                finally:
-                    log.unlink()
-                    away.rename(log)
+        calm = self._time_predictions(scene, before // 2)
+        log.rename(away)
+        log.write_bytes(b"")
+        try:
+            blocked = self._time_predictions(scene, before - before // 2)
+            survived = stream.alive
+        finally:
+            log.unlink()
+            away.rename(log)
+        topic = scene.outcome_topics[log.parent.name]
+        done = scene.archived().get(topic, {})
+        stalled = any(done.get(p, 0) < end for p, end in read_ends(scene.kafka, topic).items())
         scene.publish(after)
+        calm_s, blocked_s = (median(one) if one else inf for one in (calm, blocked))
         went_on = "the stream went on" if survived else "the stream ended"
-        note = f"{log.parent.name} blocked for {self.blocked_s:.0f} s: {scored} outcomes meanwhile; {went_on}"
-        return Injury(stalled and scored > 0, note)
+        note = (
+            f"{log.parent.name} blocked for {self.blocked_s:.0f} s: {len(blocked)} predictions meanwhile, after "
+            f"{blocked_s:.2f} s, {calm_s:.2f} s before; {went_on}"
+        )
+        return Injury(stalled and survived and blocked_s < calm_s + _AS_FAST_S, note)
+
+    def _time_predictions(self, scene: Scene, count: int) -> list[float]:
+        """Publish images, spread over the time of the blockade; give how long each prediction took, by the broker."""
+        with tail(scene.kafka, scene.kafka.predictions_topic) as consumer:
+            scene.publish(count, seconds=self.blocked_s)
+            found = []
+            while (message := consumer.poll(_QUIET_S)) is not None:
+                if message.error() is None:
+                    received = datetime.fromisoformat(dict(message.headers())["xray_input_timestamp"].decode())
+                    found.append(message.timestamp()[1] / 1000 - received.timestamp())
+            return found

@@ -159,6 +159,16 @@ def next_batch(checkpoint: Checkpoint, topic: str, after: int, *, skip: int = 0)
     return None
 
 
+def await_halt(scene: Scene, point: str) -> bool:
+    """Wait until the archive's process stands at a point of its work; False where it does not come there."""
+    deadline = time.monotonic() + WATCH_S
+    while time.monotonic() < deadline:
+        if scene.halts.has_halted(point):
+            return True
+        time.sleep(TICK_S)
+    return False
+
+
 def choose_batch(scene: Scene, rng: random.Random, records: int) -> int:
     """Choose how many batches to let pass: one at most, and none where one batch can hold all that is published."""
     return rng.randrange(2) if records > scene.images_per_batch else 0

@@ -11,6 +11,9 @@ from pathlib import Path
 _ON_THE_PATH = Path(__file__).parent / "halting"
 
 POINTS: tuple[str, ...] = tuple(runpy.run_path(str(_ON_THE_PATH / "sitecustomize.py"))["POINTS"])
+AT_START = ("claim-begun", "table-made", "claimed", "places-taken-over", "claim-done")
+"""Those of the claim; the others are in its work."""
+AT_WORK = tuple(point for point in POINTS if point not in AT_START)
 
 
 class Halts:

@@ -1,26 +1,23 @@
 """Faults that kill the whole stream, or its driver: at a moment of a micro-batch, or during a change of the model."""
 
-import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
-from pathlib import Path
 
 from benchmarks.chaos.commands import run_command
 from benchmarks.chaos.faults import (
     COMMAND_TIMEOUT_S,
-    TICK_S,
     WATCH_S,
     Injury,
     Kind,
+    await_halt,
     choose_batch,
     count_published,
     next_batch,
     recover,
     split,
 )
-from benchmarks.chaos.oracle import DEAD_LETTER, FEATURES, PREDICTION
+from benchmarks.chaos.oracle import PREDICTION
 from benchmarks.chaos.scene import Ends, Scene, measuring_ends
 
 _SWAP_S = 3.0
@@ -100,52 +97,22 @@ class AfterPublishing:
 
 
 class AfterDeltaCommit:
-    """SIGKILL to everything when a table has the rows and Spark has not committed the archive's micro-batch."""
+    """SIGKILL to everything when a table has the rows and the archive has told nobody."""
 
     name = "after-delta-commit"
-    about = "SIGKILL when a table has a new version and the archive's commits/N is absent"
+    about = "SIGKILL of everything when the archive has committed rows to a table and does not know it yet"
     kind: Kind = "killed"
 
     def inflict(self, scene: Scene, rng: random.Random, records: int) -> Injury:
         """See `Fault`."""
         before, after = split(records)
         scene.ensure_running().aim()
-        newest = scene.archive.planned()
-        wanted = rng.choice((1, 2, 3))
+        point = rng.choice(("appended", "group-untold"))
+        scene.halts.ask_for(point)
         with scene.publishing(before):
-            struck = self._strike(scene, newest, wanted)
-        if struck is None:
-            return Injury(False, "every batch was committed too fast")
-        batch, old = struck
-        committed = scene.archive.is_committed(batch)
-        new = sorted(_versions(Path(scene.settings.tables_folder)) - old)
-        note = f"archive batch {batch}: {', '.join(new)} written, {'' if committed else 'not '}committed"
-        return recover(scene, bool(new) and not committed, note, after)
-
-    @staticmethod
-    def _strike(scene: Scene, newest: int, wanted: int) -> tuple[int, set[str]] | None:
-        """Kill at the first batch that wrote so many tables before its commit; give it and the versions before it."""
-        tables = Path(scene.settings.tables_folder)
-        while (batch := next_batch(scene.archive, scene.kafka.predictions_topic, newest)) is not None:
-            old = _versions(tables)
-            deadline = time.monotonic() + WATCH_S
-            while not scene.archive.is_committed(batch) and time.monotonic() < deadline:
-                if len(_versions(tables) - old) >= wanted:
-                    scene.kill()
-                    return batch, old
-                time.sleep(TICK_S)
-            newest, wanted = batch, 1  # perhaps that batch had no dead letter
-        return None
-
-
-def _versions(tables: Path) -> set[str]:
-    """List the versions of all tables, by the files of their logs."""
-    found = set()
-    for table in (PREDICTION, FEATURES, DEAD_LETTER):
-        with suppress(FileNotFoundError, NotADirectoryError):
-            names = os.listdir(tables / table / "_delta_log")
-            found |= {f"{table} {int(name[:-5])}" for name in names if name.endswith(".json") and name[:-5].isdigit()}
-    return found
+            hit = await_halt(scene, point)
+            scene.kill()
+        return recover(scene, hit, f"the archive stood at {point!r}", after)
 
 
 class ModelSwap:

@@ -1,8 +1,26 @@
 """The kill matrix."""
 
-from benchmarks.chaos.damage import BrokerKilled, CheckpointDeleted, CleanStop, TableBlocked, TwoJobs, WorkerKilled
+from benchmarks.chaos.damage import (
+    ArchiveKilled,
+    BrokerKilled,
+    CheckpointDeleted,
+    CleanStop,
+    TableBlocked,
+    TablesDamaged,
+    TwoJobs,
+    WorkerKilled,
+    add_former_checkpoint,
+    delete_tables,
+    put_copy_back,
+    remove_former_checkpoint,
+    restore_table,
+)
 from benchmarks.chaos.faults import Fault
+from benchmarks.chaos.halts import AT_WORK
 from benchmarks.chaos.kills import AfterDeltaCommit, AfterPublishing, BeforeInference, DriverKilled, ModelSwap
+
+APPENDING = ("read", "ids-checked", "appended", "group-untold")
+UPKEEP = tuple(point for point in AT_WORK if point not in APPENDING)
 
 
 def make_faults(*, short: bool = False) -> list[Fault]:
@@ -17,11 +35,17 @@ def make_faults(*, short: bool = False) -> list[Fault]:
         Shorter outages.
     """
     return [
-        CheckpointDeleted("score", "score-checkpoint", "SCORE's checkpoint is deleted", "replayed"),
-        CheckpointDeleted("archive", "archive-checkpoint", "ARCHIVE's checkpoint is deleted", "clean"),
+        CheckpointDeleted(),
+        TablesDamaged(delete_tables, "tables-deleted", "the tables' folder is deleted"),
+        TablesDamaged(put_copy_back, "old-copy", "an older copy is put in the place of a table"),
+        TablesDamaged(restore_table, "restore", "RESTORE takes the newest versions of a table back"),
+        TablesDamaged(add_former_checkpoint, "former-checkpoint", "a checkpoint of a former release's archive appears"),
+        TablesDamaged(remove_former_checkpoint, "no-former-checkpoint", "that checkpoint is removed"),
         BeforeInference(),
         AfterPublishing(),
         AfterDeltaCommit(),
+        ArchiveKilled(APPENDING, "archive-appends", "SIGKILL of the archive alone, while it brings outcomes in"),
+        ArchiveKilled(UPKEEP, "archive-upkeep", "SIGKILL of the archive alone, at a point of its upkeep"),
         WorkerKilled(),
         BrokerKilled(outage_s=10.0 if short else 60.0),
         CleanStop(),
@@ -32,5 +56,5 @@ def make_faults(*, short: bool = False) -> list[Fault]:
     ]
 
 
-SOAK_EXCLUDED = ("score-checkpoint", "two-jobs")
+SOAK_EXCLUDED = ("score-checkpoint", "tables-deleted", "two-jobs")
 """Left out of a soak: scoring a whole soak again takes as long as the soak, and a refused start disturbs nothing."""

@@ -6,17 +6,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from benchmarks.chaos.commands import run_command
+from benchmarks.chaos.halts import Halts
 from benchmarks.chaos.oracle import PREDICTION, Known, Oracle, OutcomeReader, Place, Verdict, check, publish
 from benchmarks.chaos.stream import Checkpoint, StreamProcess
 from benchmarks.chaos.traffic import Message, Traffic
-from schemas.errors import JobError
+from schemas.errors import JobError, TableError
+from streaming.account.archived import find_archived, topics_by_table
 from streaming.kafka.topics import create_topics
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
 from tests.testimages import MAX_PAYLOAD_BYTES
@@ -78,6 +80,8 @@ class Site:
             "XRAY_KAFKA__PARTITIONS": str(PARTITIONS),
             "XRAY_METRICS__PORT": "0",
             "XRAY_ARCHIVE__TRIGGER_S": "1",
+            "XRAY_ARCHIVE__METRICS_PORT": "0",
+            "XRAY_ARCHIVE__COMPACT_FILES": "5",
             "XRAY_SCORE__MAX_PAYLOAD_BYTES": str(MAX_PAYLOAD_BYTES),
         }
 
@@ -151,6 +155,7 @@ class Scene:
         self.oracle = Oracle(self.home / "oracles" / "first.jsonl")
         self._oracles = [self.everything, self.oracle]
         self.reader = OutcomeReader(self.kafka)
+        self.halts = Halts(self.home / "halts")
         self.stream: StreamProcess | None = None
         self.deaths: list[str] = []
 
@@ -170,9 +175,16 @@ class Scene:
         return Checkpoint(self.home / "checkpoints" / "score")
 
     @property
-    def archive(self) -> Checkpoint:
-        """ARCHIVE's checkpoint."""
-        return Checkpoint(self.home / "checkpoints" / "archive")
+    def outcome_topics(self) -> dict[str, str]:
+        """The topic that each table is filled from."""
+        return topics_by_table(self.kafka)
+
+    def archived(self) -> dict[str, dict[int, int]]:
+        """Give the offsets up to which everything is in the tables; nothing where one cannot be read just now."""
+        partitions = {topic: range(PARTITIONS) for topic in self.outcome_topics.values()}
+        with suppress(TableError):
+            return find_archived(self.settings.tables_folder, self.kafka, partitions)
+        return {}
 
     def _link_models(self) -> None:
         folder = self.home / "models"
@@ -242,7 +254,7 @@ class Scene:
             self.stream.kill()  # what it left behind
             self.stream = None
         if self.stream is None:
-            self.stream = StreamProcess(self.environ, self.stderr, options)
+            self.stream = StreamProcess(self.environ | self.halts.environ(self.environ), self.stderr, options)
         return self.stream
 
     def kill(self) -> None:
@@ -306,16 +318,21 @@ class Scene:
         deadline = time.monotonic() + (timeout_s or 180 + len(self.everything.records) / 20)
         kafka = self.kafka
         images = {kafka.images_topic: self.everything.ends()}
-        if not self._await_progress(self.score, images, deadline):
+        if not self._await_progress(self.score.progress, images, deadline):
             return False
-        topics = (kafka.predictions_topic, kafka.features_topic, kafka.deadletters_topic)
-        return self._await_progress(self.archive, {topic: read_ends(kafka, topic) for topic in topics}, deadline)
+        ends = {topic: read_ends(kafka, topic) for topic in self.outcome_topics.values()}
+        return self._await_progress(self.archived, ends, deadline)
 
-    def _await_progress(self, query: Checkpoint, wanted: Mapping[str, Mapping[int, int]], deadline: float) -> bool:
+    def _await_progress(
+        self,
+        read_progress: Callable[[], Mapping[str, Mapping[int, int]]],
+        wanted: Mapping[str, Mapping[int, int]],
+        deadline: float,
+    ) -> bool:
         died = len(self.deaths)
         while time.monotonic() < deadline and len(self.deaths) - died <= _MAX_RESTARTS:
             self.supervise()
-            done = query.progress()
+            done = read_progress()
             if all(done.get(topic, {}).get(p, 0) >= end for topic, ends in wanted.items() for p, end in ends.items()):
                 return True
             time.sleep(0.1)

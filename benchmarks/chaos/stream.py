@@ -1,8 +1,8 @@
 """``xray stream`` as a supervisor sees it: started, watched through /proc and its checkpoint files, stopped, killed.
 
-It is a Python driver with a JVM as its child, which has a Python daemon as its child, which forks the workers. The
-driver leads a session of its own, so they are found by the session's number, orphans too, and with them what they
-began in other sessions.
+It is a Python driver with a JVM as its child, which has a Python daemon as its child, which forks the workers; and with
+the archive as another child. The driver leads a session of its own, so they are found by the session's number, orphans
+too, and with them what they began in other sessions.
 """
 
 import json
@@ -22,6 +22,7 @@ from benchmarks.chaos.commands import command_line
 _POLL_S = 0.01
 _ORPHAN_POLL_S = 0.05
 _END_TIMEOUT_S = 60
+_ARCHIVE = "streaming.archive"
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,11 @@ class StreamProcess:
         jvms = {process.pid for process in found if process.is_java}
         daemons = {process.pid for process in found if process.parent in jvms and not process.is_java}
         return [process.pid for process in found if process.parent in daemons]
+
+    def archive_pid(self) -> int | None:
+        """Process id of the archive beside the stream; None where there is none just now."""
+        found = self.processes()
+        return next((p.pid for p in found if p.parent == self.pid and _ARCHIVE in p.command.split("\0")), None)
 
     def memory(self) -> Memory | None:
         """Measure the memory of JVM and workers; None where there is no JVM."""

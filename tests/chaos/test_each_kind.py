@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from benchmarks.chaos.damage import BrokerKilled, TableBlocked, WorkerKilled
+from benchmarks.chaos.damage import ArchiveKilled, BrokerKilled, TableBlocked, WorkerKilled
 from benchmarks.chaos.faults import ATTEMPTS
+from benchmarks.chaos.halts import AT_WORK
 from benchmarks.chaos.kills import AfterPublishing
 from benchmarks.chaos.scene import Scene
 
@@ -16,12 +17,19 @@ RECORDS = 60
 
 @pytest.mark.timeout(600)  # each fault is tried up to four times, and a busy machine takes its time
 def test_nothing_is_lost_and_nothing_is_twice(short_scene: Scene, seed: int) -> None:
-    """A worker, the tables' disk, the broker, and the stream itself between publishing and its commit."""
+    """A worker, the tables' disk, the archive, the broker, and the stream itself between publishing and its commit."""
     scene, chance = short_scene, random.Random(seed)
     scene.ensure_running()
     scene.begin("each-kind")
     notes = []
-    for fault in (WorkerKilled(), TableBlocked(blocked_s=5.0), BrokerKilled(outage_s=5.0), AfterPublishing()):
+    faults = (
+        WorkerKilled(),
+        TableBlocked(blocked_s=5.0),
+        ArchiveKilled(AT_WORK, "archive", "at any point of its work"),
+        BrokerKilled(outage_s=5.0),
+        AfterPublishing(),
+    )
+    for fault in faults:
         for _ in range(ATTEMPTS):
             scene.ensure_running()
             injury = fault.inflict(scene, chance, RECORDS)
@@ -33,7 +41,7 @@ def test_nothing_is_lost_and_nothing_is_twice(short_scene: Scene, seed: int) -> 
 
     verdict = scene.check()
     said = f"seed {seed}; {notes}; {verdict.examples}"
-    assert verdict.records >= 4 * RECORDS
+    assert verdict.records >= len(faults) * RECORDS
     assert verdict.troubles == {}, said  # missing, both, wrong reason or bytes, tables, the command's own account
     assert verdict.topic_duplicates == 0, said
     assert scene.deaths == [], said

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from benchmarks.chaos.halts import POINTS, Halts
+from benchmarks.chaos.halts import AT_START, AT_WORK, Halts
 from streaming.settings import StreamSettings
 from tests.integration.streaming.archive.scored import Scored
 from tests.integration.streaming.archive.test_archive import NAMES, archive
@@ -24,8 +24,6 @@ _ORPHANS = 50
 
 # Behind a commit, the same files without it are what is left of a process that was killed just before it.
 UNCOMMITTED = {"appended": "append", "joined": "join", "dead-files-removed": "clean-up"}
-AT_START = ("claim-begun", "table-made", "claimed", "places-taken-over", "claim-done")
-AT_WORK = tuple(point for point in POINTS if point not in AT_START)
 
 
 @pytest.fixture
