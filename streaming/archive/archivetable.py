@@ -133,16 +133,19 @@ class ArchiveTable:
         from_beginning: bool,
     ) -> None:
         former: Mapping[int, int] = {}
+        own = {TOPIC_PROPERTY: describe_topic(self._ids, self.topic)}
         table = open_table(self._place)
         if table is None:
-            table = create_table(self._place, self._definition, _DELTA_PROPERTIES)
+            # With its topic from the first commit on: without, it would pass for one of the former release at the next
+            # start, if this one were killed now, and the places of that release for those of the new, empty table.
+            table = create_table(self._place, self._definition, _DELTA_PROPERTIES | own)
         elif (noted := recorded_topic(table)) is None:
             former = find_former()
         elif self._ids.differ_from(noted) and not accept_loss:
             raise DataLossError(_describe_other_topic(self._place, noted, self.topic))
         self._add_columns(table)
         self._check_columns(table)
-        properties = {TOPIC_PROPERTY: describe_topic(self._ids, self.topic), WRITER_PROPERTY: self._writer}
+        properties = own | {WRITER_PROPERTY: self._writer}
         given = table.metadata().configuration
         properties |= {name: value for name, value in _DELTA_PROPERTIES.items() if name not in given}
         with failing_as(f"the table {self._place} cannot be written"):
