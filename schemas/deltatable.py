@@ -11,9 +11,12 @@ from contextlib import contextmanager
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
+from pyarrow.fs import PyFileSystem
 
 from schemas.documents import Table
 from schemas.errors import TableError, TableMovedError
+from schemas.objectstore import describe_failure, store_options
 
 # Checkpoints and the clean-up of the log have their own time; within an append they would make it wait.
 NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
@@ -56,9 +59,14 @@ def open_table(place: str) -> DeltaTable | None:
     """
     with failing_as(f"the table {place} cannot be read"):
         try:
-            return DeltaTable(place)
+            return DeltaTable(place, storage_options=store_options(place))
         except TableNotFoundError:
             return None
+
+
+def open_files(table: DeltaTable) -> PyFileSystem:
+    """Give the files of a table, by their paths in its folder, wherever that is."""
+    return PyFileSystem(DeltaStorageHandler(table.table_uri, store_options(table.table_uri)))
 
 
 def create_table(place: str, table: Table, properties: Mapping[str, str]) -> DeltaTable:
@@ -88,12 +96,13 @@ def create_table(place: str, table: Table, properties: Mapping[str, str]) -> Del
                 name=table.name,
                 description=table.comment,
                 configuration=dict(properties),
+                storage_options=store_options(place),
                 # Else the later of two creates the table once more, as its next version and with another id.
                 commit_properties=_swap([], None),
                 raise_if_key_not_exists=False,
             )
         except CommitFailedError:
-            return DeltaTable(place)
+            return DeltaTable(place, storage_options=store_options(place))
 
 
 def append_rows(
@@ -165,12 +174,8 @@ def failing_as(what: str) -> Iterator[None]:
     try:
         yield
     except CommitFailedError as exc:
-        msg = f"{what}, it was changed by somebody else meanwhile: {_first_line(exc)}"
+        msg = f"{what}, it was changed by somebody else meanwhile: {describe_failure(exc)}"
         raise TableMovedError(msg) from exc
     except (DeltaError, OSError) as exc:
-        msg = f"{what}: {_first_line(exc)}"
+        msg = f"{what}: {describe_failure(exc)}"
         raise TableError(msg) from exc
-
-
-def _first_line(exc: Exception) -> str:
-    return next(iter(str(exc).strip().splitlines()), type(exc).__name__)

@@ -16,10 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaError, Message, TopicPartition
-from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
 
-from schemas.deltatable import open_table
+from schemas.deltatable import failing_as, open_table
 from schemas.errors import NoCheckpointError, SettingsError
 from streaming.account.archived import find_archived
 from streaming.account.checkpoints import committed_offsets, has_begun
@@ -395,7 +393,8 @@ def _find_duplicates(place: str, ids: Any, span_days: int) -> int:
     table = open_table(place) if len(repeated) else None
     if table is None:
         return 0
-    rows = table.to_pyarrow_table(columns=["event_id", "date"])
+    with failing_as(f"the table {place} cannot be read"):
+        rows = table.to_pyarrow_table(columns=["event_id", "date"])
     return count_duplicates(rows.filter(pc.is_in(rows["event_id"].cast(pa.binary()), value_set=repeated)), span_days)
 
 
@@ -433,8 +432,9 @@ def _count_absent(ids: Any, present: Any) -> int:
 
 def _read_event_ids(path: str) -> Any:
     """Read a table's event ids as Arrow: a million are 40 MB so, and ten times that as Python's own text."""
-    try:
-        table = DeltaTable(path)
-    except TableNotFoundError:
+    table = open_table(path)
+    if table is None:
         return _id_array(set())
-    return table.to_pyarrow_table(columns=["event_id"])["event_id"].cast(pa.binary()).combine_chunks()
+    with failing_as(f"the table {path} cannot be read"):
+        ids = table.to_pyarrow_table(columns=["event_id"])["event_id"]
+    return ids.cast(pa.binary()).combine_chunks()

@@ -4,9 +4,7 @@ import logging
 import time
 from datetime import UTC, datetime, timedelta
 
-from deltalake.exceptions import DeltaError
-
-from schemas.errors import NoCheckpointError, XrayError
+from schemas.errors import NoCheckpointError
 from streaming.account.audit import Account, Scope, audit_stream
 from streaming.metrics import StreamMetrics
 from streaming.periodic import PeriodicTask
@@ -35,7 +33,6 @@ class Auditor:
             self._audit,
             settings.audit.interval_s,
             failure="no account could be drawn up",
-            expected=(XrayError, DeltaError, OSError),
         )
 
     def start(self) -> None:

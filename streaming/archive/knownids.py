@@ -13,12 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
-from deltalake.fs import DeltaStorageHandler
 from pandas.util import hash_array
 from pyarrow import parquet
-from pyarrow.fs import PyFileSystem
 
-from schemas.deltatable import failing_as
+from schemas.deltatable import failing_as, open_files
 from streaming.archive.rows import Row
 
 Day = int | None
@@ -193,7 +191,7 @@ def _list_files(table: DeltaTable) -> dict[Day, list[str]]:
 
 def _read_ids(table: DeltaTable, paths: Sequence[str]) -> Iterator[pa.Array]:
     """Read the id column of files, one after the other."""
-    storage = PyFileSystem(DeltaStorageHandler(table.table_uri))
+    storage = open_files(table)
     for path in paths:
         column = parquet.read_table(path, columns=["event_id"], filesystem=storage, use_threads=False)["event_id"]
         yield column.cast(pa.string()).combine_chunks()  # writers differ in the kind of text that they note

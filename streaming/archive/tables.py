@@ -17,10 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
-from deltalake.fs import DeltaStorageHandler
-from pyarrow.fs import FileSelector, FileType, PyFileSystem
+from pyarrow.fs import FileSelector, FileType
 
-from schemas.deltatable import NO_HOOKS, failing_as, open_table
+from schemas.deltatable import NO_HOOKS, failing_as, open_files, open_table
 from schemas.documents import load_tables
 from schemas.errors import SettingsError, TableError, TableMovedError
 from streaming.archive.archivetable import WRITER_PROPERTY, open_claimed
@@ -252,8 +251,7 @@ def _count_small(actions: pa.Table) -> int:
 
 def _list_files(table: DeltaTable) -> dict[str, int]:
     """List what is stored, with sizes, by path in the table's folder."""
-    storage = PyFileSystem(DeltaStorageHandler(table.table_uri))
-    found = storage.get_file_info(FileSelector("", recursive=True))
+    found = open_files(table).get_file_info(FileSelector("", recursive=True))
     return {info.path: info.size for info in found if info.type == FileType.File}
 
 
