@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 
 WRITER_PROPERTY = "xray.archive.writer"
 """Property of a table: the name of who fills it."""
-_APPENDED_BY = "xray.archive"
+COMPACTION = "compaction"
+"""How the name of one begins that compacts by hand."""
+APPENDED_BY = "xray.archive"
 """In an append's own metadata: who made it."""
 
 _DELTA_PROPERTIES = {
@@ -209,7 +211,7 @@ class ArchiveTable:
         """Tell whether RESTORE took rows away since the last append: it leaves the places where they were."""
         with failing_as(f"the table {self._place} cannot be read"):
             for commit in self.opened.history(_LOOKED_BACK):
-                if _APPENDED_BY in commit:
+                if APPENDED_BY in commit:
                     return False
                 if commit["operation"] == "RESTORE":
                     return True
@@ -220,7 +222,7 @@ class ArchiveTable:
         self._set_places({partition: span.start for partition, span in spans.items()})
 
     def _set_places(self, places: Mapping[int, int]) -> None:
-        metadata = {_APPENDED_BY: self._writer}
+        metadata = {APPENDED_BY: self._writer}
         append_rows(self.opened, to_arrow([], self._definition), self._name_places(places), metadata)
         self.places = dict(places)
 
@@ -247,7 +249,7 @@ class ArchiveTable:
             It cannot be read or written; what was written is to be found out with `reopen`.
         """
         new = self._known.drop_known(self.opened, rows)
-        metadata = {_APPENDED_BY: self._writer}
+        metadata = {APPENDED_BY: self._writer}
         there = self._list_files(new)
         try:
             append_rows(self.opened, to_arrow(new, self._definition), self._name_places(places), metadata)
@@ -304,10 +306,11 @@ def open_claimed(place: str, writer: str) -> DeltaTable:
         raise TableError(msg)
     other = table.metadata().configuration.get(WRITER_PROPERTY)
     if other != writer:
-        msg = (
-            f"the table {place} is filled by another archive since ({other}), or was put back to a version from before "
-            "this one began; this one ends"
+        what = (
+            "is being compacted by hand" if str(other).startswith(COMPACTION) else "is filled by another archive since"
         )
+        put_back = "or was put back to a version from before this one began"
+        msg = f"the table {place} {what} ({other}), {put_back}; this one ends"
         raise TableClaimedError(msg)
     return table
 

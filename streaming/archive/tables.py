@@ -22,7 +22,7 @@ from pyarrow.fs import FileSelector, FileType
 from schemas.deltatable import NO_HOOKS, failing_as, open_files, open_table
 from schemas.documents import load_tables
 from schemas.errors import SettingsError, TableError, TableMovedError
-from streaming.archive.archivetable import WRITER_PROPERTY, open_claimed
+from streaming.archive.archivetable import COMPACTION, WRITER_PROPERTY, open_claimed
 from streaming.archive.lease import hold_tables
 
 MIN_KEEP = timedelta(hours=1)
@@ -198,7 +198,7 @@ def _compact(folder: str, name: str, keep: timedelta, *, held: bool, dry_run: bo
 
 def _claim(table: DeltaTable) -> str:
     """End whoever fills a table, where no lock keeps the two apart; an archive that starts again claims it back."""
-    writer = f"compaction {uuid.uuid4()}"
+    writer = f"{COMPACTION} {uuid.uuid4()}"
     with failing_as(f"the table {table.table_uri} cannot be compacted"):
         table.alter.set_table_properties({WRITER_PROPERTY: writer}, raise_if_not_exists=False)
     return writer
