@@ -22,6 +22,7 @@ from streaming.account.archived import topics_by_table
 from streaming.archive.archivemetrics import ArchiveMetrics
 from streaming.archive.archiver import Archiver
 from streaming.archive.lease import hold_tables, local_folder
+from streaming.archive.rivals import refuse_rival
 from streaming.folders import check_folder
 from streaming.kafka.topics import create_topics, wanted_topics
 from streaming.metrics import serve_metrics
@@ -144,6 +145,8 @@ class _Run:
 
     def fill(self, *, accept_loss: bool, from_beginning: bool, on_ready: Callable[[], None]) -> None:
         """Give each table its turn, again and again."""
+        if local_folder(self._settings.tables_folder) is None:
+            refuse_rival(self._settings, self._ended, self._note_step)
         settings, tables, writer = self._settings, load_tables(), str(uuid.uuid4())
         self._archivers = [
             Archiver(
