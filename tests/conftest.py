@@ -1,5 +1,6 @@
 """Fixtures: one Spark session and one broker for a whole run, each started on first use."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from sparkdl.spark.java import find_java
 from streaming.kafka.topics import create_topics
 from streaming.run.service import open_session
 from streaming.settings import StreamSettings, load_settings
+from tests.objectstore import ObjectStore
 from training.data.dataset import read_dataset
 from training.model.fit import train_model
 from xray.broker import LocalBroker
@@ -93,6 +95,26 @@ def spark(base_settings: StreamSettings) -> Iterator[SparkSession]:
     session = open_session(base_settings)
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def store_server() -> Iterator[ObjectStore]:
+    """An object store of this run."""
+    server = ObjectStore()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def store(store_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """The object store, without faults, and the environment that names it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in store_server.environment.items():
+        monkeypatch.setenv(name, value)
+    store_server.seen()
+    yield store_server
+    store_server.heal()
 
 
 @dataclass(frozen=True)
