@@ -1,0 +1,1 @@
+"""Tests of who else reads the tables."""
