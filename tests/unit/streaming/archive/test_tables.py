@@ -176,7 +176,7 @@ def open_first(monkeypatch: pytest.MonkeyPatch, *opened: DeltaTable) -> None:
     """Have what joins open these, as if they had been the newest versions then; after them the real newest one."""
     stale = list(opened)
     newest = tables._reopen
-    monkeypatch.setattr(tables, "_reopen", lambda place: stale.pop(0) if stale else newest(place))
+    monkeypatch.setattr(tables, "_reopen", lambda place, *writer: stale.pop(0) if stale else newest(place, *writer))
 
 
 def test_a_lost_race_is_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
