@@ -1,6 +1,9 @@
 """ARCHIVE into an object store: one row per event id, whoever else writes, and whatever becomes of the store."""
 
+import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -12,20 +15,30 @@ from typing import Any
 
 import pytest
 from deltalake import DeltaTable
+from prometheus_client import CollectorRegistry
 
 from schemas import deltatable
 from schemas.documents import load_tables
-from schemas.errors import TableClaimedError
+from schemas.errors import DatasetError, TableClaimedError
 from schemas.objectstore import store_options
+from streaming.account.audit import audit_stream
 from streaming.archive.archivetable import WRITER_PROPERTY, ArchiveTable
 from streaming.archive.knownids import KnownIds
+from streaming.archive.process import ArchiveProcess
 from streaming.archive.rows import Row
 from streaming.archive.service import run_archive
 from streaming.archive.tables import compact_table, describe_tables, join_files
 from streaming.kafka.topicids import TopicIds
+from streaming.metrics import StreamMetrics
 from streaming.settings import StreamSettings
 from tests.integration.streaming.archive.test_archive import NAMES, archive, outcomes, publish, read_ids, wanted_ids
+from tests.integration.streams import environment
 from tests.objectstore import BUCKET, KEY_ID, SECRET, ObjectStore, commits
+from tests.paths import ROOT
+from tests.stored import NO_CARD
+from training.data.archive import features_version
+from training.data.labelfile import Confirmation, LabelFile
+from training.data.labelstable import match_images, read_labels, record_labels
 
 pytestmark = [pytest.mark.kafka, pytest.mark.delta]
 
@@ -181,6 +194,65 @@ def test_a_compaction_by_hand_ends_the_archive_which_then_goes_on(remote: Stream
     assert read_ids(remote) == wanted_ids(range(6))
 
 
+def test_every_reader_of_the_tables_finds_them_there(remote: StreamSettings) -> None:
+    folder, kafka = remote.tables_folder, remote.kafka
+    with pytest.raises(DatasetError, match="there is no archive in s3://"):
+        features_version(folder)
+    publish(remote, outcomes(range(4)))
+    archive(remote)
+
+    assert features_version(folder) > 0
+    file = LabelFile(("source", "id"), (Confirmation(1, ("/dx-1", "2"), "covid"),))
+    matched = match_images(folder, file)
+    assert record_labels(folder, matched.by_sha256).added == 1
+    assert record_labels(folder, matched.by_sha256).unchanged == 1
+    assert read_labels(folder)["label"].to_pylist() == ["covid"]
+    checkpoint = remote.checkpoints_folder / "score"
+    places = json.dumps({kafka.images_topic: {"0": 0, "1": 0}})
+    for name, text in (("offsets", f"v1\n{{}}\n{places}"), ("commits", "v1\n{}")):
+        (checkpoint / name).mkdir(parents=True)
+        (checkpoint / name / "0").write_text(text, encoding="utf-8")
+    account = audit_stream(remote)
+    assert {name: (table.rows, table.missing, table.pending) for name, table in account.tables.items()} == {
+        "predictions": (4, 0, 0),
+        "dead_letters": (4, 0, 0),
+    }
+
+
+def test_the_commands_and_the_process_beside_a_stream_take_the_environment(
+    remote: StreamSettings, store: ObjectStore
+) -> None:
+    publish(remote, outcomes(range(3)))
+    own = {"PYTHONPATH": str(ROOT), "XRAY_ARCHIVE__FOLDER": remote.tables_folder}
+
+    def xray(*arguments: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "xray", *arguments, "--json"]
+        done = subprocess.run(
+            command, env=environment(remote) | own, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1] if "archive" in arguments else done.stdout)
+        return told
+
+    assert xray("archive", "--available-now") == {"event": "ended"}
+    shown = xray("tables", "show")["tables"]
+    assert {name: shown[name]["rows"] for name in NAMES} == dict.fromkeys(NAMES, 3)
+
+    store.close()  # the process waits for it; the one that it is beside has nothing to do with it
+    registry = CollectorRegistry()
+    beside = ArchiveProcess(remote, StreamMetrics(registry, NO_CARD))
+    beside.start()
+    try:
+        publish(remote, outcomes(range(3, 5)))
+        wait_until(lambda: (beside.check(), registry.get_sample_value("xray_query_up", {"query": "archive"}))[1] == 1)
+        store.open()
+        wait_for_rows(remote, 5)
+        assert registry.get_sample_value("xray_query_failures_total", {"query": "archive"}) in (0, None)
+    finally:
+        beside.stop()
+    assert read_ids(remote) == wanted_ids(range(5))
+
+
 # --- a writer that was frozen -----------------------------------------------------------------------------------------
 
 _TOPIC_IDS, _SPANS = TopicIds("cluster", {"features": "topic"}), {0: range(1000)}
@@ -235,7 +307,10 @@ def test_a_join_of_one_that_was_frozen_doubles_nothing(store: ObjectStore, when:
 # --- the store is away ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["closed", "busy", "lose", "lose answers", "hold"])
+@pytest.mark.parametrize(
+    "fault",
+    ["closed", "lose answers", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("busy", "lose", "hold"))],
+)
 def test_a_store_that_was_away_is_written_again(
     remote: StreamSettings,
     store: ObjectStore,
