@@ -10,4 +10,5 @@ delta = {
 }
 spark = SparkSession.builder.config(map=delta).getOrCreate()
 predictions = spark.read.format("delta").load(f"{sys.argv[1]}/predictions")
-predictions.where("date >= '2026-01-01'").groupBy("date", "label").count().orderBy("date", "label").show()
+decided = predictions.where("size(flags) = 0 OR flags IS NULL")
+decided.groupBy("date", "label").count().orderBy("date", "label").show()
