@@ -44,7 +44,8 @@ def test_a_day_at_the_command_line(shell: Shell, tmp_path: Path) -> None:
     assert json.loads(stdout.splitlines()[-1]) == {"event": "ended"}
     assert not _NOISE.search(stderr), stderr
 
-    shell.run("stream", "--available-now")  # what ARCHIVE had not written when it was ended
+    # What the archive beside the stream had not written when that was ended.
+    assert shell.json("archive", "--available-now") == {"event": "ended"}
     account = shell.json("audit")
     assert (account["balanced"], account["predicted"], account["repeated"]) == (True, 24, 0)
     assert account["tables"]["predictions"]["rows"] == 24
