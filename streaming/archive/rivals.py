@@ -1,4 +1,4 @@
-"""Another archive at work on the same tables, where no lock tells of it: in an object store.
+"""Another archive at work on the same tables, where no lock tells of it: in an object store, on NFS.
 
 Who claims tables ends the archive that filled them before. For one that was started by mistake that would be the wrong
 way round. So whoever starts looks on for a while first: an archive that works commits at each trigger while outcomes

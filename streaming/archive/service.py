@@ -99,9 +99,11 @@ def run_archive(
     if local is not None:
         check_folder(local, "XRAY_ARCHIVE__FOLDER")
     with ExitStack() as stack:
-        stack.enter_context(hold_tables(settings.tables_folder, wait_s=_LEASE_WAIT_S))
+        held = stack.enter_context(hold_tables(settings.tables_folder, wait_s=_LEASE_WAIT_S))
         run = _Run(settings, ended, note_turn, available_now=available_now)
         url = "" if available_now else run.serve(stack)
+        if not held:
+            run.refuse_rival()
         run.fill(accept_loss=accept_loss, from_beginning=from_beginning, on_ready=lambda: on_ready(ArchiveState(url)))
 
 
@@ -143,10 +145,12 @@ class _Run:
         watch.start()
         return url
 
+    def refuse_rival(self) -> None:
+        """Refuse to start where another archive writes to the tables, which nothing locks."""
+        refuse_rival(self._settings, self._ended, self._note_step)
+
     def fill(self, *, accept_loss: bool, from_beginning: bool, on_ready: Callable[[], None]) -> None:
         """Give each table its turn, again and again."""
-        if local_folder(self._settings.tables_folder) is None:
-            refuse_rival(self._settings, self._ended, self._note_step)
         settings, tables, writer = self._settings, load_tables(), str(uuid.uuid4())
         self._archivers = [
             Archiver(

@@ -1,5 +1,7 @@
 """ARCHIVE into an object store: one row per event id, whoever else writes, and whatever becomes of the store."""
 
+import errno
+import fcntl
 import json
 import logging
 import subprocess
@@ -130,7 +132,18 @@ def test_all_is_archived_read_again_and_joined(remote: StreamSettings) -> None:
     assert not Path(remote.home / "tables").exists()
 
 
-def test_one_that_starts_beside_one_that_writes_is_refused(remote: StreamSettings) -> None:
+@pytest.mark.parametrize("place", ["object store", "folder without locks"])
+def test_one_that_starts_beside_one_that_writes_is_refused(
+    remote: StreamSettings, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    if place == "folder without locks":
+        local = remote.archive.model_copy(update={"folder": None})
+        remote = remote.model_copy(update={"archive": local})
+
+        def flock(*_: int) -> None:
+            raise OSError(errno.EBADF, "as NFS says")
+
+        monkeypatch.setattr(fcntl, "flock", flock)
     with running(remote) as first:
         number = 0
         second = Running(remote)
