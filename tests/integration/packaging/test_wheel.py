@@ -155,8 +155,8 @@ class OnlyBase:
 sys.meta_path.insert(0, OnlyBase())
 import openvino
 import sparkdl.engine.openvino, sparkdl.image.decode, sparkdl.image.version1, sparkdl.transformers.featurizer
-import streaming.account.audit, streaming.archive, streaming.devices.publish, streaming.results, streaming.run.service
-import xray.__main__
+import streaming.account.audit, streaming.devices.publish, streaming.results, streaming.run.service
+import streaming.archive.service, xray.commands.archive, xray.__main__
 """
 
 
