@@ -338,6 +338,8 @@ def _move_away(table: Path) -> Callable[[], None]:
     table.rename(aside)
 
     def undo() -> None:
+        # An append that was under way has written its file and its folders before it met that there is no table.
+        shutil.rmtree(table, ignore_errors=True)
         aside.rename(table)
 
     return undo
