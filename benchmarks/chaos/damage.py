@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,8 +28,8 @@ from benchmarks.chaos.faults import (
     recover,
     split,
 )
-from benchmarks.chaos.oracle import FEATURES, PREDICTION
-from benchmarks.chaos.scene import PARTITIONS, Scene, read_ends, tail
+from benchmarks.chaos.oracle import DEAD_LETTER, FEATURES, PREDICTION
+from benchmarks.chaos.scene import Scene, read_ends, tail
 from benchmarks.chaos.stream import StreamProcess
 
 _POLL_S = 0.1
@@ -146,70 +145,69 @@ class CheckpointDeleted:
         return recover(scene, drained and was >= 0, note, after)
 
 
-@dataclass
-class TablesDamaged:
-    """Tables are lost, restored or put back between a stop and a start; the archive fills them again."""
+class TablesDeleted:
+    """The tables' folder is deleted between a stop and a start; the archive fills new ones from the topics."""
 
-    damage: Callable[[Scene], str]
-    name: str
-    about: str
+    name = "tables-deleted"
+    about = "the tables' folder is deleted, and a checkpoint of a former release's archive appears"
     kind: Kind = "clean"
 
     def inflict(self, scene: Scene, rng: random.Random, records: int) -> Injury:
         """See `Fault`."""
         before, after = split(records)
-        tables = Path(scene.settings.tables_folder)
-        drained = scene.drain()
-        code = scene.stop()
-        shutil.rmtree(scene.home / _COPY, ignore_errors=True)
-        shutil.copytree(tables, scene.home / _COPY)
         scene.ensure_running()
         scene.publish(before)
+        drained = scene.drain()
+        code = scene.stop()
+        shutil.rmtree(scene.settings.tables_folder)
+        _add_former_checkpoint(scene)
+        return recover(scene, drained and code == 0, f"all tables are gone (stopped with exit {code})", after)
+
+
+class TablesDamaged:
+    """Each table is damaged in another way between a stop and a start; the archive makes it good."""
+
+    name = "tables-damaged"
+    about = "one table is deleted, one is an older copy, RESTORE took rows from one; no former checkpoint"
+    kind: Kind = "clean"
+
+    def inflict(self, scene: Scene, rng: random.Random, records: int) -> Injury:
+        """See `Fault`."""
+        before, after = split(records)
+        scene.ensure_running()
+        scene.publish(before // 2)
+        drained = scene.drain()
+        lost, old, restored = rng.sample((PREDICTION, FEATURES, DEAD_LETTER), 3)
+        tables, copy = Path(scene.settings.tables_folder), scene.home / "tables.copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        # The log before the files: while the archive runs, every file that it names is there by then.
+        shutil.copytree(tables / old / "_delta_log", copy / "_delta_log")
+        shutil.copytree(tables / old, copy, ignore=shutil.ignore_patterns("_delta_log", "*#*"), dirs_exist_ok=True)
+        scene.publish(before - before // 2)
         drained = scene.drain() and drained
-        code = max(code, scene.stop())
-        note = f"{self.damage(scene)} (stopped with exit {code})"
+        code = scene.stop()
+        shutil.rmtree(tables / lost)
+        shutil.rmtree(tables / old)
+        copy.rename(tables / old)
+        version = DeltaTable(tables / restored).version()
+        DeltaTable(tables / restored).restore(version // 2)
+        shutil.rmtree(_former_checkpoint(scene), ignore_errors=True)
+        note = (
+            f"{lost} is gone, {old} is an older copy, {restored} is restored from version {version} to {version // 2}"
+        )
         return recover(scene, drained and code == 0, note, after)
 
 
-_COPY = "tables.copy"
+def _add_former_checkpoint(scene: Scene) -> None:
+    """Put a checkpoint there as the former release's archive had, of one that had read all outcomes."""
+    ends = {topic: read_ends(scene.kafka, topic) for topic in scene.outcome_topics.values()}
+    for folder, last in {"offsets": json.dumps(ends), "commits": "{}"}.items():
+        (_former_checkpoint(scene) / folder).mkdir(parents=True, exist_ok=True)
+        (_former_checkpoint(scene) / folder / "0").write_text(f"v1\n{{}}\n{last}", encoding="utf-8")
 
 
-def delete_tables(scene: Scene) -> str:
-    """Delete the tables' folder."""
-    shutil.rmtree(scene.settings.tables_folder)
-    return "all tables are gone"
-
-
-def put_copy_back(scene: Scene) -> str:
-    """Put an old copy in the place of one table."""
-    place = Path(scene.settings.tables_folder) / FEATURES
-    shutil.rmtree(place)
-    shutil.copytree(scene.home / _COPY / FEATURES, place)
-    return f"an older copy of {FEATURES} is in its place"
-
-
-def restore_table(scene: Scene) -> str:
-    """Take the newest versions of one table back with RESTORE."""
-    table = DeltaTable(f"{scene.settings.tables_folder}/{PREDICTION}")
-    version = table.version()
-    table.restore(max(1, version // 2))
-    return f"{PREDICTION} is restored from version {version} to {max(1, version // 2)}"
-
-
-def add_former_checkpoint(scene: Scene) -> str:
-    """Put a checkpoint there as the former release's ARCHIVE had, of a query that had read nothing."""
-    checkpoint = scene.home / "checkpoints" / "archive"
-    topics = {topic: {str(p): 0 for p in range(PARTITIONS)} for topic in scene.outcome_topics.values()}
-    for folder, last in {"offsets": json.dumps(topics), "commits": "{}"}.items():
-        (checkpoint / folder).mkdir(parents=True, exist_ok=True)
-        (checkpoint / folder / "0").write_text(f"v1\n{{}}\n{last}", encoding="utf-8")
-    return "a checkpoint of a former release is there"
-
-
-def remove_former_checkpoint(scene: Scene) -> str:
-    """Remove that checkpoint again."""
-    shutil.rmtree(scene.home / "checkpoints" / "archive", ignore_errors=True)
-    return "no checkpoint of a former release is there"
+def _former_checkpoint(scene: Scene) -> Path:
+    return scene.home / "checkpoints" / "archive"
 
 
 @dataclass

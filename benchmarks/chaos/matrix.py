@@ -7,13 +7,9 @@ from benchmarks.chaos.damage import (
     CleanStop,
     TableBlocked,
     TablesDamaged,
+    TablesDeleted,
     TwoJobs,
     WorkerKilled,
-    add_former_checkpoint,
-    delete_tables,
-    put_copy_back,
-    remove_former_checkpoint,
-    restore_table,
 )
 from benchmarks.chaos.faults import Fault
 from benchmarks.chaos.halts import AT_WORK
@@ -36,11 +32,8 @@ def make_faults(*, short: bool = False) -> list[Fault]:
     """
     return [
         CheckpointDeleted(),
-        TablesDamaged(delete_tables, "tables-deleted", "the tables' folder is deleted"),
-        TablesDamaged(put_copy_back, "old-copy", "an older copy is put in the place of a table"),
-        TablesDamaged(restore_table, "restore", "RESTORE takes the newest versions of a table back"),
-        TablesDamaged(add_former_checkpoint, "former-checkpoint", "a checkpoint of a former release's archive appears"),
-        TablesDamaged(remove_former_checkpoint, "no-former-checkpoint", "that checkpoint is removed"),
+        TablesDeleted(),
+        TablesDamaged(),
         BeforeInference(),
         AfterPublishing(),
         AfterDeltaCommit(),
