@@ -91,7 +91,7 @@ DAMAGE: dict[str, Callable[[Scored], Any]] = {
 }
 
 
-SHORT = ("the tables' folder is deleted", "all are restored, one twice", "an old copy of a table is put back")
+SHORT = ("the tables' folder is deleted", "an old copy of a table is put back")
 
 
 @pytest.mark.parametrize("what", [pytest.param(one, marks=() if one in SHORT else pytest.mark.long) for one in DAMAGE])
@@ -108,7 +108,7 @@ def test_damage_between_two_runs_is_made_good(settings: StreamSettings, scored: 
 
 
 RUNNING = [
-    pytest.param("a table is restored", 2, id="a table is restored"),
+    pytest.param("a table is restored", 2, id="a table is restored", marks=pytest.mark.long),
     pytest.param("all are restored to their first rows", 1, id="to before its start", marks=pytest.mark.long),
     pytest.param("an old copy of all is put back", 1, id="an old copy is put back", marks=pytest.mark.long),
     pytest.param("a table is deleted", 1, id="a table is deleted", marks=pytest.mark.long),

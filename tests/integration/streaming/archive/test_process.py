@@ -260,7 +260,7 @@ def forbid_to_write(settings: StreamSettings, folder: Path) -> tuple[StreamSetti
 
 @pytest.mark.parametrize(
     "prevent",
-    [take_port, *(pytest.param(one, marks=pytest.mark.long) for one in (put_a_file_there, forbid_to_write))],
+    [pytest.param(one, marks=pytest.mark.long) for one in (take_port, put_a_file_there, forbid_to_write)],
     ids=lambda one: one.__name__,
 )
 def test_one_that_cannot_start_is_tried_again_with_longer_waits(
