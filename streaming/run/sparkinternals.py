@@ -5,10 +5,11 @@ with another pyspark a missing one is told then, and not at the first stop or fa
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pyspark
-from py4j.protocol import Py4JError
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
@@ -24,7 +25,8 @@ _NEEDED = {
     _PRODUCER_POOL: (_SINGLETON, "reset()"),
     "org.apache.spark.sql.execution.streaming.runtime.StreamingQueryWrapper": ("streamingQuery()", "exception()"),
     "org.apache.spark.sql.execution.streaming.runtime.StreamExecution": ("state()", "queryExecutionThread()"),
-    "org.apache.spark.SparkContext": ("statusStore()",),
+    "org.apache.spark.SparkContext": ("statusStore()", "listenerBus()"),
+    "org.apache.spark.scheduler.LiveListenerBus": ("waitUntilEmpty()",),
     "org.apache.spark.status.AppStatusStore": ("executorList(boolean)",),
     "org.apache.spark.status.api.v1.ExecutorSummary": ("activeTasks()",),
 }
@@ -89,10 +91,12 @@ def _load_class(spark: SparkSession, name: str) -> Any:
 def end_after_batch(query: StreamingQuery, timeout_s: float) -> bool:
     """End a query once its running micro-batch is committed; return False where that took too long.
 
-    `StreamingQuery.stop` cancels the running batch; what it has published by then would be published again after a
-    restart. Spark's loop asks before each batch whether the query is still active, so saying that it is not, without
-    the interrupt, ends it in order. Whether it has ended its thread alone can tell: `awaitTermination` answers by the
-    state that was just set.
+    `StreamingQuery.stop` cancels the running batch. Spark's loop asks before each batch whether the query is still
+    active, so saying that it is not, without the interrupt, lets the running one finish. Whether it has ended its
+    thread alone can tell: `awaitTermination` answers by the state that was just set.
+
+    A batch that is still being planned is the exception: Spark asks once more before it runs it, and interrupts itself.
+    Its job may be under way by then, and goes on without its query, so `cancel_jobs` is called for in any case.
     """
     if not query.isActive:
         return True
@@ -106,8 +110,16 @@ def end_after_batch(query: StreamingQuery, timeout_s: float) -> bool:
     return in_order
 
 
+def cancel_jobs(query: StreamingQuery) -> None:
+    """End what a query that has ended left running; nothing where its last micro-batch was committed."""
+    query._jsq.sparkSession().sparkContext().cancelJobGroup(str(query.runId))
+
+
 def count_running_tasks(spark: SparkSession) -> int:
     """Count the tasks that run now, of whatever query."""
+    # What is counted there is told by events: a task that has just been started may still be among them.
+    with suppress(Py4JJavaError):  # a busy machine's bus may not be empty for ten seconds
+        spark.sparkContext._jsc.sc().listenerBus().waitUntilEmpty()
     executors = spark.sparkContext._jsc.sc().statusStore().executorList(True)
     return sum(executors.apply(i).activeTasks() for i in range(executors.size()))
 

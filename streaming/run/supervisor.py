@@ -17,7 +17,13 @@ from pyspark.sql.streaming import StreamingQuery
 
 from schemas.errors import BrokerError, JobError, TableError
 from streaming.retry import Backoff
-from streaming.run.sparkinternals import close_kafka_producers, count_running_tasks, end_after_batch, list_causes
+from streaming.run.sparkinternals import (
+    cancel_jobs,
+    close_kafka_producers,
+    count_running_tasks,
+    end_after_batch,
+    list_causes,
+)
 from streaming.score.query import NO_FEATURES_MARK
 from streaming.settings import RetrySettings
 
@@ -137,6 +143,7 @@ class QuerySupervisor:
         failure = describe_failure(self._query, self.name)
         if failure is None:
             return False
+        cancel_jobs(self._query)
         self._query = None
         self._handle_failure(failure)
         return True
@@ -167,7 +174,8 @@ class QuerySupervisor:
             return None
         if not end_after_batch(query, _STOP_TIMEOUT_S):
             log.warning("the %s query was cancelled: its batch did not end in %.0f s", self.name, _STOP_TIMEOUT_S)
-            await_quiet(self._spark)
+        cancel_jobs(query)
+        await_quiet(self._spark)
         return describe_failure(query, self.name)
 
     def _has_recovered(self, query: StreamingQuery) -> bool:
@@ -222,7 +230,7 @@ def summarize(kind: str, message: str) -> str:
 
 
 def await_quiet(spark: SparkSession) -> None:
-    """Wait until no task of a failed query runs and nothing that it published is still on its way.
+    """Wait until no task of a query that has ended runs and nothing that it published is still on its way.
 
     Spark gives a failed task's Kafka producer back to its pool with whatever it has not sent yet, and that is sent
     later, behind the back of the batch that is done again. Closing the producers sends it now or gives it up.

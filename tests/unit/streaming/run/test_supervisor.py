@@ -55,6 +55,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(supervisor, "list_causes", lambda query: iter(query.causes))
     monkeypatch.setattr(supervisor, "end_after_batch", end)
+    monkeypatch.setattr(supervisor, "cancel_jobs", lambda _: done.append("cancelled"))
     monkeypatch.setattr(supervisor, "await_quiet", lambda _: done.append("quiet"))
     return done
 
@@ -88,7 +89,7 @@ def test_a_failed_query_is_started_again_after_a_wait(clock: Clock, quiet: list[
         clock.now += 0.1
         assert watched.check()
         assert len(started) == before + 1
-    assert quiet == ["quiet"] * 4, "what the failed batch left is awaited before it is done again"
+    assert quiet == ["cancelled", "quiet"] * 4, "what the failed batch left is awaited before it is done again"
     assert failures == [QueryFailure("score", FailureKind.OTHER, "IOException: no broker")] * 4
 
 
@@ -179,7 +180,7 @@ def test_a_restart_and_a_stop_finish_the_running_batch_first(clock: Clock, quiet
     watched = supervise(start)
     watched.start()
     watched.restart()
-    assert (quiet, len(started)) == (["ended"], 2)
+    assert (quiet, len(started)) == (["ended", "cancelled", "quiet"], 2)
     started[-1].causes = [JavaError("java.io.IOException", "IOException", "no disk")]
     with pytest.raises(JobError, match="no disk"):
         watched.stop()
