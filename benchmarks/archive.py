@@ -245,9 +245,10 @@ def _commit_often(folder: str, commits: int) -> Commits:
     started = time.perf_counter()
     for number in range(commits):
         table.append(list(_make_rows("predictions", _days(1), 5)), {0: number})
-        if upkeep.turn(table.opened):
+        before = table.opened
+        if upkeep.turn(before):
             table.reopen({0: range(1)})
-            known.note_joined(table.opened)
+            known.note_joined(before, table.opened)
         most = max(most, len(list(log.iterdir())))
     seconds = time.perf_counter() - started
     started = time.perf_counter()

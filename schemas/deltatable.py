@@ -21,6 +21,8 @@ from schemas.objectstore import describe_failure, store_options
 # Checkpoints and the clean-up of the log have their own time; within an append they would make it wait.
 NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 
+_UNSUPPORTED = "Unsupported table features"
+
 _TYPES = {
     "string": pa.string(),
     "int": pa.int32(),
@@ -174,8 +176,11 @@ def failing_as(what: str) -> Iterator[None]:
     try:
         yield
     except CommitFailedError as exc:
+        if _UNSUPPORTED in str(exc):  # as refused by the client itself, and again at each try
+            msg = f"{what}: {describe_failure(exc)}"
+            raise TableError(msg) from exc
         msg = f"{what}, it was changed by somebody else meanwhile: {describe_failure(exc)}"
         raise TableMovedError(msg) from exc
-    except (DeltaError, OSError) as exc:
+    except (DeltaError, OSError, pa.ArrowException) as exc:
         msg = f"{what}: {describe_failure(exc)}"
         raise TableError(msg) from exc

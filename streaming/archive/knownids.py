@@ -100,11 +100,18 @@ class KnownIds:
                 self._add(day, [shorten(pa.array(ids, pa.string()))])
                 self._seen[day] = set(files[day])
 
-    def note_joined(self, table: DeltaTable) -> None:
-        """Note that files were replaced by others with the same rows, and nothing else was done since the last look."""
-        files = _list_files(table)
-        for day in self._seen:
-            self._seen[day] = set(files.get(day, ()))
+    def note_joined(self, before: DeltaTable, after: DeltaTable) -> None:
+        """Note that files were replaced by others with the same rows.
+
+        Parameters
+        ----------
+        before, after : DeltaTable
+            Two versions between which nothing else was done.
+        """
+        were, are = _list_files(before), _list_files(after)
+        for day, seen in self._seen.items():
+            if seen == set(were.get(day, ())):  # else there are files of others that were not looked at yet
+                self._seen[day] = set(are.get(day, ()))
 
     def _drop_repeated(self, rows: Sequence[Row]) -> list[Row]:
         kept: dict[str, list[Row]] = {}
@@ -144,6 +151,7 @@ class KnownIds:
         for day, paths in files.items():
             if _contains(self._shorts[day], shorts).any():
                 for ids in _read_ids(table, paths):
+                    self._note_step()
                     for event_id in pc.filter(ids, pc.is_in(ids, value_set=wanted)).to_pylist():
                         days_of.setdefault(event_id, []).append(day)
         return {
@@ -193,5 +201,6 @@ def _read_ids(table: DeltaTable, paths: Sequence[str]) -> Iterator[pa.Array]:
     """Read the id column of files, one after the other."""
     storage = open_files(table)
     for path in paths:
-        column = parquet.read_table(path, columns=["event_id"], filesystem=storage, use_threads=False)["event_id"]
+        with failing_as(f"the file {path} of the table {table.table_uri} cannot be read"):
+            column = parquet.read_table(path, columns=["event_id"], filesystem=storage, use_threads=False)["event_id"]
         yield column.cast(pa.string()).combine_chunks()  # writers differ in the kind of text that they note

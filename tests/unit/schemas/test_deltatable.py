@@ -1,6 +1,7 @@
 """Delta tables are made from their definition, and changed by whoever was first alone."""
 
 import datetime as dt
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,6 +85,20 @@ def test_an_append_lands_on_the_version_that_was_read_alone(tmp_path: Path, chan
     with pytest.raises(TableMovedError):
         replace_rows(stale, rows("e"))
     assert stored(place) == before
+
+
+@pytest.mark.parametrize("feature", ["clustering", "rowTracking", "domainMetadata"])
+def test_a_table_that_cannot_be_written_at_all_is_not_taken_for_a_lost_race(tmp_path: Path, feature: str) -> None:
+    make(tmp_path / "t")
+    log = tmp_path / "t" / "_delta_log" / f"{0:020}.json"
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        if "protocol" in line:
+            line["protocol"] = {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": [feature]}
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with pytest.raises(TableError, match="features") as told:
+        append_rows(DeltaTable(tmp_path / "t"), rows("a"), {})
+    assert not isinstance(told.value, TableMovedError)
 
 
 def test_places_are_a_part_of_the_commit_with_and_without_rows(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from deltalake import DeltaTable
 
 from schemas.deltatable import append_rows, create_table
 from schemas.documents import load_tables
+from schemas.errors import TableError
 from streaming.archive import knownids
 from streaming.archive.knownids import KnownIds
 from streaming.archive.rows import Row, to_arrow
@@ -111,15 +112,39 @@ def test_joined_files_are_not_read_again(place: Path, monkeypatch: pytest.Monkey
         append(place, row(f"id-{number}"), row(f"undated-{number}", None))
     known = KnownIds(10)
     assert new(known, place, row("id-1")) == []
+    before = DeltaTable(place)
     assert join_files(str(place)) == 8
     joined = DeltaTable(place)
-    known.note_joined(joined)
+    known.note_joined(before, joined)
     read: list[Any] = []
     with monkeypatch.context() as patched:
         patched.setattr(knownids, "_read_ids", lambda _, paths: read.extend(paths) or iter(()))
         known.drop_known(joined, [row("new")])
     assert read == []
     assert new(known, place, row("id-3"), row("undated-2"), row("new")) == [("new", _TODAY)]
+
+
+def test_joining_hides_no_file_that_was_not_looked_at_yet(place: Path) -> None:
+    append(place, row("a"), row("old", _TODAY - 1000))
+    known = KnownIds(10)
+    assert new(known, place, row("b")) == [("b", _TODAY)]  # today's ids are known from now on
+    append(place, row("x"))  # somebody else's
+    assert new(known, place, row("far", _TODAY - 1000)) == [("far", _TODAY - 1000)]  # looks at other dates alone
+    append(place, row("old-2", _TODAY - 1000))
+    for day in (_TODAY, _TODAY - 1000):
+        before = DeltaTable(place)
+        assert join_files(str(place), np.datetime64(day, "D").item().isoformat()) == 2
+        known.note_joined(before, DeltaTable(place))
+    assert new(known, place, row("x"), row("old-2", _TODAY - 1000), row("c")) == [("c", _TODAY)]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"junk" * 1000])
+def test_a_damaged_file_is_a_fault_of_its_table_and_is_named(place: Path, damage: bytes) -> None:
+    append(place, row("a"))
+    path = next(place.rglob("*.parquet"))
+    path.write_bytes(damage)
+    with pytest.raises(TableError, match=path.name):
+        new(KnownIds(10), place, row("b"))
 
 
 def test_ids_with_the_same_bits_are_told_apart(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
