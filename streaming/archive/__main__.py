@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from schemas.errors import XrayError
-from streaming.archive.process import Order
+from streaming.archive.process import BEAT, BEGUN, Order
 from streaming.archive.service import bound_threads, run_archive
 
 log = logging.getLogger(__name__)
 
 _NICENESS = 10
 _FIRST_TO_GO = 500
-"""Out of memory, the kernel ends this before SCORE: -1000 to 1000 on top of its own reckoning."""
+"""Out of memory, the kernel ends this before SCORE: in thousandths of the machine's memory."""
+_HIGHEST = 1000
 
 
 def main() -> int:
@@ -42,7 +43,8 @@ def main() -> int:
             order.settings,
             accept_loss=order.accept_loss,
             ended=ended,
-            note_turn=lambda: _beat(beats),
+            note_turn=lambda: _tell(beats, BEAT),
+            on_begun=lambda: _tell(beats, BEGUN),
         )
     except XrayError as exc:
         log.error("%s", exc)
@@ -53,8 +55,11 @@ def main() -> int:
 def _stand_back() -> None:
     os.nice(_NICENESS)
     score = Path("/proc/self/oom_score_adj")
-    if score.exists():
-        score.write_text(str(_FIRST_TO_GO), encoding="ascii")
+    try:
+        # On top of what this stream was given: less than that the kernel refuses, and it would spare the archive.
+        score.write_text(str(min(_HIGHEST, int(score.read_text(encoding="ascii")) + _FIRST_TO_GO)), encoding="ascii")
+    except (OSError, ValueError) as exc:
+        log.info("out of memory, the kernel may end SCORE before the archive: %s", exc)
 
 
 def _await_end(stream: BinaryIO, ended: threading.Event) -> None:
@@ -63,9 +68,9 @@ def _await_end(stream: BinaryIO, ended: threading.Event) -> None:
     ended.set()
 
 
-def _beat(pipe: int) -> None:
+def _tell(pipe: int, what: bytes) -> None:
     try:
-        os.write(pipe, b".")
+        os.write(pipe, what)
     except BlockingIOError:
         pass  # nobody reads just now: the stream is busy, or frozen
     except BrokenPipeError:

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 _QUERY = "archive"
 _STOP_TIMEOUT_S = 60.0
+_KILL_S = 5.0
+BEAT, BEGUN = b".", b"!"
+"""What it writes to its standard output: that it took a step, and that every table has its places."""
 _HEALTHY_S = 60.0
 _START_S = 60.0
 """What a start may take before the first step: a busy machine, a broker that is away."""
@@ -74,7 +77,7 @@ class ArchiveProcess:
         # It never gives up: for as long as SCORE works, its outcomes want to be archived.
         self._backoff = Backoff(settings.retry.model_copy(update={"give_up_s": math.inf}), healthy_s=_HEALTHY_S)
         self._beat_at = 0.0
-        self._has_beaten = False
+        self._has_beaten = self._is_killed = False
         # Where the archive runs elsewhere the stream says nothing of it: a 0 would be an alert for ever.
         metrics.query_up.labels(_QUERY).set(0)
         metrics.query_failures.labels(_QUERY)
@@ -88,7 +91,7 @@ class ArchiveProcess:
         """Start the process; that it cannot be started is answered like its end."""
         order = Order(self._settings, self._accept_loss, logging.getLogger().getEffectiveLevel())
         self._backoff.start_try()
-        self._beat_at, self._has_beaten = time.monotonic(), False
+        self._beat_at, self._has_beaten, self._is_killed = time.monotonic(), False, False
         try:
             # A group of its own: Ctrl-C on a terminal is for the stream, which ends SCORE before it ends this. No
             # session of its own: the kernel would share the cores between sessions first, whatever the niceness.
@@ -118,29 +121,35 @@ class ArchiveProcess:
         code = self._process.poll()
         if code is not None:
             self._note_end(f"it ended with exit code {code}")
-        elif self._heard_beat():
+        elif not self._is_killed:
+            self._look_for_beats()
+
+    def _look_for_beats(self) -> None:
+        beats = self._read_beats()
+        if BEGUN in beats:
+            self._accept_loss = False  # that was agreed to once
+        if beats:
             self._beat_at = time.monotonic()
             if not self._has_beaten:
                 self._has_beaten = True
                 self._metrics.query_up.labels(_QUERY).set(1)
         elif time.monotonic() - self._beat_at > self._patience_s:
+            log.warning("the archive took no step for %.0f s and is killed", self._patience_s)
+            self._metrics.query_up.labels(_QUERY).set(0)
             self._kill()
-            self._note_end(f"it took no step for {self._patience_s:.0f} s")
-        if self._has_beaten:
-            self._accept_loss = False  # that was for the first start
-            if self._backoff.is_failing and self._backoff.has_run_long:
-                log.warning("the archive works again")
-                self._backoff.reset()
+        if self._has_beaten and self._backoff.is_failing and self._backoff.has_run_long:
+            log.warning("the archive works again")
+            self._backoff.reset()
 
     @property
     def _patience_s(self) -> float:
         archive = self._settings.archive
         return archive.deadline_s + archive.trigger_s + _START_S
 
-    def _heard_beat(self) -> bool:
+    def _read_beats(self) -> bytes:
         assert self._process is not None  # noqa: S101
         assert self._process.stdout is not None  # noqa: S101
-        return bool(self._process.stdout.read())
+        return self._process.stdout.read() or b""
 
     def _note_end(self, why: str) -> None:
         self._close()
@@ -168,9 +177,14 @@ class ArchiveProcess:
         self._metrics.query_up.labels(_QUERY).set(0)
 
     def _kill(self) -> None:
+        """Kill it, frozen or not; one that waits for a disk that does not answer ends later, and is not waited for."""
         assert self._process is not None  # noqa: S101
-        self._process.kill()  # also what was frozen ends
-        self._process.wait()
+        self._is_killed = True
+        self._process.kill()
+        try:
+            self._process.wait(_KILL_S)
+        except subprocess.TimeoutExpired:
+            log.warning("the archive (process %s) does not end: its disk does not answer", self._process.pid)
 
     def _close(self) -> None:
         if self._process is None:

@@ -75,7 +75,7 @@ def _find_member(spark: SparkSession, class_name: str, member: str) -> None:
     if not is_method:
         found.getField(name)
         return
-    primitives = {"boolean": spark._jvm.java.lang.Boolean.TYPE, "long": spark._jvm.java.lang.Long.TYPE}
+    primitives = {"boolean": spark._jvm.java.lang.Boolean.TYPE}
     parameters = [primitives[text] for text in rest.rstrip(")").split(",") if text]
     types = spark.sparkContext._gateway.new_array(spark._jvm.java.lang.Class, len(parameters))
     for i, parameter in enumerate(parameters):

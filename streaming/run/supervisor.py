@@ -236,6 +236,8 @@ def await_quiet(spark: SparkSession) -> None:
     later, behind the back of the batch that is done again. Closing the producers sends it now or gives it up.
     """
     deadline = time.monotonic() + _QUIET_TIMEOUT_S
-    while count_running_tasks(spark) and time.monotonic() < deadline:
+    while (running := count_running_tasks(spark)) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
+    if running:
+        log.warning("%s tasks of a query that has ended still run; what they publish may be published again", running)
     close_kafka_producers(spark)

@@ -132,9 +132,33 @@ def test_frozen_it_is_killed_and_started_again(
         patch.setattr("streaming.archive.process._START_S", -8.0)  # patience is counted from its deadline, 10 s
         beside.drive(lambda: beside.failures == 1, "that it is noticed")
     assert is_gone(frozen)
-    assert "it took no step for 2 s. Predictions go on" in caplog.text
+    assert "the archive took no step for 2 s and is killed" in caplog.text
+    assert "it ended with exit code -9. Predictions go on" in caplog.text
     beside.drive(lambda: scored.is_archived and beside.is_up, "all rows")
     scored.check()
+
+
+def test_one_that_no_kill_ends_is_not_waited_for(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that waits for a disk that does not answer: the kernel ends it once that does."""
+    beside.process.start()
+    beside.drive(lambda: beside.is_up, "its first step")
+    stuck = beside.pid
+    os.kill(stuck, signal.SIGSTOP)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr("streaming.archive.process._START_S", -8.0)
+        patch.setattr("streaming.archive.process._KILL_S", 0.1)
+        patch.setattr(subprocess.Popen, "kill", lambda _: None)
+        beside.drive(lambda: "does not end" in caplog.text, "that it is noticed")
+        started = time.monotonic()
+        for _ in range(100):
+            beside.process.check()
+        assert time.monotonic() - started < 5
+    assert (beside.pid, beside.is_up, beside.failures) == (stuck, False, 0)  # no second one beside it
+    os.kill(stuck, signal.SIGKILL)
+    beside.drive(lambda: beside.failures == 1, "its end")
+    beside.drive(lambda: beside.is_up, "the next start")
 
 
 _PARENT = """
