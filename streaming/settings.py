@@ -227,8 +227,10 @@ class ArchiveSettings(_Section):
     """Days between two images, of when they were received, within which one event id is one row."""
     compact_files: int = Field(default=100, ge=0)
     """Small files of one date from which they are joined; 0 leaves all upkeep to 'xray tables compact'."""
-    keep_days: int = Field(default=7, ge=1)
-    """Days for which replaced files stay, and with them older versions of the tables."""
+    keep_days: int = Field(default=3, ge=1)
+    """Days for which replaced files and commits stay, and with them older versions of the tables."""
+    min_free_bytes: int = Field(default=500_000_000, ge=0)
+    """Room that is left on the disk of the tables, where SCORE's checkpoint may be too; below it nothing is written."""
     deadline_s: float = Field(default=600.0, ge=10)
     """Seconds without any step after which an archive that hangs is ended, to be started again."""
     metrics_port: int = Field(default=9465, ge=0, le=65535)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from schemas.documents import Table
-from schemas.errors import BrokerError, DataLossError, TableClaimedError, TableError, TableMovedError
+from schemas.errors import BrokerError, DataLossError, JobError, TableClaimedError, TableError, TableMovedError
 from streaming.account.checkpoints import committed_offsets
 from streaming.archive.archivemetrics import ArchiveMetrics
 from streaming.archive.archivetable import ArchiveTable
@@ -27,6 +27,8 @@ _READ_S = 0.3
 """How long a turn waits for more; the next one comes after the trigger, or at once where there is more."""
 _NEW_PARTITIONS_S = 60.0
 _SHOWN = 8
+_CONFLICTS = 20
+"""In a row, from which on there is a wait between two tries."""
 _FORMER_CHECKPOINT = "archive"
 """In XRAY_HOME/checkpoints: of the Spark query that this once was. It is read once and left as it is: the way back."""
 
@@ -80,7 +82,15 @@ class Archiver:
         self._accept_loss = accept_loss
         self._from_beginning = from_beginning
         self._known = KnownIds(settings.archive.span_days, note_step)
-        self._table = ArchiveTable(settings.tables_folder, table, topic, writer, self._known)
+        self._table = ArchiveTable(
+            settings.tables_folder,
+            table,
+            topic,
+            writer,
+            self._known,
+            keep_days=settings.archive.keep_days,
+            min_free_bytes=settings.archive.min_free_bytes,
+        )
         self._upkeep = Upkeep(f"{settings.tables_folder}/{table.name}", writer, settings.archive, note_step)
         self._backoff = Backoff(settings.retry, healthy_s=_HEALTHY_S)
         self._reader: OutcomeReader | None = None
@@ -90,7 +100,8 @@ class Archiver:
         self._retention_ms: int | None = None
         self._oldest_ms: int | None = None
         self.lost: DataLossError | None = None
-        self._is_ready = False
+        self._is_ready = self._has_begun = False
+        self._n_conflicts = 0
         self._next_try = 0.0
         self._partitions_at = time.monotonic() + _NEW_PARTITIONS_S
 
@@ -98,6 +109,11 @@ class Archiver:
     def is_working(self) -> bool:
         """Whether the table could be written at the last turn, or read where nothing was to be written."""
         return self._is_ready and self.lost is None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it ever knew where to go on."""
+        return self._has_begun
 
     @property
     def has_drained(self) -> bool:
@@ -128,7 +144,10 @@ class Archiver:
         BrokerError, TableError
             It has been failing for longer than ``XRAY_RETRY__GIVE_UP_S``.
         """
-        if self.lost is not None or time.monotonic() < self._next_try:
+        if self.lost is not None:
+            self._show_lag()
+            return False
+        if time.monotonic() < self._next_try:
             return False
         try:
             if not self._is_ready:
@@ -140,13 +159,11 @@ class Archiver:
         except TableClaimedError:
             raise
         except TableMovedError as exc:
-            self._is_ready = False
-            self._metrics.conflicts.labels(self.name).inc()
-            log.info("%s; beginning again", exc)
-            return True
+            return self._note_conflict(exc)
         except (BrokerError, TableError) as exc:
             self._note_failure(exc)
             return False
+        self._n_conflicts = 0
         if self._backoff.is_failing:
             log.warning("the table %s is written again", self.name)
             self._backoff.reset()
@@ -159,6 +176,17 @@ class Archiver:
         self.lost = exc
         log.error("%s", exc)
 
+    def _note_conflict(self, exc: TableMovedError) -> bool:
+        """Begin again at once; with a wait where somebody else is first again and again, for whatever reason."""
+        self._is_ready = False
+        self._metrics.conflicts.labels(self.name).inc()
+        self._n_conflicts += 1
+        if self._n_conflicts % _CONFLICTS == 0:
+            self._note_failure(exc)
+            return False
+        log.info("%s; beginning again", exc)
+        return True
+
     def _note_failure(self, exc: BrokerError | TableError) -> None:
         self._is_ready = False
         self._metrics.record_failure()
@@ -168,6 +196,11 @@ class Archiver:
         log.warning("%s; trying again in %.0f s", exc, wait_s)
         self._next_try = time.monotonic() + wait_s
         self._show_lag()
+
+    def tidy(self) -> None:
+        """Do the upkeep that is due once a day, for one that ends before its time comes."""
+        if self.is_working and self._upkeep.finish(self._table.opened):
+            self._take_over_upkeep()
 
     def close(self) -> None:
         """Close the consumer."""
@@ -199,20 +232,20 @@ class Archiver:
             self._table.reopen(self._spans)
         self._reader.go_to(self._find_places())
         self._accept_loss = False  # what is gone later, nobody has agreed to
-        self._is_ready = True
+        self._is_ready = self._has_begun = True
         self._backoff.start_try()
 
-    def check_topic(self) -> None:
+    def check_topic(self, ids: TopicIds) -> None:
         """Stop where the topic is not the one any more that it was at the start; may be called in another thread.
 
-        Raises
-        ------
-        BrokerError
-            Nobody answers.
+        Parameters
+        ----------
+        ids : TopicIds
+            Of all outcome topics, as they are now.
         """
         if self._ids is not None and self.lost is None:
             try:
-                self._refuse_other_topic(read_topic_ids(self._settings.kafka, [self._topic]))
+                self._refuse_other_topic(ids.select([self._topic]))
             except DataLossError as exc:
                 self._stop(exc)
 
@@ -220,15 +253,20 @@ class Archiver:
         if self._ids is not None and present.differ_from(self._ids):
             msg = (
                 f"{self._topic} was deleted and created again while the archive ran: what the old topic held unread is "
-                "gone. Start once with 'xray archive --accept-loss' to read the new one from its beginning."
+                "gone. Start once with 'xray archive --accept-loss' (or 'xray stream --accept-loss') to read the new "
+                "one from its beginning."
             )
             raise DataLossError(msg)
 
     def _find_former_places(self, ids: TopicIds) -> Mapping[int, int]:
         """Read where the Spark query stood that filled this table before, if one did and it read these topics."""
         checkpoint = self._settings.checkpoints_folder / _FORMER_CHECKPOINT
-        places = (committed_offsets(checkpoint) or {}).get(self._topic, {})
-        noted = recorded_ids(checkpoint)
+        try:
+            places = (committed_offsets(checkpoint) or {}).get(self._topic, {})
+            noted = recorded_ids(checkpoint)
+        except (JobError, OSError, ValueError) as exc:
+            log.warning("checkpoints/%s cannot be read (%s); all of %s is read", checkpoint.name, exc, self._topic)
+            return {}
         if (
             places
             and noted is not None
@@ -244,7 +282,8 @@ class Archiver:
         found = {}
         gone: list[str] = []
         for partition, span in self._spans.items():
-            place = self._table.places.get(partition, span.start)
+            # A partition that was added later begins at 0; of the others nothing was ever read where there is no place.
+            place = self._table.places.get(partition, 0 if self._table.places else span.start)
             if place < span.start or place > span.stop:
                 first, end = sorted((place, span.start if place < span.start else span.stop))
                 gone.append(f"{self._topic} partition {partition} offsets {first}-{end - 1}")
@@ -256,11 +295,14 @@ class Archiver:
                 msg = (
                     f"the table {self.name} lacks outcomes that its topic does not have any more: {shown}. Retention "
                     "removed them before they were archived, or the topic's brokers lost them. Start once with 'xray "
-                    "archive --accept-loss' to go on behind the gap."
+                    "archive --accept-loss' (or 'xray stream --accept-loss') to go on behind the gap."
                 )
                 raise DataLossError(msg)
             log.warning("the table %s goes on behind outcomes that are gone: %s", self.name, shown)
-            self._table.append([], found)  # it is agreed to once, whether anything is left to write or not
+        if gone or not self._table.places:
+            # It is agreed to once, whether anything is left to write or not; and what retention removes before the
+            # first outcome was archived is a loss as well.
+            self._table.append([], found)
         return found
 
     # --- a piece ------------------------------------------------------------------------------------------------------
@@ -299,12 +341,12 @@ class Archiver:
         )
 
     def _take_over_upkeep(self) -> None:
-        version, places = self._table.version, dict(self._table.places)
+        before, places = self._table.opened, dict(self._table.places)
         self._table.reopen(self._spans)
         if self._table.places != places:
             self._is_ready = False  # restored to an older version: what is read next is not what the reader has next
-        if self._upkeep.joined and self._table.version == version + 1:  # that join and nothing else
-            self._known.note_joined(self._table.opened)
+        if self._upkeep.joined and self._table.version == before.version() + 1:  # that join and nothing else
+            self._known.note_joined(before, self._table.opened)
         self._metrics.joined_files.labels(self.name).inc(self._upkeep.joined)
         self._metrics.upkeep_failures.labels(self.name).inc(self._upkeep.failures)
         self._upkeep.joined = self._upkeep.failures = 0

@@ -7,6 +7,7 @@ another's name in it. So it holds for one that was started by mistake, and for o
 """
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -33,12 +34,6 @@ COMPACTION = "compaction"
 APPENDED_BY = "xray.archive"
 """In an append's own metadata: who made it."""
 
-_DELTA_PROPERTIES = {
-    # A commit every 15 s is 5,760 a day: with Delta's defaults the log alone would be gigabytes. What a reader needs to
-    # go back in time for is bound by the files that are kept, a week by default.
-    "delta.logRetentionDuration": "interval 3 days",
-    "delta.checkpointInterval": "100",
-}
 _CLAIM_ATTEMPTS = 10
 _LOOKED_BACK = 200
 """Commits in which a RESTORE is looked for; a writer's own append ends the search before, almost always."""
@@ -59,15 +54,35 @@ class ArchiveTable:
         Name of this writer, unlike any other's.
     known : KnownIds
         Of this table.
+    keep_days : int
+        How long a table that is made now keeps its commits.
+    min_free_bytes : int
+        Room that appends leave on the table's disk.
     """
 
-    def __init__(self, folder: str, table: Table, topic: str, writer: str, known: KnownIds) -> None:
+    def __init__(
+        self,
+        folder: str,
+        table: Table,
+        topic: str,
+        writer: str,
+        known: KnownIds,
+        *,
+        keep_days: int = 3,
+        min_free_bytes: int = 0,
+    ) -> None:
         self.name = table.name
         self.topic = topic
         self._place = f"{folder}/{table.name}"
         self._definition = table
         self._writer = writer
         self._known = known
+        self._min_free_bytes = min_free_bytes
+        # A commit every 15 s is 5,760 a day: with Delta's own month the log alone would be gigabytes.
+        self._properties = {
+            "delta.logRetentionDuration": f"interval {keep_days} days",
+            "delta.checkpointInterval": "100",
+        }
         self._ids = TopicIds("", {topic: ""})
         self._table: DeltaTable | None = None
         self.places: dict[int, int] = {}
@@ -140,7 +155,7 @@ class ArchiveTable:
         if table is None:
             # With its topic from the first commit on: without, it would pass for one of the former release at the next
             # start, if this one were killed now, and the places of that release for those of the new, empty table.
-            table = create_table(self._place, self._definition, _DELTA_PROPERTIES | own)
+            table = create_table(self._place, self._definition, self._properties | own)
         elif (noted := recorded_topic(table)) is None:
             former = find_former()
         elif self._ids.differ_from(noted) and not accept_loss:
@@ -149,7 +164,7 @@ class ArchiveTable:
         self._check_columns(table)
         properties = own | {WRITER_PROPERTY: self._writer}
         given = table.metadata().configuration
-        properties |= {name: value for name, value in _DELTA_PROPERTIES.items() if name not in given}
+        properties |= {name: value for name, value in self._properties.items() if name not in given}
         with failing_as(f"the table {self._place} cannot be written"):
             table.alter.set_table_properties(properties, raise_if_not_exists=False)
         self._table = table
@@ -248,6 +263,7 @@ class ArchiveTable:
         TableError
             It cannot be read or written; what was written is to be found out with `reopen`.
         """
+        self._refuse_full_disk()
         new = self._known.drop_known(self.opened, rows)
         metadata = {APPENDED_BY: self._writer}
         there = self._list_files(new)
@@ -261,6 +277,20 @@ class ArchiveTable:
         self.places = dict(places)
         self._known.note_appended(self.opened, new)
         return len(new)
+
+    def _refuse_full_disk(self) -> None:
+        folder = local_folder(self._place)
+        if folder is None or not self._min_free_bytes:
+            return
+        with failing_as(f"the table {self._place} cannot be written"):
+            free = shutil.disk_usage(folder).free
+        if free < self._min_free_bytes:
+            msg = (
+                f"the table {self._place} is not written: its disk has {free // 10**6} MB left, wanted at least "
+                f"{self._min_free_bytes // 10**6}. SCORE's checkpoint may be there too. Make room, or lower "
+                "XRAY_ARCHIVE__MIN_FREE_BYTES."
+            )
+            raise TableError(msg)
 
     def _list_files(self, rows: Sequence[Row]) -> set[Path]:
         folder = local_folder(self._place)

@@ -75,7 +75,7 @@ class Piece:
     n_bytes : int
         About how much memory the rows take.
     oldest_ms : int or None
-        Time of the first record, in milliseconds.
+        Time of the oldest record, in milliseconds.
     """
 
     places: dict[int, int]
@@ -95,7 +95,8 @@ class Piece:
         """Add a record and what it became."""
         self.places[message.partition()] = message.offset() + 1
         self.n_records += 1
-        self.oldest_ms = message.timestamp()[1] if self.oldest_ms is None else self.oldest_ms
+        ms = message.timestamp()[1]
+        self.oldest_ms = ms if self.oldest_ms is None else min(ms, self.oldest_ms)
         if row is None:
             self.n_nameless += 1
         else:

@@ -31,7 +31,8 @@ _EPOCH = date(1970, 1, 1)
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _INT_BITS, _BIGINT_BITS = 32, 64
 _ROW_BYTES = 1024
-"""About what a row takes without its feature vector."""
+"""About what a row takes beside the texts and numbers of its record."""
+_OBJECT_BYTES = 16
 
 Event = Mapping[str, Any]
 Headers = Mapping[str, bytes]
@@ -83,9 +84,13 @@ def read_row(name: str, message: Message) -> Row | None:
     if not values["event_id"]:
         return None
     day = None if values["date"] is None else (values["date"] - _EPOCH).days
-    features = values.get("features")
-    n_bytes = _ROW_BYTES + (0 if features is None else 4 * len(features))
+    n_bytes = _ROW_BYTES + (0 if name == DEAD_LETTERS else len(message.value() or b"") * _measure(values))
     return Row(values["event_id"], day, _record_day(message) if day is None else day, values, n_bytes)
+
+
+def _measure(values: Mapping[str, Any]) -> int:
+    """Tell how many bytes of memory a byte of a record's JSON is at most: an object for each, but in our vectors."""
+    return 1 if isinstance(values.get("features"), np.ndarray) else _OBJECT_BYTES
 
 
 def to_arrow(rows: Sequence[Row], table: Table) -> pa.Table:

@@ -24,6 +24,7 @@ from streaming.archive.archiver import Archiver
 from streaming.archive.lease import hold_tables, local_folder
 from streaming.archive.rivals import refuse_rival
 from streaming.folders import check_folder
+from streaming.kafka.topicids import read_topic_ids
 from streaming.kafka.topics import create_topics, wanted_topics
 from streaming.metrics import serve_metrics
 from streaming.periodic import PeriodicTask
@@ -61,6 +62,7 @@ def run_archive(
     ended: threading.Event | None = None,
     on_ready: Callable[[ArchiveState], None] = lambda state: None,
     note_turn: Callable[[], None] = lambda: None,
+    on_begun: Callable[[], None] = lambda: None,
 ) -> None:
     """Bring outcomes into the tables until told to end.
 
@@ -80,6 +82,8 @@ def run_archive(
         Called once each table has had a turn.
     note_turn : callable
         Called after each step, to show a supervisor that it goes on.
+    on_begun : callable
+        Called once every table has its places: what was agreed to is done.
 
     Raises
     ------
@@ -101,10 +105,16 @@ def run_archive(
     with ExitStack() as stack:
         held = stack.enter_context(hold_tables(settings.tables_folder, wait_s=_LEASE_WAIT_S))
         run = _Run(settings, ended, note_turn, available_now=available_now)
+        run.watch(stack)
         url = "" if available_now else run.serve(stack)
         if not held:
             run.refuse_rival()
-        run.fill(accept_loss=accept_loss, from_beginning=from_beginning, on_ready=lambda: on_ready(ArchiveState(url)))
+        run.fill(
+            accept_loss=accept_loss,
+            from_beginning=from_beginning,
+            on_ready=lambda: on_ready(ArchiveState(url)),
+            on_begun=on_begun,
+        )
 
 
 class _Run:
@@ -123,8 +133,19 @@ class _Run:
         self._stepped_at = time.monotonic()
         self._is_resting = False
 
+    def watch(self, stack: ExitStack) -> None:
+        """Watch over what may hang, and over topics."""
+        watchdog = PeriodicTask("archive-watchdog", self._end_what_hangs, 1.0, failure="the watchdog failed")
+        # A topic that is made anew while nothing is published shows nowhere else.
+        topics = PeriodicTask(
+            "topic-watch", self._check_topics, _WATCH_S, failure="topics could not be compared", level=logging.INFO
+        )
+        for task in (watchdog, topics):
+            stack.callback(task.stop)
+            task.start()
+
     def serve(self, stack: ExitStack) -> str:
-        """Serve metrics and health, and watch over what may hang; give the page's address."""
+        """Serve metrics and health; give the page's address."""
         archive = self._settings.archive
         url, stop = serve_metrics(
             self._registry,
@@ -134,22 +155,15 @@ class _Run:
             health=self._describe_health,
         )
         stack.callback(stop)
-        watchdog = PeriodicTask("archive-watchdog", self._end_what_hangs, 1.0, failure="the watchdog failed")
-        stack.callback(watchdog.stop)
-        watchdog.start()
-        # A topic that is made anew while nothing is published shows nowhere else.
-        watch = PeriodicTask(
-            "topic-watch", self._check_topics, _WATCH_S, failure="topics could not be compared", level=logging.INFO
-        )
-        stack.callback(watch.stop)
-        watch.start()
         return url
 
     def refuse_rival(self) -> None:
         """Refuse to start where another archive writes to the tables, which nothing locks."""
         refuse_rival(self._settings, self._ended, self._note_step)
 
-    def fill(self, *, accept_loss: bool, from_beginning: bool, on_ready: Callable[[], None]) -> None:
+    def fill(
+        self, *, accept_loss: bool, from_beginning: bool, on_ready: Callable[[], None], on_begun: Callable[[], None]
+    ) -> None:
         """Give each table its turn, again and again."""
         settings, tables, writer = self._settings, load_tables(), str(uuid.uuid4())
         self._archivers = [
@@ -165,14 +179,19 @@ class _Run:
             )
             for name, topic in topics_by_table(settings.kafka).items()
         ]
-        told = False
+        is_ready = has_begun = False
         try:
             while not self._ended.is_set():
                 more = self._give_turns()
-                if not told:
-                    told = True
+                if not is_ready:
+                    is_ready = True
                     on_ready()
+                if not has_begun and all(archiver.has_begun for archiver in self._archivers):
+                    has_begun = True
+                    on_begun()
                 if self._is_done():
+                    for archiver in self._archivers:
+                        archiver.tidy()
                     return
                 if not more:
                     self._rest()
@@ -213,8 +232,9 @@ class _Run:
         self._note_turn()
 
     def _check_topics(self) -> None:
+        ids = read_topic_ids(self._settings.kafka, list(topics_by_table(self._settings.kafka).values()))
         for archiver in self._archivers:
-            archiver.check_topic()
+            archiver.check_topic(ids)
 
     def _hangs(self) -> bool:
         return not self._is_resting and time.monotonic() - self._stepped_at > self._settings.archive.deadline_s

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
+from schemas.deltatable import failing_as
 from schemas.errors import TableClaimedError, TableError
 from streaming.archive.archivetable import open_claimed
 from streaming.archive.tables import JOINED_BYTES, clean_log, join_files, remove_dead_files
@@ -28,6 +29,10 @@ _TIDY_S = 3600.0
 _TIDIED_AT_ONCE = 10
 _VACUUM_S = 86_400.0
 _AFTER_FAILURE_S = 600.0
+_JOINED_AT_ONCE = 10
+"""Dates in one turn: appends wait meanwhile."""
+_VACUUM = "VACUUM"  # as the log calls it
+_LOOKED_BACK = 1000
 
 
 class Upkeep:
@@ -89,6 +94,15 @@ class Upkeep:
             log.warning("the upkeep of a table failed and is tried again later: %s", exc)
             return True
 
+    def finish(self, table: DeltaTable) -> bool:
+        """Do what is due once a day, for a writer that ends before its time comes; see `turn`.
+
+        A run that writes what is there and ends, from a timer, would else leave every replaced file for ever.
+        """
+        if self._archive.compact_files and _is_day_old(table):
+            self._tidy_at = self._vacuum_at = 0.0
+        return self.turn(table)
+
     def _do_due(self, table: DeltaTable, version: int) -> bool:
         if self._checkpointed_at < 0:
             self._checkpointed_at = version // _CHECKPOINT_EVERY
@@ -119,7 +133,7 @@ class Upkeep:
             over = [day for day, count in small.items() if count > 1 and day != today and day not in chosen]
             chosen += over[:_TIDIED_AT_ONCE]
         joined = 0
-        for day in chosen:
+        for day in chosen[:_JOINED_AT_ONCE]:
             joined += join_files(self._place, "" if day is None else day.isoformat(), writer=self._writer)
             self._note_step()
         self.joined += joined
@@ -127,6 +141,16 @@ class Upkeep:
 
     def _is_due(self, moment: float) -> bool:
         return time.monotonic() >= moment
+
+
+def _is_day_old(table: DeltaTable) -> bool:
+    """Tell whether a table was made, and its dead files were last removed, more than a day ago."""
+    with failing_as(f"the table {table.table_uri} cannot be read"):
+        made_ms = table.metadata().created_time or 0
+        vacuums = [
+            entry["timestamp"] for entry in table.history(_LOOKED_BACK) if entry["operation"].startswith(_VACUUM)
+        ]
+    return bool(time.time() - max([made_ms, *vacuums]) / 1000 > _VACUUM_S)
 
 
 def _count_small_by_day(table: DeltaTable) -> dict[date | None, int]:

@@ -112,6 +112,7 @@ def wait_for_rows(settings: StreamSettings, count: int) -> None:
     wait_until(are_there)
 
 
+@pytest.mark.long
 def test_all_is_archived_read_again_and_joined(remote: StreamSettings) -> None:
     publish(remote, outcomes(range(4)))
     archive(remote)
@@ -158,6 +159,7 @@ def test_one_that_starts_beside_one_that_writes_is_refused(
     assert read_ids(remote) == wanted_ids(range(number))
 
 
+@pytest.mark.long
 def test_one_that_has_nothing_to_write_is_taken_over_from(remote: StreamSettings) -> None:
     publish(remote, outcomes(range(3)))
     with running(remote) as first:
@@ -192,6 +194,7 @@ def read_ids_or_none(settings: StreamSettings) -> list[str]:
     return [] if None in states else [event_id for ids in read_ids(settings).values() for event_id in ids]
 
 
+@pytest.mark.long
 def test_a_compaction_by_hand_ends_the_archive_which_then_goes_on(remote: StreamSettings) -> None:
     with running(remote) as first:
         for number in range(3):

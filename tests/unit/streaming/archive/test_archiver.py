@@ -114,7 +114,8 @@ def test_what_cannot_be_written_waits(
     def fail(*_: object) -> int:
         raise TableError("no space left")
 
-    MadeUpReader.pieces = iter([piece(4, days=6, is_full=False)])
+    MadeUpReader.pieces = iter([piece(0, days=None, is_full=False), piece(4, days=6, is_full=False)])
+    assert not archiver.turn()
     monkeypatch.setattr(ArchiveTable, "append", fail)
     assert not archiver.turn()
     assert days_left(registry) == pytest.approx(1, abs=0.01)

@@ -283,3 +283,20 @@ def test_properties_of_the_table_s_owner_stay(tmp_path: Path) -> None:
     properties = DeltaTable(tmp_path / _NAME).metadata().configuration
     assert properties["delta.logRetentionDuration"] == "interval 90 days"
     assert properties[WRITER_PROPERTY] == "w"
+
+
+def test_room_is_left_on_the_disk_of_the_tables(tmp_path: Path) -> None:
+    table = ArchiveTable(
+        str(tmp_path), load_tables()[_NAME], _TOPIC, "w", KnownIds(35), min_free_bytes=shutil.disk_usage("/").total * 10
+    )
+    table.claim(_IDS, _SPANS)
+    with pytest.raises(TableError, match=r"MB left, wanted at least .* XRAY_ARCHIVE__MIN_FREE_BYTES"):
+        table.append([row("a")], {0: 1})
+    assert stored(tmp_path) == []
+    assert places(tmp_path) == {}
+
+
+def test_commits_are_kept_for_as_long_as_the_files_that_they_name(tmp_path: Path) -> None:
+    table = ArchiveTable(str(tmp_path), load_tables()[_NAME], _TOPIC, "w", KnownIds(35), keep_days=9)
+    table.claim(_IDS, _SPANS)
+    assert table.opened.metadata().configuration["delta.logRetentionDuration"] == "interval 9 days"

@@ -229,7 +229,7 @@ def test_rows_that_a_check_forbids_are_not_quoted_and_leave_no_file(filled: Fill
 
 
 @pytest.mark.parametrize("day", [DAY, DAY + 40, None])
-def test_an_append_whose_commit_fails_leaves_no_file(
+def test_an_append_that_fails_while_the_log_is_away_leaves_its_file_to_the_clean_up(
     filled: Filled, monkeypatch: pytest.MonkeyPatch, day: int | None
 ) -> None:
     before = {path.name for path in filled.place.rglob("*.parquet")}
@@ -240,7 +240,6 @@ def test_an_append_whose_commit_fails_leaves_no_file(
         log.rename(away)
         log.write_bytes(b"")
 
-    monkeypatch.setattr(filled.known, "note_appended", lambda *_: None)
     write = filled.known.drop_known
 
     def drop_known_and_hide(table: DeltaTable, rows: Sequence[Row]) -> list[Row]:

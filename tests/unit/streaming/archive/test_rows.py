@@ -269,11 +269,26 @@ def test_feature_vectors_of_any_kind(features: Any, wanted: list[float | None] |
     assert values("features", {"event_id": "e", "features": features})["features"] == wanted
 
 
-def test_what_a_vector_takes_counts_as_memory() -> None:
-    small, large = (read("features", {"event_id": "e", "features": [0.5] * count}) for count in (1, 100_000))
-    assert small is not None
-    assert large is not None
-    assert large.n_bytes - small.n_bytes == 4 * 99_999
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("features", "features", [0.5] * 100_000),
+        ("features", "features", [0] * 100_000),
+        ("predictions", "label", "x" * 400_000),
+        ("predictions", "flags", ["a"] * 100_000),
+        ("predictions", "probabilities", {str(number): 0.5 for number in range(50_000)}),
+    ],
+)
+def test_what_a_row_takes_counts_as_memory(name: str, field: str, value: Any) -> None:
+    row = read(name, {"event_id": "e", field: value})
+    assert row is not None
+    assert row.n_bytes >= 400_000
+
+
+def test_the_bytes_of_a_dead_letter_are_not_kept() -> None:
+    row = read("dead_letters", b"x" * 1_000_000, **{envelope.EVENT_ID: b"e"})
+    assert row is not None
+    assert row.n_bytes < 10_000
 
 
 def test_no_rows_have_all_columns() -> None:

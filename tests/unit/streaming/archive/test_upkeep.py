@@ -49,12 +49,12 @@ class Writer:
             self.turn()
 
     def turn(self) -> bool:
-        version = self.table.version
-        if not self.upkeep.turn(self.table.opened):
+        before = self.table.opened
+        if not self.upkeep.turn(before):
             return False
         self.table.reopen(_SPANS)
-        if self.table.version == version + 1:
-            self.known.note_joined(self.table.opened)
+        if self.table.version == before.version() + 1:
+            self.known.note_joined(before, self.table.opened)
         return True
 
     @property
@@ -134,6 +134,26 @@ def test_what_nothing_refers_to_is_removed_once_it_is_old(tmp_path: Path) -> Non
     assert [name for name in names if (writer.place / name).exists()] == ["young.parquet"]
     assert not writer.turn()  # a day later again
     assert writer.rows == 2
+
+
+@pytest.mark.parametrize("age_days", [0.5, 2])
+def test_one_that_ends_soon_does_what_is_due_once_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age_days: float
+) -> None:
+    writer = Writer(tmp_path, keep_days=2)
+    for day in _DAYS:
+        writer.append(day, 2)
+    (writer.place / "old.parquet").write_bytes(b"x")
+    os.utime(writer.place / "old.parquet", (time.time() - 3 * 86_400,) * 2)
+    now = time.time() + age_days * 86_400
+    monkeypatch.setattr(upkeep.time, "time", lambda: now)
+    assert writer.upkeep.finish(writer.table.opened) == (age_days > 1)
+    assert (writer.place / "old.parquet").exists() == (age_days < 1)
+    assert set(writer.files.values()) == ({1} if age_days > 1 else {2})
+    monkeypatch.undo()
+    again = Writer(tmp_path, keep_days=2)  # the next one, a little later
+    assert not again.upkeep.finish(again.table.opened)
+    assert writer.rows == 6
 
 
 @pytest.mark.parametrize("what", ["join_files", "clean_log", "remove_dead_files"])
