@@ -299,10 +299,7 @@ class Archiver:
                 )
                 raise DataLossError(msg)
             log.warning("the table %s goes on behind outcomes that are gone: %s", self.name, shown)
-        if gone or not self._table.places:
-            # It is agreed to once, whether anything is left to write or not; and what retention removes before the
-            # first outcome was archived is a loss as well.
-            self._table.append([], found)
+            self._table.append([], found)  # it is agreed to once, whether anything is left to write or not
         return found
 
     # --- a piece ------------------------------------------------------------------------------------------------------
