@@ -32,6 +32,9 @@ _NEEDED = {
 }
 """Classes, and their fields and methods, that the functions below use."""
 
+_PRIMITIVES = {"boolean": "Boolean", "int": "Integer", "long": "Long"}
+"""Java's classes that know the type of a parameter."""
+
 
 class JavaError(NamedTuple):
     """One exception of a chain of causes.
@@ -75,8 +78,7 @@ def _find_member(spark: SparkSession, class_name: str, member: str) -> None:
     if not is_method:
         found.getField(name)
         return
-    primitives = {"boolean": spark._jvm.java.lang.Boolean.TYPE}
-    parameters = [primitives[text] for text in rest.rstrip(")").split(",") if text]
+    parameters = [getattr(spark._jvm.java.lang, _PRIMITIVES[text]).TYPE for text in rest.rstrip(")").split(",") if text]
     types = spark.sparkContext._gateway.new_array(spark._jvm.java.lang.Class, len(parameters))
     for i, parameter in enumerate(parameters):
         types[i] = parameter
