@@ -71,12 +71,23 @@ def test_of_appends_to_one_version_at_one_moment_one_lands(
         else:
             ends.append(None)
 
+    conditions: list[str | None] = []
+
+    def count_held() -> int:
+        conditions.extend(one.headers.get("if-none-match") for one in store.seen() if one.befallen == "hold")
+        return len(conditions)
+
     threads = [threading.Thread(target=run, args=pair) for pair in zip(changes, "abc", strict=False)]
-    for thread in threads:
+    for number, thread in enumerate(threads, 1):
         thread.start()
+        # A claim keeps Python's lock until the store answers: whoever comes before it has to be on its way by then.
+        deadline = time.monotonic() + 20
+        while number < len(threads) and count_held() < number:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
     for thread in threads:
         thread.join(60)
-    conditions = [one.headers.get("if-none-match") for one in store.seen() if one.befallen == "hold"]
+    assert count_held() == len(changes)
     assert conditions == ["*"] * len(changes)
     assert stored(place) in lands
     # A claim that came second goes in behind the append, as it may.
