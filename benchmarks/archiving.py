@@ -9,10 +9,7 @@ Run it: ``python -m benchmarks.archiving`` (``--help``). Nothing else should run
 
 import os
 import statistics
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,10 +17,9 @@ from typing import Annotated
 import typer
 from deltalake import DeltaTable
 
-from benchmarks.latency import Probe, summarise
+from benchmarks.latency import Probe, streaming, summarise
 from benchmarks.stage import Stage, open_stage
 from benchmarks.throughput import WEIGHTS, measure_bare
-from streaming.run.service import run_stream
 from streaming.score.query import featurizer_of
 from streaming.settings import StreamSettings
 from xray.console import err, new_table, print_json, step
@@ -92,7 +88,7 @@ def main(
 
 def _measure(stage: Stage, model: Path, *, archive: bool, burst: int, rate: float, seconds: float) -> Turn:
     settings = stage.fresh_settings()
-    with _streaming(stage, settings, model, archive=archive):
+    with streaming(stage, settings, model, archive=archive):
         probe = Probe(settings, stage.images)
         probe.load(10, 2)
         if archive:
@@ -131,31 +127,6 @@ def _cpu_seconds() -> float | None:
         except OSError:
             continue  # it has just ended
     return None
-
-
-@contextmanager
-def _streaming(stage: Stage, settings: StreamSettings, model: Path, *, archive: bool) -> Iterator[None]:
-    ended, ready = threading.Event(), threading.Event()
-    thread = threading.Thread(
-        target=run_stream,
-        args=(settings,),
-        kwargs={
-            "model_folder": model,
-            "spark": stage.spark,
-            "archive": archive,
-            "ended": ended,
-            "on_ready": lambda _: ready.set(),
-        },
-    )
-    thread.start()
-    try:
-        if not ready.wait(_TIMEOUT_S):
-            msg = "the stream did not become ready"
-            raise RuntimeError(msg)
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _median(turns: list[Turn], name: str, *, archive: bool) -> float:

@@ -63,7 +63,7 @@ def main(
         model, _, folder = stage.train(network, WEIGHTS.get(network, "random"), "fp32")
         bare = measure_bare(featurizer_of(model).network, stage.images)
         settings = stage.fresh_settings()
-        with _streaming(stage, settings, folder):
+        with streaming(stage, settings, folder):
             probe = Probe(settings, stage.images)
             throughput = probe.burst(burst)
             err.print(f"throughput of a burst of {burst}: {throughput:.1f} images a second")
@@ -139,12 +139,19 @@ class Probe:
 
 
 @contextmanager
-def _streaming(stage: Stage, settings: StreamSettings, model: Path) -> Iterator[None]:
+def streaming(stage: Stage, settings: StreamSettings, model: Path, *, archive: bool = True) -> Iterator[None]:
+    """Run the whole stream while the body runs, with the archive beside it or without."""
     ended, ready = threading.Event(), threading.Event()
     thread = threading.Thread(
         target=run_stream,
         args=(settings,),
-        kwargs={"model_folder": model, "spark": stage.spark, "ended": ended, "on_ready": lambda _: ready.set()},
+        kwargs={
+            "model_folder": model,
+            "spark": stage.spark,
+            "archive": archive,
+            "ended": ended,
+            "on_ready": lambda _: ready.set(),
+        },
     )
     thread.start()
     try:
