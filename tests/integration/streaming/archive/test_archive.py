@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 
 from schemas import envelope
 from schemas.envelope import derive_event_id
+from streaming.account.archived import topics_by_table
 from streaming.archive.service import run_archive
 from streaming.settings import StreamSettings
 
@@ -68,7 +69,7 @@ def outcomes(numbers: Sequence[int]) -> list[Outcome]:
 
 def publish(settings: StreamSettings, records: Sequence[Outcome]) -> None:
     kafka = settings.kafka
-    topics = dict(zip(NAMES, (kafka.predictions_topic, kafka.features_topic, kafka.deadletters_topic), strict=True))
+    topics = topics_by_table(kafka)
     producer = Producer({**kafka.to_librdkafka(), "message.max.bytes": kafka.max_message_bytes})
     errors: list[Any] = []
     for record in records:
@@ -192,9 +193,7 @@ def test_nothing_on_the_topics_stops_it(settings: StreamSettings, caplog: pytest
     named = {table: [event_id(table, 1000 + i) for i in range(len(odd[table]))] for table in NAMES}
     assert read_ids(settings) == {name: sorted(ids + named[name]) for name, ids in wanted_ids(range(8)).items()}
     lines = caplog.messages
-    kafka = settings.kafka
-    topics = (kafka.predictions_topic, kafka.features_topic, kafka.deadletters_topic)
-    for table, topic in zip(NAMES, topics, strict=True):
+    for table, topic in topics_by_table(settings.kafka).items():
         told = f"records without event id were left out: {len(junk[table])} of {topic}"
         assert lines.count(told) == 2  # once for each time
         rows = DeltaTable(f"{settings.tables_folder}/{table}").to_pyarrow_table().to_pylist()  # every value can be read

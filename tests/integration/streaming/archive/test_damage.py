@@ -13,10 +13,10 @@ import streaming.archive.upkeep
 from schemas.errors import TableError
 from streaming.archive.tables import join_files
 from streaming.settings import StreamSettings
+from tests.integration.streaming.archive.beside import Beside, change
 from tests.integration.streaming.archive.scored import Scored
 from tests.integration.streaming.archive.test_archive import NAMES, archive, event_id
 from tests.integration.streaming.archive.test_kills import as_spark_left_it, delete_a_table, write_former_checkpoint
-from tests.integration.streaming.archive.test_process import Beside, change
 from tests.integration.streaming.archive.test_service import running, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.delta]

@@ -14,9 +14,9 @@ from deltalake import DeltaTable, write_deltalake
 
 from benchmarks.chaos.halts import AT_START, AT_WORK, Halts
 from streaming.settings import StreamSettings
+from tests.integration.streaming.archive.beside import Beside, change, is_gone
 from tests.integration.streaming.archive.scored import Scored
 from tests.integration.streaming.archive.test_archive import NAMES, archive
-from tests.integration.streaming.archive.test_process import Beside, change, is_gone
 
 pytestmark = [pytest.mark.kafka, pytest.mark.delta, pytest.mark.timeout(300)]
 
@@ -39,18 +39,6 @@ def halts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Halts:
     for name, value in halts.environ(os.environ).items():
         monkeypatch.setenv(name, value)
     return halts
-
-
-@pytest.fixture
-def beside(settings: StreamSettings, halts: Halts) -> Iterator[Beside]:
-    beside = Beside(settings)
-    yield beside
-    beside.process.stop()
-
-
-@pytest.fixture
-def scored(settings: StreamSettings) -> Scored:
-    return Scored(settings)
 
 
 def newest_commit(settings: StreamSettings) -> Path:

@@ -9,31 +9,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from deltalake import DeltaTable
-from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from schemas.modelcard import ModelCard
-from streaming.archive.process import ArchiveProcess
-from streaming.metrics import StreamMetrics
 from streaming.settings import StreamSettings
+from tests.integration.streaming.archive.beside import TIMEOUT_S, Beside, change, is_gone
 from tests.integration.streaming.archive.scored import Scored
 from tests.metricspage import CARD
 
 pytestmark = [pytest.mark.kafka, pytest.mark.delta, pytest.mark.timeout(180)]
 
-_TIMEOUT_S = 60.0
 _MOST_THREADS = 40
-
-
-def change(settings: StreamSettings, section: str, **values: Any) -> StreamSettings:
-    changed = getattr(settings, section).model_copy(update=values)
-    return settings.model_copy(update={section: changed})
 
 
 @pytest.fixture
@@ -41,57 +32,6 @@ def settings(settings: StreamSettings) -> StreamSettings:
     """A quick archive that is soon started again, and noticed soon where it hangs."""
     settings = change(settings, "archive", trigger_s=0.2, metrics_port=0, deadline_s=10.0)
     return change(settings, "retry", first_wait_s=0.2, max_wait_s=1.0)
-
-
-class Beside:
-    """The process as a stream has it, which looks at it again and again."""
-
-    def __init__(self, settings: StreamSettings) -> None:
-        self.registry = CollectorRegistry()
-        self.process = ArchiveProcess(settings, StreamMetrics(self.registry, CARD))
-
-    def drive(self, until: Callable[[], Any], what: str) -> None:
-        deadline = time.monotonic() + _TIMEOUT_S
-        while not until():
-            assert time.monotonic() < deadline, f"never came: {what}"
-            self.process.check()
-            time.sleep(0.05)
-
-    @property
-    def pid(self) -> int:
-        pid = self.process.pid
-        assert pid is not None
-        return pid
-
-    def sample(self, name: str) -> float | None:
-        return self.registry.get_sample_value(name, {"query": "archive"})
-
-    @property
-    def is_up(self) -> bool:
-        return self.sample("xray_query_up") == 1
-
-    @property
-    def failures(self) -> float:
-        return self.sample("xray_query_failures_total") or 0
-
-
-@pytest.fixture
-def beside(settings: StreamSettings) -> Iterator[Beside]:
-    beside = Beside(settings)
-    yield beside
-    beside.process.stop()
-
-
-@pytest.fixture
-def scored(settings: StreamSettings) -> Scored:
-    return Scored(settings)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
-    except FileNotFoundError:
-        return True
 
 
 def waits(lines: list[str]) -> list[int]:
@@ -190,7 +130,7 @@ def test_it_ends_by_itself_where_the_stream_is_killed(settings: StreamSettings, 
     parent = start_parent(settings)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
-    deadline = time.monotonic() + _TIMEOUT_S
+    deadline = time.monotonic() + TIMEOUT_S
     while when == "while it works" and not scored.is_archived:
         assert time.monotonic() < deadline
         time.sleep(0.05)

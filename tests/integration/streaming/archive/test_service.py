@@ -18,7 +18,7 @@ from kafka import KafkaConsumer
 from kafka import TopicPartition as PeerPartition
 
 from schemas.errors import DataLossError, TableClaimedError, TableError
-from streaming.account.archived import find_archived
+from streaming.account.archived import find_archived, topics_by_table
 from streaming.archive.service import ArchiveState, run_archive
 from streaming.kafka.cluster import connect_admin
 from streaming.kafka.topics import create_topics
@@ -96,11 +96,6 @@ def health(url: str) -> tuple[int, dict[str, Any]]:
         return exc.code, json.load(exc)
 
 
-def topics(settings: StreamSettings) -> dict[str, str]:
-    kafka = settings.kafka
-    return dict(zip(NAMES, (kafka.predictions_topic, kafka.features_topic, kafka.deadletters_topic), strict=True))
-
-
 def remove_records(settings: StreamSettings, topic: str, before: int) -> None:
     """As retention does."""
     admin = connect_admin(settings.kafka)
@@ -170,7 +165,7 @@ def test_outcomes_that_are_gone_stop_their_table_alone(settings: StreamSettings)
     publish(settings, outcomes(range(2)))
     archive(settings)
     publish(settings, outcomes(range(2, 6)))
-    remove_records(settings, topics(settings)["features"], before=4)
+    remove_records(settings, topics_by_table(settings.kafka)["features"], before=4)
     with running(settings) as (url, errors):
         wait_until(
             lambda: read_ids(settings) == wanted_ids(range(6)) | {"features": wanted_ids(range(2))["features"]},
@@ -191,7 +186,7 @@ def test_outcomes_that_are_gone_stop_their_table_alone(settings: StreamSettings)
 def test_a_topic_made_anew_is_refused_at_the_start_until_somebody_says_so(settings: StreamSettings, name: str) -> None:
     publish(settings, outcomes(range(3)))
     archive(settings)
-    make_anew(settings, topics(settings)[name])
+    make_anew(settings, topics_by_table(settings.kafka)[name])
     publish(settings, [outcome(name, number) for number in range(1, 8)])
     with pytest.raises(DataLossError, match="another topic of that name"):
         archive(settings)
@@ -207,7 +202,7 @@ def test_a_topic_made_anew_while_it_runs_stops_its_table(
     publish(settings, outcomes(range(3)))
     with running(settings) as (url, _):
         wait_until(lambda: is_filled(settings, range(3)), "rows")
-        make_anew(settings, topics(settings)["predictions"])
+        make_anew(settings, topics_by_table(settings.kafka)["predictions"])
         wait_until(lambda: not health(url)[1]["tables"]["predictions"]["ok"], "that it is noticed")
         publish(settings, [outcome("predictions", number) for number in range(10)])
         publish(settings, [outcome("features", 3)])
@@ -220,7 +215,7 @@ def test_partitions_that_are_added_are_read(settings: StreamSettings, monkeypatc
     publish(settings, outcomes(range(2)))
     with running(settings):
         wait_until(lambda: is_filled(settings, range(2)), "rows")
-        topic = topics(settings)["predictions"]
+        topic = topics_by_table(settings.kafka)["predictions"]
         admin = connect_admin(settings.kafka)
         for future in admin.create_partitions([NewPartitions(topic, 3)]).values():
             future.result()
@@ -238,7 +233,7 @@ def test_partitions_that_are_added_are_read(settings: StreamSettings, monkeypatc
 
 
 def test_transactions_leave_no_lag_behind(settings: StreamSettings) -> None:
-    topic = topics(settings)["features"]
+    topic = topics_by_table(settings.kafka)["features"]
     producer = Producer({**settings.kafka.to_librdkafka(), "transactional.id": f"t-{topic}"})
     producer.init_transactions(30)
     for number, commits in enumerate((True, False, True)):
