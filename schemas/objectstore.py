@@ -5,6 +5,8 @@ AWS_ACCESS_KEY_ID and the others that every program for S3 knows.
 """
 
 import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 _RETRY_S = 45
 """Until a request is given up; by default 180 s. Whoever waits for it tries again by itself, or is a person."""
@@ -35,6 +37,14 @@ _MEANINGS = (
 """What to look at, by what the client says; the first that fits."""
 
 
+def local_folder(folder: str) -> Path | None:
+    """Give the folder on a disk that a path or URI names; None where it is elsewhere."""
+    place = urlsplit(folder)
+    if place.scheme == "file":
+        return Path(unquote(place.path))
+    return None if "://" in folder else Path(folder)
+
+
 def store_options(place: str) -> dict[str, str] | None:
     """Give what the client of an object store is told beside its environment; None for a folder on a disk.
 
@@ -43,8 +53,7 @@ def store_options(place: str) -> dict[str, str] | None:
     place : str
         Path or URI of a table.
     """
-    is_local = "://" not in place or place.startswith("file:")
-    return None if is_local else {"retry_timeout": f"{_RETRY_S}s"}
+    return None if local_folder(place) is not None else {"retry_timeout": f"{_RETRY_S}s"}
 
 
 def describe_failure(exc: Exception) -> str:

@@ -1,10 +1,10 @@
-"""Finds records that are gone from a topic before SCORE has read them, without Spark.
+"""Finds records that are gone from a topic before they were read, without Spark.
 
 Spark notices too, in the middle of a batch and in many lines. This says it before anything starts, in one line, with
 the offsets.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.errors import DataLossError
@@ -18,7 +18,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Loss:
-    """Records of one partition that SCORE will never read.
+    """Records of one partition that whoever reads it will never read.
 
     Parameters
     ----------
@@ -27,8 +27,8 @@ class Loss:
     partition : int
         Its number.
     offsets : range
-        The offsets that are gone. Where the topic now ends before SCORE's place, so that it is not the topic it
-        was, those from its new end to that place.
+        The offsets that are gone. Where the topic now ends before the reader's place, so that it is not the
+        topic it was, those from its new end to that place.
     renewed : bool
         Whether that is so.
     """
@@ -60,10 +60,24 @@ def find_losses(settings: StreamSettings) -> list[Loss]:
         return []
     with open_reader(settings.kafka) as reader:
         spans = {topic: read_spans(reader, topic) for topic in sorted(committed)}
-    return list(_compare(committed, spans))
+    return list(compare_places(committed, spans))
 
 
-def _compare(committed: Offsets, spans: Mapping[str, Mapping[int, range]]) -> Iterable[Loss]:
+def compare_places(committed: Offsets, spans: Mapping[str, Mapping[int, range]]) -> Iterable[Loss]:
+    """Compare places with what their topics hold.
+
+    Parameters
+    ----------
+    committed : Mapping
+        Next offset by topic and partition.
+    spans : Mapping of str to Mapping of int to range
+        Offsets that each partition has, by topic.
+
+    Yields
+    ------
+    Loss
+        Of each partition whose place is before what it has, or behind it.
+    """
     for topic, places in committed.items():
         for partition, place in sorted(places.items()):
             span = spans[topic].get(partition, range(0))
@@ -93,17 +107,18 @@ def check_losses(losses: Iterable[Loss], kafka: KafkaSettings, *, accepted: bool
     """
     losses = [loss for loss in losses if loss.topic != kafka.canary_topic]
     if renewed := [loss for loss in losses if loss.renewed]:
-        raise DataLossError(describe_shrinking(_name(renewed)))
+        raise DataLossError(describe_shrinking(name_losses(renewed)))
     if losses and not accepted:
         count = sum(len(loss.offsets) for loss in losses)
         msg = (
             f"{count} records were removed by the topic's retention before SCORE had read them: "
-            f"{_name(losses)}. Have the images published again where they still are, raise the topic's retention, then "
-            "start once with 'xray stream --accept-loss' to go on behind the gap."
+            f"{name_losses(losses)}. Have the images published again where they still are, raise the topic's "
+            "retention, then start once with 'xray stream --accept-loss' to go on behind the gap."
         )
         raise DataLossError(msg)
 
 
-def _name(losses: list[Loss]) -> str:
+def name_losses(losses: Sequence[Loss]) -> str:
+    """Name the offsets of the first few, and how many more there are."""
     more = f" and {len(losses) - _SHOWN} more" if len(losses) > _SHOWN else ""
     return "; ".join(map(str, losses[:_SHOWN])) + more

@@ -9,6 +9,7 @@ from functools import partial
 from schemas.documents import Table
 from schemas.errors import BrokerError, DataLossError, JobError, TableClaimedError, TableError, TableMovedError
 from streaming.account.checkpoints import committed_offsets
+from streaming.account.losses import compare_places, name_losses
 from streaming.archive.archivemetrics import ArchiveMetrics
 from streaming.archive.archivetable import ArchiveTable
 from streaming.archive.knownids import KnownIds
@@ -26,7 +27,6 @@ _HEALTHY_S = 60.0
 _READ_S = 0.3
 """How long a turn waits for more; the next one comes after the trigger, or at once where there is more."""
 _NEW_PARTITIONS_S = 60.0
-_SHOWN = 8
 _CONFLICTS = 20
 """In a row, from which on there is a wait between two tries."""
 _FORMER_CHECKPOINT = "archive"
@@ -61,6 +61,8 @@ class Archiver:
         The table's.
     lost : DataLossError or None
         What is gone that the table lacks, or that the topic is another one; nothing is written then.
+    has_begun : bool
+        Whether it ever knew where to go on.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class Archiver:
         self._retention_ms: int | None = None
         self._oldest_ms: int | None = None
         self.lost: DataLossError | None = None
-        self._is_ready = self._has_begun = False
+        self._is_ready = self.has_begun = False
         self._n_conflicts = 0
         self._next_try = 0.0
         self._partitions_at = time.monotonic() + _NEW_PARTITIONS_S
@@ -111,11 +113,6 @@ class Archiver:
         return self._is_ready and self.lost is None
 
     @property
-    def has_begun(self) -> bool:
-        """Whether it ever knew where to go on."""
-        return self._has_begun
-
-    @property
     def has_drained(self) -> bool:
         """Whether all that the topic had at the first turn is in the table."""
         return self._is_ready and all(self._places[p] >= end for p, end in self._first_ends.items())
@@ -123,7 +120,10 @@ class Archiver:
     @property
     def lag(self) -> int:
         """Outcomes that the topic had when it was last asked, and the table has not."""
-        return sum(max(0, span.stop - max(span.start, self._places.get(p, 0))) for p, span in self._spans.items())
+        return sum(self._lags().values())
+
+    def _lags(self) -> dict[int, int]:
+        return {p: max(0, span.stop - max(span.start, self._places.get(p, 0))) for p, span in self._spans.items()}
 
     @property
     def _places(self) -> Mapping[int, int]:
@@ -232,7 +232,7 @@ class Archiver:
             self._table.reopen(self._spans)
         self._reader.go_to(self._find_places())
         self._accept_loss = False  # what is gone later, nobody has agreed to
-        self._is_ready = self._has_begun = True
+        self._is_ready = self.has_begun = True
         self._backoff.start_try()
 
     def check_topic(self, ids: TopicIds) -> None:
@@ -279,18 +279,13 @@ class Archiver:
 
     def _find_places(self) -> dict[int, int]:
         """Give the place to begin at in each partition, none of which may have lost anything."""
-        found = {}
-        gone: list[str] = []
-        for partition, span in self._spans.items():
-            # A partition that was added later begins at 0; of the others nothing was ever read where there is no place.
-            place = self._table.places.get(partition, 0 if self._table.places else span.start)
-            if place < span.start or place > span.stop:
-                first, end = sorted((place, span.start if place < span.start else span.stop))
-                gone.append(f"{self._topic} partition {partition} offsets {first}-{end - 1}")
-                place = span.start
-            found[partition] = place
-        if gone:
-            shown = "; ".join(gone[:_SHOWN]) + (f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else "")
+        # A partition that was added later begins at 0; of the others nothing was ever read where there is no place.
+        places = {
+            partition: self._table.places.get(partition, 0 if self._table.places else span.start)
+            for partition, span in self._spans.items()
+        }
+        if losses := list(compare_places({self._topic: places}, {self._topic: self._spans})):
+            shown = name_losses(losses)
             if not self._accept_loss:
                 msg = (
                     f"the table {self.name} lacks outcomes that its topic does not have any more: {shown}. Retention "
@@ -299,8 +294,9 @@ class Archiver:
                 )
                 raise DataLossError(msg)
             log.warning("the table %s goes on behind outcomes that are gone: %s", self.name, shown)
-            self._table.append([], found)  # it is agreed to once, whether anything is left to write or not
-        return found
+            places |= {loss.partition: self._spans[loss.partition].start for loss in losses}
+            self._table.append([], places)  # it is agreed to once, whether anything is left to write or not
+        return places
 
     # --- a piece ------------------------------------------------------------------------------------------------------
 
@@ -352,8 +348,7 @@ class Archiver:
         if self._reader is not None:
             ends = self._reader.last_ends()
             self._spans = {p: range(span.start, max(span.stop, ends.get(p, 0))) for p, span in self._spans.items()}
-        for partition, span in self._spans.items():
-            behind = max(0, span.stop - max(span.start, self._places.get(partition, 0)))
+        for partition, behind in self._lags().items():
             self._metrics.lag.labels(self.name, self._topic, str(partition)).set(behind)
         if self._retention_ms is not None:
             self._metrics.retention_left.labels(self.name).set(self._retention_ms / 1000 - self._waiting_s)

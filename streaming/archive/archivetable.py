@@ -18,9 +18,9 @@ from deltalake.schema import Schema as DeltaSchema
 from schemas.deltatable import append_rows, arrow_schema, create_table, failing_as, open_table
 from schemas.documents import Table
 from schemas.errors import DataLossError, TableClaimedError, TableError, TableMovedError
+from schemas.objectstore import local_folder
 from streaming.account.archived import TOPIC_PROPERTY, describe_topic, place_name, read_places, recorded_topic
 from streaming.archive.knownids import KnownIds
-from streaming.archive.lease import local_folder
 from streaming.archive.leftovers import list_files, remove_leftovers
 from streaming.archive.rows import Row, to_arrow
 from streaming.kafka.topicids import TopicIds
@@ -173,7 +173,7 @@ class ArchiveTable:
             self._begin_anew(spans)
         elif former and not self.places:
             log.info("table %s goes on where its Spark query stood", self.name)
-            self._set_places(former)
+            self._commit([], former)
 
     def _add_columns(self, table: DeltaTable) -> None:
         """Add columns that are new, in a commit of their own; rows that are there have null in them."""
@@ -234,11 +234,11 @@ class ArchiveTable:
 
     def _begin_anew(self, spans: Mapping[int, range]) -> None:
         # A commit, so that a writer that is killed now does not go on behind what was not read again.
-        self._set_places({partition: span.start for partition, span in spans.items()})
+        self._commit([], {partition: span.start for partition, span in spans.items()})
 
-    def _set_places(self, places: Mapping[int, int]) -> None:
-        metadata = {APPENDED_BY: self._writer}
-        append_rows(self.opened, to_arrow([], self._definition), self._name_places(places), metadata)
+    def _commit(self, rows: Sequence[Row], places: Mapping[int, int]) -> None:
+        named = {place_name(self._ids, self.topic, partition): place for partition, place in places.items()}
+        append_rows(self.opened, to_arrow(rows, self._definition), named, {APPENDED_BY: self._writer})
         self.places = dict(places)
 
     def append(self, rows: Sequence[Row], places: Mapping[int, int]) -> int:
@@ -265,16 +265,14 @@ class ArchiveTable:
         """
         self._refuse_full_disk()
         new = self._known.drop_known(self.opened, rows)
-        metadata = {APPENDED_BY: self._writer}
         there = self._list_files(new)
         try:
-            append_rows(self.opened, to_arrow(new, self._definition), self._name_places(places), metadata)
+            self._commit(new, places)
         except TableMovedError:
             raise  # whoever was first may be writing the same rows just now
         except TableError:
             self._remove_leftovers(new, there)
             raise
-        self.places = dict(places)
         self._known.note_appended(self.opened, new)
         return len(new)
 
@@ -304,9 +302,6 @@ class ArchiveTable:
             log.info("removed %s files of an append to %s that failed", removed, self._place)
         except (TableError, OSError) as exc:
             log.info("files of an append that failed stay for the next clean-up: %s", exc)
-
-    def _name_places(self, places: Mapping[int, int]) -> dict[str, int]:
-        return {place_name(self._ids, self.topic, partition): place for partition, place in places.items()}
 
 
 def _tell_kind(kind: DataType | None) -> str:

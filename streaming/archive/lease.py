@@ -12,22 +12,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from schemas.errors import TableClaimedError
+from schemas.objectstore import local_folder
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.1
-
-
-def local_folder(folder: str) -> Path | None:
-    """Give the folder on a disk that a path or URI names; None where it is elsewhere."""
-    place = urlsplit(folder)
-    if place.scheme == "file":
-        return Path(unquote(place.path))
-    return None if "://" in folder else Path(folder)
 
 
 @contextmanager

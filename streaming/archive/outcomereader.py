@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from schemas.errors import BrokerError, DataLossError
 from streaming.archive.rows import Row
 from streaming.kafka.cluster import describe_cluster
-from streaming.kafka.reader import list_partitions, read_spans
+from streaming.kafka.reader import BOUNDED_FETCH, list_partitions, read_spans
 from streaming.kafka.topics import HEADROOM_BYTES
 from streaming.settings import KafkaSettings
 
@@ -33,9 +33,7 @@ _OPTIONS = {
     # this user has no right on the group, or its broker is away. Nothing here is a member of the group.
     "session.timeout.ms": 2000,
     "heartbeat.interval.ms": 1000,
-    "fetch.message.max.bytes": 4 * 1024 * 1024,
-    "fetch.max.bytes": 8 * 1024 * 1024,
-    "queued.max.messages.kbytes": 16 * 1024,
+    **BOUNDED_FETCH,
     "log_level": 0,
 }
 _MAX_BYTES = 64 * 1024 * 1024

@@ -18,10 +18,11 @@ import pyarrow as pa
 from prometheus_client import CollectorRegistry
 
 from schemas.documents import load_tables
+from schemas.objectstore import local_folder
 from streaming.account.archived import topics_by_table
 from streaming.archive.archivemetrics import ArchiveMetrics
 from streaming.archive.archiver import Archiver
-from streaming.archive.lease import hold_tables, local_folder
+from streaming.archive.lease import hold_tables
 from streaming.archive.rivals import refuse_rival
 from streaming.folders import check_folder
 from streaming.kafka.topicids import read_topic_ids

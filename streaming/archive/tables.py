@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from math import ceil
 from typing import Any
 
@@ -234,19 +234,24 @@ def _describe(table: DeltaTable, name: str) -> TableState:
         rows=counted or 0,
         files=len(sizes),
         bytes=total,
-        small_files=_count_small(actions),
+        small_files=sum(count for count in count_small_files(actions).values() if count > 1),
         dead_files=max(0, len(parquet) - len(sizes)),
         dead_bytes=max(0, sum(parquet) - total),
         log_bytes=sum(size for path, size in stored.items() if path.startswith("_delta_log/")),
     )
 
 
-def _count_small(actions: pa.Table) -> int:
-    """Count files below the wanted size that share their partition with another such file."""
+def count_small_files(actions: pa.Table) -> dict[date | None, int]:
+    """Count the files of each date that are below the wanted size: joining takes them, where they are several.
+
+    Parameters
+    ----------
+    actions : pyarrow.Table
+        The flattened add actions of a table.
+    """
     small = actions.filter(pc.less(actions["size_bytes"], JOINED_BYTES))
-    columns = [column for column in small.column_names if column.startswith("partition.")]
-    counts = small.group_by(columns).aggregate([("path", "count")])["path_count"].to_pylist()
-    return sum(count for count in counts if count > 1)
+    counts = small.group_by("partition.date").aggregate([("path", "count")])
+    return dict(zip(counts["partition.date"].to_pylist(), counts["path_count"].to_pylist(), strict=True))
 
 
 def _list_files(table: DeltaTable) -> dict[str, int]:

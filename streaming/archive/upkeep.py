@@ -7,16 +7,15 @@ every hundred commits; once a day files are removed that nothing refers to any m
 import logging
 import time
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from schemas.deltatable import failing_as
 from schemas.errors import TableClaimedError, TableError
 from streaming.archive.archivetable import open_claimed
-from streaming.archive.tables import JOINED_BYTES, clean_log, join_files, remove_dead_files
+from streaming.archive.tables import clean_log, count_small_files, join_files, remove_dead_files
 from streaming.settings import ArchiveSettings
 
 log = logging.getLogger(__name__)
@@ -125,7 +124,7 @@ class Upkeep:
         return moved
 
     def _join(self, table: DeltaTable) -> bool:
-        small = _count_small_by_day(table)
+        small = count_small_files(pa.table(table.get_add_actions(flatten=True)))
         chosen = [day for day, count in small.items() if count >= self._archive.compact_files]
         if self._is_due(self._tidy_at):
             self._tidy_at = time.monotonic() + _TIDY_S
@@ -151,11 +150,3 @@ def _is_day_old(table: DeltaTable) -> bool:
             entry["timestamp"] for entry in table.history(_LOOKED_BACK) if entry["operation"].startswith(_VACUUM)
         ]
     return bool(time.time() - max([made_ms, *vacuums]) / 1000 > _VACUUM_S)
-
-
-def _count_small_by_day(table: DeltaTable) -> dict[date | None, int]:
-    """Count the files of each date that joining would take."""
-    actions = pa.table(table.get_add_actions(flatten=True))
-    small = actions.filter(pc.less(actions["size_bytes"], JOINED_BYTES))
-    counts = small.group_by("partition.date").aggregate([("path", "count")])
-    return dict(zip(counts["partition.date"].to_pylist(), counts["path_count"].to_pylist(), strict=True))

@@ -18,15 +18,19 @@ _LEADER_COMES = frozenset((KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADE
 _LEADER_WAIT_S = 0.2
 _SCAN_BATCH = 200
 _SCAN_WAIT_S = 0.02
-_SCAN_OPTIONS = {
-    "enable.partition.eof": True,
-    # Where retention overtakes the reader, it goes on with the oldest record that is there.
-    "auto.offset.reset": "earliest",
+BOUNDED_FETCH = {
     # A larger message is fetched all the same, alone. What is fetched ahead is about all that is held: with dead
     # letters of 5 MB the process takes 350 MB, whether the topic has 2 GB or 4.
     "fetch.message.max.bytes": 4 * 1024 * 1024,
     "fetch.max.bytes": 8 * 1024 * 1024,
     "queued.max.messages.kbytes": 16 * 1024,
+}
+"""For a consumer of records of any size."""
+_SCAN_OPTIONS = {
+    "enable.partition.eof": True,
+    # Where retention overtakes the reader, it goes on with the oldest record that is there.
+    "auto.offset.reset": "earliest",
+    **BOUNDED_FETCH,
     # Librdkafka's default rests a whole second whenever that much is held, and half of one at a topic's end:
     # 200,000 small records took 1.8 s, and take 0.8 s so.
     "fetch.queue.backoff.ms": 5,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import TableClaimedError
-from streaming.archive.lease import hold_tables, local_folder
+from schemas.objectstore import local_folder
+from streaming.archive.lease import hold_tables
 
 _HOLDER = """
 import sys, time
