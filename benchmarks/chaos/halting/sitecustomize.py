@@ -35,7 +35,7 @@ POINTS = {
     "claim-begun": ("streaming.archive.archivetable", "ArchiveTable.claim", "before"),
     "table-made": ("streaming.archive.archivetable", "create_table", "behind"),
     "claimed": ("streaming.archive.archivetable", "ArchiveTable._read_places", "before"),
-    "places-taken-over": ("streaming.archive.archivetable", "ArchiveTable._set_places", "before"),
+    "places-taken-over": ("streaming.archive.archivetable", "ArchiveTable._commit", "before"),
     "claim-done": ("streaming.archive.archivetable", "ArchiveTable.claim", "behind"),
 }
 
