@@ -1,23 +1,20 @@
 """The Prometheus page: what the queries' progress says, as series with fixed names.
 
 Everything is counted on the driver from the progress of each micro-batch: Spark reports a batch once, when it is
-committed, and the aggregates of its rows with it (`Dataset.observe`). No Python worker serves HTTP.
+committed, and with it what was observed of its rows (`Dataset.observe`). No Python worker serves HTTP.
 """
 
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, make_wsgi_app
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
-from prometheus_client.registry import Collector
 
 from schemas.errors import Reason, SettingsError
 from schemas.modelcard import Flag, ModelCard
@@ -33,105 +30,37 @@ BATCH_BUCKETS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 DEAD_LETTER_STAGE = "decode"
 
-_BY_MODEL = ("predict", "score")
-"""Histograms with a label for the model."""
-
-
-class BucketHistogram(Collector):
-    """A histogram that is fed counts per bucket; the client library's own takes single values only.
-
-    Parameters
-    ----------
-    name, documentation : str
-        As Prometheus shows them.
-    bounds : sequence of float
-        Upper bounds of the buckets, ascending; the last one, infinity, is added.
-    label : str, optional
-        Name of its one label; without, it is a single series that exists from the start.
-    registry : CollectorRegistry
-        Where it appears.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        documentation: str,
-        *,
-        bounds: Sequence[float],
-        registry: CollectorRegistry,
-        label: str | None = None,
-    ) -> None:
-        self._family = (name, documentation)
-        self._label = label
-        self._bounds = [*map(str, bounds), "+Inf"]
-        self._series: dict[str, tuple[list[int], float]] = {}
-        self._lock = threading.Lock()
-        if label is None:
-            self.show("")
-        registry.register(self)
-
-    def show(self, value: str) -> None:
-        """Let the series of a label's value exist; one that does already stays as it is."""
-        with self._lock:
-            self._series.setdefault(value, ([0] * len(self._bounds), 0.0))
-
-    def add(self, counts: Sequence[int], total: float, value: str = "") -> None:
-        """Add observations.
-
-        Parameters
-        ----------
-        counts : sequence of int
-            Observations per bucket, not accumulated, the last one above every bound.
-        total : float
-            Sum of the observed values.
-        value : str
-            Of the label, where there is one.
-        """
-        self.show(value)
-        with self._lock:
-            old, old_total = self._series[value]
-            self._series[value] = ([a + b for a, b in zip(old, counts, strict=True)], old_total + total)
-
-    def add_one(self, observed: float) -> None:
-        """Add one observation."""
-        bounds = self._bounds[:-1]
-        place = next((i for i, bound in enumerate(bounds) if observed <= float(bound)), len(bounds))
-        self.add([int(i == place) for i in range(len(self._bounds))], observed)
-
-    def collect(self) -> Iterable[Metric]:
-        """Give the family to Prometheus; its buckets are accumulated there."""
-        family = HistogramMetricFamily(*self._family, labels=[self._label] if self._label else [])
-        with self._lock:
-            for value, (counts, total) in self._series.items():
-                buckets = list(zip(self._bounds, accumulate(counts), strict=True))
-                family.add_metric([value] if self._label else [], buckets=buckets, sum_value=total)
-        yield family
-
 
 @dataclass
 class BatchTotals:
-    """Aggregates of the rows of one SCORE micro-batch, canaries left out.
+    """What is counted of the images of one SCORE micro-batch, canaries left out.
 
     Parameters
     ----------
     consumed, input_bytes : int
         Images and their bytes.
-    predictions : dict
+    predictions : Mapping of str to int
         Count by label.
-    flags : dict
+    flags : Mapping of str to int
         Count of predictions by flag.
-    dead_letters : dict
+    dead_letters : Mapping of str to int
         Count by reason.
-    histograms : dict
-        By name (``decode``, ``predict``, ``end_to_end``, ``score``): (counts per bucket, sum).
+    decode_seconds : sequence of float
+        Of every image.
+    predict_seconds, waited_seconds, scores : sequence of float
+        Of every image with a prediction: time of the network, from the image's Kafka timestamp to its score, and
+        probability of the positive finding.
     """
 
     consumed: int = 0
     input_bytes: int = 0
-    predictions: dict[str, int] = field(default_factory=dict)
-    flags: dict[str, int] = field(default_factory=dict)
-    dead_letters: dict[str, int] = field(default_factory=dict)
-    histograms: dict[str, tuple[list[int], float]] = field(default_factory=dict)
+    predictions: Mapping[str, int] = field(default_factory=dict)
+    flags: Mapping[str, int] = field(default_factory=dict)
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+    decode_seconds: Sequence[float] = ()
+    predict_seconds: Sequence[float] = ()
+    waited_seconds: Sequence[float] = ()
+    scores: Sequence[float] = ()
 
 
 class StreamMetrics:
@@ -161,8 +90,8 @@ class StreamMetrics:
             self.predictions.labels(card.name, label)
         for flag in Flag:
             self.flagged.labels(card.name, flag.value)
-        for name in _BY_MODEL:
-            self.histograms[name].show(card.name)
+        for histogram in (self.predict, self.scores):
+            histogram.labels(card.name)
 
     def _add_counters(self, registry: CollectorRegistry) -> None:
         # The client library appends _total to a counter's name.
@@ -191,19 +120,17 @@ class StreamMetrics:
         self.query_failures.labels("score")
 
     def _add_histograms(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, text: str, bounds: Sequence[float], label: str | None = None) -> BucketHistogram:
-            return BucketHistogram(name, text, bounds=bounds, registry=registry, label=label)
+        def histogram(name: str, text: str, bounds: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(name, text, labels, buckets=bounds, registry=registry)
 
-        self.histograms = {
-            "decode": histogram("xray_decode_seconds", "Time to decode one image.", DECODE_BUCKETS_S),
-            "predict": histogram(
-                "xray_predict_seconds", "Time of the network for one image.", PREDICT_BUCKETS_S, "model"
-            ),
-            "end_to_end": histogram(
-                "xray_end_to_end_seconds", "From the image's Kafka timestamp to its score.", END_TO_END_BUCKETS_S
-            ),
-            "score": histogram("xray_score", "Probability of the positive finding.", SCORE_BUCKETS, "model"),
-        }
+        self.decode = histogram("xray_decode_seconds", "Time to decode one image.", DECODE_BUCKETS_S)
+        self.predict = histogram(
+            "xray_predict_seconds", "Time of the network for one image.", PREDICT_BUCKETS_S, "model"
+        )
+        self.end_to_end = histogram(
+            "xray_end_to_end_seconds", "From the image's Kafka timestamp to its score.", END_TO_END_BUCKETS_S
+        )
+        self.scores = histogram("xray_score", "Probability of the positive finding.", SCORE_BUCKETS, "model")
         self.canary = histogram(
             "xray_canary_seconds", "From publishing the canary image to reading its prediction.", END_TO_END_BUCKETS_S
         )
@@ -247,12 +174,18 @@ class StreamMetrics:
             self.flagged.labels(model, flag).inc(count)
         for reason, count in totals.dead_letters.items():
             self.dead_letters.labels(DEAD_LETTER_STAGE, reason).inc(count)
-        for name, (counts, total) in totals.histograms.items():
-            self.histograms[name].add(counts, total, model if name in _BY_MODEL else "")
+        for histogram, values in (
+            (self.decode, totals.decode_seconds),
+            (self.predict.labels(model), totals.predict_seconds),
+            (self.end_to_end, totals.waited_seconds),
+            (self.scores.labels(model), totals.scores),
+        ):
+            for value in values:
+                histogram.observe(value)
 
     def record_batch(self, duration_s: float) -> None:
         """Note that SCORE committed a micro-batch with rows."""
-        self.batches.add_one(duration_s)
+        self.batches.observe(duration_s)
         self.last_batch.labels("score").set(time.time())
 
     def record_lag(self, end: Mapping[str, Mapping[str, int]], latest: Mapping[str, Mapping[str, int]]) -> None:

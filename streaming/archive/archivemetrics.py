@@ -3,9 +3,9 @@
 import time
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from streaming.metrics import BATCH_BUCKETS_S, BucketHistogram
+from streaming.metrics import BATCH_BUCKETS_S
 
 _ARCHIVE = "archive"
 
@@ -30,10 +30,10 @@ class ArchiveMetrics:
             ["table", "result"],
             registry=registry,
         )
-        self.batches = BucketHistogram(
+        self.batches = Histogram(
             "xray_archive_batch_seconds",
             "Duration of one write into a table.",
-            bounds=BATCH_BUCKETS_S,
+            buckets=BATCH_BUCKETS_S,
             registry=registry,
         )
         self.lag = Gauge(
@@ -83,7 +83,7 @@ class ArchiveMetrics:
         self.records.labels(table, "written").inc(written)
         self.records.labels(table, "nameless").inc(nameless)
         self.records.labels(table, "known").inc(read - nameless - written)
-        self.batches.add_one(seconds)
+        self.batches.observe(seconds)
         self.last_batch.labels(_ARCHIVE).set(time.time())
 
     def record_failure(self) -> None:

@@ -262,7 +262,7 @@ def _start_canary(settings: StreamSettings, metrics: StreamMetrics) -> Canary | 
         return None
 
     def record(seconds: float) -> None:
-        metrics.canary.add_one(seconds)
+        metrics.canary.observe(seconds)
         metrics.last_canary.set(time.time())
 
     canary = Canary(settings.kafka, settings.score.canary_s, record)

@@ -65,7 +65,7 @@ class ProgressListener(StreamingQueryListener):
     def _record(self, observed: Any, progress: Any) -> None:
         with self._lock:
             card = self._cards.get(str(progress.runId), self._card)
-        totals = read_totals(observed, card)
+        totals = read_totals(observed)
         self._metrics.record_totals(totals, card.name)
         if totals.consumed:
             latest = totals.input_bytes / totals.consumed

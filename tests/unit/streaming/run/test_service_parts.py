@@ -1,4 +1,4 @@
-"""Small parts of the service: model cards, checkpoints, losses, folders, histograms, files to publish."""
+"""Small parts of the service: model cards, checkpoints, losses, folders, files to publish."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
-from prometheus_client import CollectorRegistry, generate_latest
 
 from schemas.errors import DataLossError, DatasetError, JobError, ModelLoadError, SettingsError
 from schemas.modelcard import CARD_FILE, ModelCard, hash_model_folder, read_card, write_card
@@ -16,7 +15,7 @@ from streaming.account.checkpoints import UnfinishedBatch, committed_offsets, la
 from streaming.account.losses import Loss, check_losses
 from streaming.devices.publish import find_files, image_message
 from streaming.folders import check_folder, check_folders
-from streaming.metrics import BucketHistogram, parse_offsets
+from streaming.metrics import parse_offsets
 from streaming.run.models import ChampionWatch, check_card, warn_of_rendering
 from streaming.run.supervisor import summarize
 from streaming.settings import KafkaSettings, load_settings
@@ -178,31 +177,6 @@ def test_champion_watch_tells_of_another_model_once_it_is_there(tmp_path: Path) 
     watch.accept(tmp_path / "two")
     assert watch.find_new() is None
     assert not watch.waiting
-
-
-def test_histogram_accumulates_buckets() -> None:
-    registry = CollectorRegistry()
-    histogram = BucketHistogram("xray_x_seconds", "Text.", bounds=(0.1, 1.0), registry=registry, label="model")
-    assert "model=" not in generate_latest(registry).decode()
-    histogram.show("m")
-    histogram.add([1, 2, 3], 9.5, "m")
-    histogram.add([0, 1, 0], 1.0, "m")
-    histogram.add([1, 0, 0], 0.05, "other")
-    page = generate_latest(registry).decode()
-    assert 'xray_x_seconds_bucket{le="0.1",model="m"} 1.0' in page
-    assert 'xray_x_seconds_bucket{le="1.0",model="m"} 4.0' in page
-    assert 'xray_x_seconds_bucket{le="+Inf",model="m"} 7.0' in page
-    assert 'xray_x_seconds_sum{model="m"} 10.5' in page
-    assert 'xray_x_seconds_count{model="other"} 1.0' in page
-    assert page.count("# TYPE xray_x_seconds histogram") == 1
-
-
-def test_histogram_without_label_exists_from_the_start() -> None:
-    registry = CollectorRegistry()
-    histogram = BucketHistogram("xray_x_seconds", "Text.", bounds=(0.1, 1.0), registry=registry)
-    assert "xray_x_seconds_count 0.0" in generate_latest(registry).decode()
-    histogram.add_one(1.0)
-    assert 'xray_x_seconds_bucket{le="1.0"} 1.0' in generate_latest(registry).decode()
 
 
 def test_files_folders_and_globs(tmp_path: Path) -> None:
