@@ -310,6 +310,16 @@ def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSes
             # A task that is tried again publishes again. Let the batch fail instead: it is done again with what was
             # published left out. On one machine that is Spark's own way; a cluster's default is four.
             "spark.task.maxFailures": "1",
+            # Nothing is shuffled, so to plan each micro-batch once more by what it found gains nothing.
+            "spark.sql.adaptive.streaming.stateless.enabled": "false",
+            # Every plan is written out as text, and kept, for a page that is off.
+            "spark.sql.maxPlanStringLength": "1000",
+            "spark.sql.ui.explainMode": "simple",
+            "spark.sql.ui.retainedExecutions": "1",
+            "spark.ui.retainedJobs": "1",
+            "spark.ui.retainedStages": "1",
+            # How long the query rests before it asks for new images again; Spark's 10 ms are part of each one's way.
+            "spark.sql.streaming.pollingDelay": "2ms",
         },
         verbose=verbose,
     )
