@@ -37,7 +37,8 @@ class OpenVinoEngine:
     Parameters
     ----------
     network : Network
-        The converted network. The engine keeps its own copy of the weights, and of ``network`` all but the files.
+        The converted network. The engine maps its files where they lie in a folder, and else keeps its own copy of the
+        weights; of ``network`` it keeps all but the files.
     n_threads : int
         CPU threads one inference uses; no other device heeds it.
     device : str
@@ -54,7 +55,7 @@ class OpenVinoEngine:
     def __init__(self, network: Network, *, n_threads: int = 1, device: str = "CPU") -> None:
         options = compile_options(network.precision, n_threads, device)
         self._request = _compile(network, options, device).create_infer_request()
-        self.network = replace(network, graph={})
+        self.network = replace(network, graph={}, folder=None)
         self._lock = threading.Lock()
 
     def infer(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -113,7 +114,7 @@ def _compile(network: Network, options: dict[str, Any], device: str) -> Any:
     core = openvino.Core()
     _check_device(core, device)
     try:
-        model = core.read_model(model=network.graph[XML_FILE], weights=network.graph[BIN_FILE])
+        model = core.read_model(model=network.find_file(XML_FILE), weights=network.find_file(BIN_FILE))
         _check_shapes(network, model)
         compiled = core.compile_model(model, device, options)
     except RuntimeError as exc:  # the type OpenVINO raises for everything

@@ -39,7 +39,7 @@ class TensorFlowEngine:
         # Traced once: called as it is, Keras would go through every layer in Python for every image.
         self._call = tensorflow.function(lambda batch: model(batch, training=False))
         self._lock = threading.Lock()
-        self.network = replace(network, graph={})
+        self.network = replace(network, graph={}, folder=None)
 
     def infer(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Compute the output of one image or one tensor; see `sparkdl.engine.openvino.OpenVinoEngine.infer`."""
@@ -66,8 +66,10 @@ def _import_tensorflow(n_threads: int) -> tuple[Any, Any]:
 
 def _read_model(keras: Any, network: Network) -> Any:
     with tempfile.TemporaryDirectory(prefix="xray-network-") as folder:
-        path = Path(folder) / KERAS_FILE
-        path.write_bytes(network.graph[KERAS_FILE])
+        file = network.find_file(KERAS_FILE)
+        path = file if isinstance(file, Path) else Path(folder) / KERAS_FILE
+        if isinstance(file, bytes):
+            path.write_bytes(file)
         try:
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
         except (ValueError, TypeError, OSError) as exc:

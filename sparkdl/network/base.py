@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from schemas.errors import ModelLoadError
@@ -52,6 +53,9 @@ class Network:
         ``"fp32"``, ``"bf16"`` or ``"int8"``: what the engine computes in.
     pooling : str
         ``"avg"`` or ``"none"`` for features, ``"classes"`` for a network with its head, ``""`` for a user's own model.
+    folder : Path, optional
+        Where the engine's files lie, by their names, instead of in ``graph``: an engine then maps them, and processes
+        that map the same file share its memory.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Network:
     weights_sha256: str
     precision: str
     pooling: str
+    folder: Path | None = None
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -83,6 +88,10 @@ class Network:
         for name in GRAPH_FILES[self.engine]:
             digest.update(self.graph[name])
         return digest.hexdigest()
+
+    def find_file(self, name: str) -> bytes | Path:
+        """Give one of the engine's files: its content, or where it lies."""
+        return self.graph[name] if self.folder is None else self.folder / name
 
     def to_files(self) -> dict[str, bytes]:
         """Give the files that hold this network.
@@ -151,7 +160,7 @@ def read_input_size(manifest: bytes) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-_MANIFEST_FIELDS = tuple(item.name for item in fields(Network) if item.name != "graph")
+_MANIFEST_FIELDS = tuple(item.name for item in fields(Network) if item.name not in ("graph", "folder"))
 
 
 def _graph_files(manifest: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import pyarrow as pa
 from pyspark.ml import Transformer
@@ -13,21 +14,21 @@ from pyspark.sql.functions import arrow_udf, col
 from pyspark.sql.types import DataType, StringType, StructField, StructType
 
 from schemas.errors import ModelLoadError, SettingsError
-from sparkdl.engine.cache import find_engine
-from sparkdl.engine.novelty import StoredDetector, find_detector
+from sparkdl.engine.novelty import StoredDetector
 from sparkdl.network.base import NETWORK_FOLDER, Network
 from sparkdl.spark.hadoop import read_files, write_files
-from sparkdl.spark.worker import prepare_worker
+from sparkdl.spark.sentfiles import withdraw_files
 from sparkdl.transformers.batches import RESULT_DDL, ReadInput, run_batches
 from sparkdl.transformers.params import HasDevice, HasReasonCol
+from sparkdl.transformers.sentnetwork import SentNetwork, send_network
 
 
 class NetworkTransformer(Transformer, HasInputCol, HasOutputCol, HasDevice, HasReasonCol, MLReadable, MLWritable):
     """A stage that applies a network to a column.
 
     The network is built and converted once, when it is first needed (`transform` or `save`), and travels inside the
-    saved stage: loading needs no network connection, no Keras and no TensorFlow. It reaches executors as a broadcast;
-    each Python worker compiles it once and keeps it.
+    saved stage: loading needs no network connection, no Keras and no TensorFlow. Its files are written once on each
+    machine, see `sparkdl.spark.sentfiles`; each Python worker compiles it once and keeps it.
     """
 
     _build_params: ClassVar[frozenset[str]] = frozenset()
@@ -36,7 +37,8 @@ class NetworkTransformer(Transformer, HasInputCol, HasOutputCol, HasDevice, HasR
     def __init__(self) -> None:
         super().__init__()
         self._network: Network | None = None
-        self._broadcast: Any = None
+        self._holder = uuid4().hex
+        """Of the files that were sent; copies with the same network have the same."""
         self._detector: StoredDetector | None = None
         self._setDefault(device="CPU", reasonCol="")
 
@@ -76,7 +78,7 @@ class NetworkTransformer(Transformer, HasInputCol, HasOutputCol, HasDevice, HasR
         before = {name: self._value(name) for name in self._build_params & params.keys()}
         stage = super()._set(**params)
         if any(self._value(name) != value for name, value in before.items()):
-            self._network = self._broadcast = None
+            self._network, self._holder = None, uuid4().hex
         return stage
 
     def _value(self, name: str) -> Any:
@@ -135,24 +137,42 @@ class NetworkTransformer(Transformer, HasInputCol, HasOutputCol, HasDevice, HasR
         """Return the column that crosses to Python."""
         return col(f"`{self.getInputCol()}`")
 
+    def send(self, spark: SparkSession) -> SentNetwork:
+        """Send the network to a session's workers: once, however often this is called, and for all copies together.
+
+        Parameters
+        ----------
+        spark : SparkSession
+            Whose workers will open it.
+
+        Returns
+        -------
+        SentNetwork
+            Can be pickled; `SentNetwork.open` is for the workers.
+
+        Raises
+        ------
+        OSError
+            The files cannot be written.
+        """
+        return send_network(spark, self.network, self._holder, device=self.getDevice(), detector=self._detector)
+
+    def withdraw(self) -> None:
+        """Remove the files that `send` and `transform` wrote for this stage and its copies, before the session ends.
+
+        Frames that were made with it can no longer be computed; the next `transform` sends the network again.
+        """
+        withdraw_files(self._holder)
+
     def _run_network(self, dataset: DataFrame) -> Column:
-        if self._broadcast is None:
-            self._broadcast = dataset.sparkSession.sparkContext.broadcast(self.network)
-        function = network_udf(
-            dataset.sparkSession,
-            self.network,
-            self._read_input(),
-            broadcast=self._broadcast,
-            device=self.getDevice(),
-            detector=self._detector,
-        )
+        function = network_udf(self.send(dataset.sparkSession), self._read_input())
         return function(self._prepare_input(dataset))
 
     def copy(self, extra: Any = None) -> Any:
         """Copy the stage; the copy shares the converted network where the settings that make it are the same."""
         that = super().copy(extra)
         same = not any(param.name in self._build_params for param in extra or {})
-        that._network, that._broadcast = (self._network, self._broadcast) if same else (None, None)
+        that._network, that._holder = (self._network, self._holder) if same else (None, uuid4().hex)
         return that
 
     def write(self) -> MLWriter:
@@ -194,60 +214,31 @@ class _StageReader(MLReader):
         return stage
 
 
-def network_udf(
-    spark: SparkSession,
-    network: Network,
-    read: ReadInput,
-    *,
-    broadcast: Any = None,
-    device: str = "CPU",
-    output_only: bool = False,
-    detector: StoredDetector | None = None,
-) -> Any:
+def network_udf(sent: SentNetwork, read: ReadInput, *, output_only: bool = False) -> Any:
     """Make a network a Spark function.
 
     Parameters
     ----------
-    spark : SparkSession
-        Where it will run.
-    network : Network
+    sent : SentNetwork
         What to run.
     read : callable
         Turns a value of the input column into the network's input; sent to the workers.
-    broadcast : Broadcast, optional
-        Of ``network``, where there is one already.
-    device : str
-        OpenVINO's device.
     output_only : bool
         Give the output alone, an array of floats, instead of `RESULT_DDL`.
-    detector : StoredDetector, optional
-        What tells ``novel`` of each output.
 
     Returns
     -------
     callable
         From a column to a column; also for ``spark.udf.register``.
     """
-    sent = broadcast or spark.sparkContext.broadcast(network)
-    # Only these cross to the workers: a stage holds a session.
-    sha256, precision = network.sha256, network.precision
-    # As many threads as Spark counts cores for a task: more would have workers fight over the cores.
-    n_threads = int(spark.conf.get("spark.task.cpus", "1"))
-    find_sent = None if detector is None else _send_detector(spark, detector)
 
+    # Only these three cross to the workers: a stage holds a session.
     def run_network(values: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        engine = find_engine(sha256, precision, lambda: sent.value, n_threads=n_threads, device=device)
-        tell_novel = None if find_sent is None else find_sent().flags
-        prepare_worker(sha256)
+        engine, tell_novel = sent.open()
         for result in run_batches(values, engine, read, tell_novel):
             yield result.field("output") if output_only else result
 
     return arrow_udf(run_network, returnType="array<float>" if output_only else RESULT_DDL)
-
-
-def _send_detector(spark: SparkSession, detector: StoredDetector) -> Callable[[], StoredDetector]:
-    sent, sha256 = spark.sparkContext.broadcast(detector), detector.sha256
-    return lambda: find_detector(sha256, lambda: sent.value)
 
 
 _IMAGE_FIELDS = frozenset({"origin", "height", "width", "nChannels", "mode", "data"})

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from sparkdl.network.base import Network
 from sparkdl.network.kerasmodels import convert_image_model, convert_tensor_model
 from sparkdl.transformers.base import network_udf
 from sparkdl.transformers.batches import fit_shape, read_image
+from sparkdl.transformers.sentnetwork import send_network
 
 Preprocessor = Callable[[str], npt.NDArray[Any]]
 """Reads an image file, given its path, as the model's input."""
@@ -59,7 +61,8 @@ def registerKerasImageUDF(
         raise SettingsError(msg)
     network = _convert(keras_model_or_file_path, as_image=preprocessor is None)
     read = read_image if preprocessor is None else _PreprocessedInput(preprocessor)
-    function = network_udf(session, network, read, output_only=True)
+    sent = send_network(session, network, holder=uuid4().hex)  # withdrawn by nobody: a query may name it at any time
+    function = network_udf(sent, read, output_only=True)
     return session.udf.register(udf_name, function)
 
 
