@@ -28,6 +28,8 @@ ENV_FILE_NAME = "xray.env"
 """In XRAY_HOME: settings that would otherwise be exported in each terminal."""
 
 PREFIX = "XRAY_"
+_FORMER = {"XRAY_SCORE__MAX_BATCH_BYTES": "memory does not depend on how many bytes a micro-batch has"}
+"""Settings that were taken away, and why nothing takes their place."""
 _HIGHEST_PORT = 65535
 _MASTER = re.compile(r"local(\[(\d+|\*)(\s*,\s*\d+)?\])?|local-cluster\[[^\]]+\]|spark://.+|k8s://.+|yarn")
 
@@ -178,8 +180,6 @@ class ScoreSettings(_Section):
 
     max_images_per_batch: int = Field(default=600, ge=1)
     """Upper bound of a micro-batch. Larger ones cost less per image, smaller ones commit more often."""
-    max_batch_bytes: int = Field(default=500_000_000, ge=1_000_000)
-    """About how many bytes of images a micro-batch may have; where images are large, it gets fewer of them."""
     max_payload_bytes: int = Field(default=MAX_PAYLOAD_BYTES, ge=1024)
     """Images above this many bytes become dead letters."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1024)
@@ -509,6 +509,8 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
 
 def _unknown(name: str) -> str:
     """Say that there is no such setting, and which one may be meant; what all names begin with is no likeness."""
+    if name.upper() in _FORMER:
+        return f"{name}: there is no such setting any more: {_FORMER[name.upper()]}. Remove it."
     known = [one.removeprefix(PREFIX) for one in variable_names()]
     nearest = get_close_matches(name.upper().removeprefix(PREFIX), known, n=1, cutoff=0.7)
     hint = f" Did you mean {PREFIX}{nearest[0]}?" if nearest else ""

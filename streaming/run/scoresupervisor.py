@@ -1,8 +1,7 @@
 """Supervises SCORE, and starts it anew between two micro-batches when something about it has to change.
 
-What may change: the model, because another one was promoted; how many images a batch may have, because they are larger
-or smaller than the last ones; how carefully they are decoded, because a batch keeps losing its worker. A start of the
-query costs about a second and loses nothing.
+What may change: the model, because another one was promoted; how carefully images are decoded, because a batch keeps
+losing its worker. A start of the query costs about a second and loses nothing.
 """
 
 import logging
@@ -28,8 +27,6 @@ from streaming.settings import StreamSettings
 
 log = logging.getLogger(__name__)
 
-_CHANGE_WORTH_A_START = 2.0
-"""A batch's bound is changed when the better one differs by this factor."""
 _KEEP_PAYLOADS_S = 600.0
 """Where one image had no features the next may have none: each would cost its batch a second try."""
 
@@ -138,22 +135,12 @@ class ScoreSupervisor:
             # That was for one batch.
             self._plan = self._usual_plan()
             self._lost_workers.clear()
-        wanted = self._fitting_max_images()
-        if not 1 / _CHANGE_WORTH_A_START < wanted / self._plan.max_images < _CHANGE_WORTH_A_START:
-            log.info("images of %.1f MB: up to %s in a batch from now on", self._listener.mean_bytes / 1e6, wanted)
-            self._plan = replace(self._plan, max_images=wanted)
         self._follow_promotion()
         return before != (self._plan, self._served)
 
     def _usual_plan(self) -> ScorePlan:
         keep = self._plan.keep_payloads and time.monotonic() < self._keep_payloads_until
         return replace(self._plan, isolated=False, skip_lost=False, keep_payloads=keep)
-
-    def _fitting_max_images(self) -> int:
-        score = self._settings.score
-        mean_bytes = self._listener.mean_bytes
-        fitting = int(score.max_batch_bytes / mean_bytes) if mean_bytes else score.max_images_per_batch
-        return min(max(fitting, 1), score.max_images_per_batch)
 
     def _check_sizes(self, served: ServedModel) -> None:
         n_features = featurizer_of(served.pipeline).network.n_features

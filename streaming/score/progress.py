@@ -22,15 +22,9 @@ class ProgressListener(StreamingQueryListener):
         What it feeds.
     card : ModelCard
         Of the first model.
-
-    Attributes
-    ----------
-    mean_bytes : float
-        Of an image, of SCORE's last micro-batches; the last one counts as much as all before it. 0 before the first.
     """
 
     def __init__(self, metrics: StreamMetrics, card: ModelCard) -> None:
-        self.mean_bytes = 0.0
         self._metrics = metrics
         self._card = card
         self._names: dict[str, str] = {}
@@ -67,9 +61,6 @@ class ProgressListener(StreamingQueryListener):
             card = self._cards.get(str(progress.runId), self._card)
         totals = read_totals(observed)
         self._metrics.record_totals(totals, card.name)
-        if totals.consumed:
-            latest = totals.input_bytes / totals.consumed
-            self.mean_bytes = (self.mean_bytes + latest) / 2 if self.mean_bytes else latest
         log.info(
             "batch %s: %s images, %s dead letters, %.2f s",
             progress.batchId,

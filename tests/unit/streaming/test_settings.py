@@ -151,6 +151,10 @@ def test_the_file_in_the_state_folder_is_read_and_the_environment_wins(
             "XRAY_KAFKA__PARTITION: there is no such setting. Did you mean XRAY_KAFKA__PARTITI",
         ),
         ("KAFKA=7", "KAFKA: there is no such setting"),
+        (
+            "XRAY_SCORE__MAX_BATCH_BYTES=500000000",
+            "XRAY_SCORE__MAX_BATCH_BYTES: there is no such setting any more: memory does not depend on how many bytes",
+        ),
         ("XRAY_KAFKA__PARTITIONS=0", "XRAY_KAFKA__PARTITIONS: "),
         ("XRAY_KAFKA__SASL_MECHANISM=PLAIN\nXRAY_KAFKA__SECURITY_PROTOCOL=SASL_SSL", "XRAY_KAFKA: security_protocol"),
         ("XRAY_KAFKA__PARTITIONS", "line 1 is not KEY=VALUE"),

@@ -427,22 +427,6 @@ def test_score_that_keeps_failing_ends_the_stream_in_error(
     assert find_archives() == []
 
 
-def test_large_images_make_small_batches(spark: SparkSession, settings: StreamSettings, trained: Trained) -> None:
-    score = settings.score.model_copy(update={"max_images_per_batch": 8, "max_batch_bytes": 1_000_000})
-    small = settings.model_copy(update={"score": score})
-    large = png() + bytes(400_000)
-    with running(spark, small, trained, archive=False) as state:
-        publish(small, {f"large-{i}": (large, [("ce_id", b"%d" % i), ("ce_source", b"/t")]) for i in range(20)})
-        wait_for_count(state.metrics_url, 20)
-    offsets = settings.checkpoints_folder / "score" / "offsets"
-    numbers = sorted(int(path.name) for path in offsets.iterdir() if path.name.isdigit())
-    ends = [json.loads((offsets / str(n)).read_text().splitlines()[-1])[small.kafka.images_topic] for n in numbers]
-    read = [sum(end.values()) for end in ends]
-    sizes = [later - earlier for earlier, later in zip([0, *read], read, strict=False) if later > earlier]
-    assert sum(sizes) == 20
-    assert max(sizes[2:]) <= 2  # the first tells how large they are; one more may have been planned by then
-
-
 def test_a_running_stream_audits_itself(spark: SparkSession, settings: StreamSettings, trained: Trained) -> None:
     audit = settings.audit.model_copy(update={"interval_s": 0.5})
     audited = settings.model_copy(update={"audit": audit})
