@@ -1,5 +1,6 @@
-"""Checks that the stream can write where it must, before anything starts."""
+"""The folders that the stream writes to, looked over before anything starts."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -44,3 +45,41 @@ def check_folder(folder: Path, setting: str) -> None:
     except OSError as exc:
         msg = f"cannot write to {folder}: {exc.strerror}. Give this user leave to write there, or change {setting}."
         raise SettingsError(msg) from exc
+
+
+def empty_scratch(folder: Path) -> None:
+    """Make a folder for its owner alone, and remove what is in it: a stream that was killed has left it there.
+
+    Parameters
+    ----------
+    folder : Path
+        Of nobody else. It may be a link to another disk.
+
+    Raises
+    ------
+    SettingsError
+        It cannot be made or emptied.
+    """
+    try:
+        make_scratch(folder)
+        for left in folder.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+    except OSError as exc:
+        msg = f"cannot empty {folder}: {exc.strerror}. It is the stream's own: remove what is in it."
+        raise SettingsError(msg) from exc
+
+
+def make_scratch(folder: Path) -> Path:
+    """Make a folder for its owner alone; rows that wait on disk in it may hold patients' images.
+
+    Returns
+    -------
+    Path
+        The same.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder

@@ -346,6 +346,11 @@ class StreamSettings(BaseSettings):
         return self.home / "checkpoints"
 
     @property
+    def scratch_folder(self) -> Path:
+        """Where the stream's Spark keeps what is of no use after its end."""
+        return self.home / "scratch"
+
+    @property
     def tables_folder(self) -> str:
         """Where the Delta tables are."""
         return self.archive.folder or str(self.home / "tables")

@@ -22,7 +22,7 @@ from streaming.account.losses import Loss, check_losses, find_losses
 from streaming.account.repetition import check_not_scored
 from streaming.archive.process import ArchiveProcess
 from streaming.archive.service import run_archive
-from streaming.folders import check_folders
+from streaming.folders import check_folders, empty_scratch, make_scratch
 from streaming.kafka.topicchecks import check_outcome_sizes, check_topics
 from streaming.kafka.topicids import TopicWatch, check_topic_ids, record_ids, recorded_ids, set_checkpoint_aside
 from streaming.kafka.topics import create_topics
@@ -119,6 +119,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
         metrics_url, stop_metrics = serve_metrics(registry, settings.metrics.host, settings.metrics.port)
         stack.callback(stop_metrics)
         if spark is None:
+            empty_scratch(settings.scratch_folder)
             spark = open_session(settings, verbose=verbose)
             stack.callback(spark.stop)
         check_internals(spark)
@@ -304,6 +305,8 @@ def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSes
         java_options=_java_options(settings.spark.driver_memory),
         conf={
             **settings.spark.to_conf(),
+            # Beyond the end of a process that is killed, nothing of it stays in /tmp for everybody to read.
+            "spark.local.dir": str(make_scratch(settings.scratch_folder)),
             # Rows wait beside every Python stage in what this leaves, and go to disk beyond it. At Spark's 0.6 a
             # backlog of the largest messages fills the heap with rows that wait, and the JVM ends.
             "spark.memory.fraction": "0.1",
