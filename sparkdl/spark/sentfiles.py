@@ -69,6 +69,7 @@ class SentFiles:
             if _list_damaged(folder, self.digests):
                 _write(folder, self.content.value, self.digests)
                 _remove_oldest(sets)
+            os.utime(folder)
         # pyspark would keep a copy for as long as the worker lives.
         vars(self.content).pop("_value", None)
         return folder
@@ -191,7 +192,7 @@ def _locked(sets: Path) -> Iterator[None]:
 
 
 def _remove_oldest(sets: Path) -> None:
-    """Keep as many sets as a worker uses at once: nobody tells an executor that one was withdrawn."""
+    """Keep as many sets as workers use at once, the last used ones: nobody tells an executor what was withdrawn."""
     folders = sorted((one for one in sets.iterdir() if one.is_dir()), key=lambda one: one.stat().st_mtime)
     for folder in folders[:-_MAX_SETS]:
         shutil.rmtree(folder)

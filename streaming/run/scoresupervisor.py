@@ -93,13 +93,22 @@ class ScoreSupervisor:
             It keeps failing, or images are gone that it had not read.
         """
         goes_on = self._supervisor.check()
-        if goes_on and self._needs_new_start():
+        if not goes_on:
+            _withdraw(self._served)
+            return False
+        before = self._served
+        if self._needs_new_start():
             self._supervisor.restart()
-        return goes_on
+        if self._served is not before:
+            _withdraw(before)  # the query that used it has ended
+        return True
 
     def stop(self) -> None:
         """Finish the running micro-batch and end the query."""
-        self._supervisor.stop()
+        try:
+            self._supervisor.stop()
+        finally:
+            _withdraw(self._served)
 
     def _start_query(self) -> StreamingQuery:
         self._committed_at_start = last_committed(self._checkpoint)
@@ -169,3 +178,7 @@ class ScoreSupervisor:
             self._metrics.model_reloads.labels("failed").inc()
             log.error("the promoted model cannot be served; %s stays: %s", self._served.card.version, exc)
         self._metrics.model_waiting.set(int(self._watch.waiting))
+
+
+def _withdraw(served: ServedModel) -> None:
+    featurizer_of(served.pipeline).withdraw()

@@ -120,7 +120,7 @@ class QuerySupervisor:
         try:
             self._query = self._start_query()
             self._backoff.start_try()
-        except (BrokerError, TableError, PySparkException) as exc:
+        except (BrokerError, TableError, PySparkException, OSError) as exc:
             self._handle_failure(QueryFailure(self.name, FailureKind.OTHER, summarize(type(exc).__name__, str(exc))))
 
     def check(self) -> bool:
