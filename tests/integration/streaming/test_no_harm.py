@@ -189,6 +189,8 @@ def test_1_a_backlog_of_the_largest_messages_stops_nothing(settings: StreamSetti
     noise = np.random.default_rng(5).bytes(largest)
     for number in range(16):
         publish(settings, {f"large-{number}": (noise, [])})
+    left = settings.scratch_folder / "spark-of-a-killed-stream"
+    left.mkdir(parents=True)
     command = [sys.executable, "-m", "xray", "stream", "--available-now", "--model", str(model.folder)]
     subprocess.run(command, env=environment(settings), check=True, timeout=240)
 
@@ -196,6 +198,7 @@ def test_1_a_backlog_of_the_largest_messages_stops_nothing(settings: StreamSetti
     assert predictions == []
     assert [r.text("xray_reason") for r in dead_letters] == ["unsupported_format"] * 16
     assert all(r.value == noise for r in dead_letters)
+    assert list(settings.scratch_folder.iterdir()) == []
     assert audit_stream(settings).balanced
 
 

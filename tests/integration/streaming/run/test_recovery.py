@@ -1,5 +1,6 @@
 """What becomes of images when something fails in the midst of them: kills, crashes, losses, a model that changes."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,11 +16,13 @@ from typing import Any
 import pytest
 from confluent_kafka import TopicPartition
 from deltalake import DeltaTable
+from pyspark import SparkFiles
 from pyspark.sql import SparkSession
 
 from benchmarks.chaos.scene import free_ports
 from schemas.errors import DataLossError, JobError, SettingsError
 from schemas.registry import promote
+from sparkdl.network.base import BIN_FILE, XML_FILE
 from streaming.account.audit import audit_stream
 from streaming.archive.service import run_archive
 from streaming.kafka.cluster import connect_admin
@@ -43,6 +46,7 @@ from tests.integration.streams import (
 )
 from tests.paths import ROOT
 from tests.savedmodels import copy_model
+from tests.stored import add_champion
 from tests.testimages import good_files, png
 
 CRASH_MARK = b"ends-its-decoder"  # see crash/sitecustomize.py
@@ -235,6 +239,42 @@ def test_a_promoted_model_serves_from_the_next_batch_on_and_a_broken_one_never(
     }
     assert audit_stream(settings).balanced
     print(f"one image, published with the promotion, was answered after {gap_s:.1f} s")  # noqa: T201
+
+
+def test_the_network_of_a_model_that_no_longer_serves_is_gone(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    first = settings.models_folder / add_champion(settings.home).version
+    copy_model(settings.models_folder, trained.folder, "two")
+    sent = [Path(SparkFiles.getRootDirectory()) / name_sent(model) for model in (first, trained.folder)]
+
+    with running(spark, settings, None, archive=False) as state:
+        publish_images(settings, 1, "first")
+        wait_for_count(state.metrics_url, 1)
+        assert sent[0].is_dir()
+        promote(settings.models_folder, "two")
+        wait_for_sample(state.metrics_url, "xray_model_reloads_total|result=ok", lambda value: value == 2)
+        publish_images(settings, 1, "second")
+        wait_for_count(state.metrics_url, 2)
+        assert [folder.exists() for folder in sent] == [False, True]
+        promote(settings.models_folder, first.name)
+        wait_for_sample(state.metrics_url, "xray_model_reloads_total|result=ok", lambda value: value == 3)
+        publish_images(settings, 1, "third")
+        wait_for_count(state.metrics_url, 3)
+        assert sent[0].is_dir()
+
+    assert not sent[0].exists()
+    predictions, _ = outcomes(settings)
+    versions = [json.loads(record.value or b"")["model"]["version"] for record in predictions]
+    assert sorted(versions) == sorted([first.name, "two", first.name])
+
+
+def name_sent(model: Path) -> str:
+    """The folder that a model's network is sent in; its name is the SHA-256 of the files."""
+    network = next(model.rglob("network.bin")).parent
+    return (
+        f"network-{hashlib.sha256((network / XML_FILE).read_bytes() + (network / BIN_FILE).read_bytes()).hexdigest()}"
+    )
 
 
 def test_images_that_retention_removed_unread_stop_the_start_and_are_named(
