@@ -152,11 +152,11 @@ def draw_image_way() -> Picture:
     p.arrow((220, 501), (284, 501), dashed=True)
     # SCORE
     ways = [
-        ("decode_batches, decode_image", "bytes to pixels, or a reason", "streaming/score, sparkdl/image"),
-        ("DeepImageFeaturizer", "pixels to features: the CNN", "sparkdl/transformers, sparkdl/engine"),
+        ("decode_rows, decode_image", "bytes to pixels, or a reason", "streaming/score, sparkdl/image"),
+        ("DeepImageFeaturizer's network", "pixels to features, in the same worker", "sparkdl/engine"),
         ("LogisticRegressionModel", "features to probabilities (Spark's own)", ""),
         ("add_decision", "label, score, flags", "streaming/score"),
-        ("route_outcomes", "each image: one outcome", "streaming/score"),
+        ("write_answers", "each image: one outcome", "streaming/score"),
     ]
     for number, (title, line, room) in enumerate(ways):
         y = 110 + 104 * number

@@ -103,7 +103,12 @@ def read_image(image: dict[str, Any], network: Network) -> npt.NDArray[np.uint8]
     UnsupportedImageError, CorruptImageError
         See `array_from_row`.
     """
-    return resize_pixels(array_from_row(ImageRow(**image)), network.input_size)
+    return read_row(ImageRow(**image), network)
+
+
+def read_row(row: ImageRow, network: Network) -> npt.NDArray[np.uint8]:
+    """Read an image row's pixels, see `read_image`."""
+    return resize_pixels(array_from_row(row), network.input_size)
 
 
 def fit_shape(loaded: npt.NDArray[Any], network: Network, origin: str) -> npt.NDArray[np.float32]:

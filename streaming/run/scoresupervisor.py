@@ -135,7 +135,7 @@ class ScoreSupervisor:
             self._lost_workers[batch.number] += 1
             if self._lost_workers[batch.number] >= self._settings.score.decode_tries:
                 log.warning("batch %s keeps losing its worker: each image is decoded by itself", batch.number)
-                self._plan = replace(self._plan, isolated=True)
+                self._plan = replace(self._plan, isolated_tries=self._settings.score.decode_tries)
 
     def _needs_new_start(self) -> bool:
         """Change the plan where that is called for; return whether it was."""
@@ -149,7 +149,7 @@ class ScoreSupervisor:
 
     def _usual_plan(self) -> ScorePlan:
         keep = self._plan.keep_payloads and time.monotonic() < self._keep_payloads_until
-        return replace(self._plan, isolated=False, skip_lost=False, keep_payloads=keep)
+        return replace(self._plan, isolated_tries=0, skip_lost=False, keep_payloads=keep)
 
     def _check_sizes(self, served: ServedModel) -> None:
         n_features = featurizer_of(served.pipeline).network.n_features

@@ -24,7 +24,7 @@ from streaming.run.sparkinternals import (
     end_after_batch,
     list_causes,
 )
-from streaming.score.query import NO_FEATURES_MARK
+from streaming.score.decision import NO_ANSWER_MARK
 from streaming.settings import RetrySettings
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class FailureKind(Enum):
 
 _MARKS = {
     # As raised: the mark alone is in the plan's text too, which other errors quote.
-    FailureKind.FEATURES: (f"[USER_RAISED_EXCEPTION] {NO_FEATURES_MARK}",),
+    FailureKind.FEATURES: (f"[USER_RAISED_EXCEPTION] {NO_ANSWER_MARK}",),
     FailureKind.LOSS: ("KAFKA_DATA_LOSS", "failOnDataLoss", "OffsetOutOfRange", "some data may have been missed"),
     # A worker that dies is noticed by whichever end of its socket is used first. To take a network's trouble for it
     # costs a batch some speed, no more.

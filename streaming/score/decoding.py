@@ -1,4 +1,4 @@
-"""The first stage of SCORE, inside a Spark Python worker: Kafka rows to image rows.
+"""The first step of SCORE, inside a Spark Python worker: Kafka rows to image rows.
 
 It imports no Spark, so that a worker starts fast and the tests need no JVM.
 """
@@ -6,8 +6,8 @@ It imports no Spark, so that a worker starts fast and the tests need no JVM.
 import hashlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,43 +18,12 @@ from schemas import envelope
 from schemas.errors import ContractError, Reason, RecordError
 from sparkdl.image.decode import DecodedImage, decode_image
 from sparkdl.image.limits import DecodeLimits
-from sparkdl.image.row import IMAGE_ARROW_TYPE, IMAGE_DDL
-
-DECODED_DDL = f"""
-    topic string, partition int, offset bigint, timestamp timestamp, key binary,
-    headers array<struct<key: string, value: binary>>,
-    image struct<{IMAGE_DDL}>,
-    media_type string, height int, width int, decode_seconds double,
-    source string, id string, captured_at string, sha256 string, payload_bytes bigint, event_id string,
-    reason string, error_class string, error_message string, error_trace string, payload binary
-"""
-"""What decoding gives for every Kafka row. ``image`` is null where decoding failed; ``payload``, the original bytes, is
-null where it did not, unless the plan keeps payloads: rows stay small on their way to the network."""
 
 _MAX_TRACE_CHARS = 8000
 """Of a stack trace in a dead letter's header: enough to find the place, small beside the broker's message limit."""
 
-_ADDED_FIELDS = [
-    pa.field("image", IMAGE_ARROW_TYPE),
-    pa.field("media_type", pa.string()),
-    pa.field("height", pa.int32()),
-    pa.field("width", pa.int32()),
-    pa.field("decode_seconds", pa.float64()),
-    pa.field("source", pa.string()),
-    pa.field("id", pa.string()),
-    pa.field("captured_at", pa.string()),
-    pa.field("sha256", pa.string()),
-    pa.field("payload_bytes", pa.int64()),
-    pa.field("event_id", pa.string()),
-    pa.field("reason", pa.string()),
-    pa.field("error_class", pa.string()),
-    pa.field("error_message", pa.string()),
-    pa.field("error_trace", pa.string()),
-    pa.field("payload", pa.binary()),
-]
 _OVERHEAD = envelope.HEADER_OVERHEAD_BYTES
 _REDRIVE_MARKS = pa.array([envelope.REDRIVEN_FROM, envelope.REDRIVEN_TOPIC_ID])
-_KEPT = ("topic", "partition", "offset", "timestamp", "key", "headers")
 
 
 DecodeRecord = Callable[[Mapping[str, Any], bytes | None, "DecodePlan"], dict[str, Any]]
@@ -78,8 +47,6 @@ class DecodePlan:
     max_record_bytes : int
         Largest record whose dead letter can hold all of it: key, headers and value together. Brokers and clients
         limit a batch of records as it was compressed, so what is unpacked here can be larger.
-    keep_payloads : bool
-        Keep the original bytes of every row, for whoever has to refuse one that was decoded.
     """
 
     size: tuple[int, int]
@@ -87,7 +54,6 @@ class DecodePlan:
     model_sha256: str
     rendering: int
     max_record_bytes: int = envelope.MAX_MESSAGE_BYTES
-    keep_payloads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,34 +101,30 @@ class Envelope:
     time: str | None
 
 
-def decode_batches(
-    batches: Iterator[pa.RecordBatch], plan: DecodePlan, decode: DecodeRecord | None = None
-) -> Iterator[pa.RecordBatch]:
-    """Decode batches of Kafka rows; a row that fails carries its reason and its original bytes.
+def decode_rows(batch: pa.RecordBatch, plan: DecodePlan, decode: DecodeRecord | None = None) -> list[dict[str, Any]]:
+    """Decode a batch of Kafka rows; a row that fails carries its reason and its original bytes.
 
     Parameters
     ----------
-    batches : iterator of pyarrow.RecordBatch
+    batch : pyarrow.RecordBatch
         Columns of Spark's Kafka source, headers included.
     plan : DecodePlan
         See there.
     decode : callable, optional
         Decodes one row; by default `decode_record`.
 
-    Yields
-    ------
-    pyarrow.RecordBatch
-        Columns of `DECODED_DDL`; as many rows as came in.
+    Returns
+    -------
+    list of dict
+        As many as rows came in: ``topic``, ``partition``, ``offset``, ``timestamp_ms`` (the broker's), ``key`` and
+        ``headers``, null where they are too large to travel on, and what `decode_record` adds.
     """
     decode = decode or decode_record
-    for batch in batches:
-        measured = measure_records(batch)
-        added = [_decode_row(batch, i, sizes, plan, decode) for i, sizes in enumerate(measured)]
-        columns = [pa.array([row.get(field.name) for row in added], field.type) for field in _ADDED_FIELDS]
-        left_out = [_left_out(sizes, plan) for sizes in measured]
-        kept = [_kept_column(batch, name, left_out) for name in _KEPT]
-        kept_fields = [batch.schema.field(name) for name in _KEPT]
-        yield pa.RecordBatch.from_arrays([*kept, *columns], schema=pa.schema([*kept_fields, *_ADDED_FIELDS]))
+    stamps = (batch.column("timestamp").cast(pa.int64()).to_numpy(zero_copy_only=False) // 1000).tolist()
+    return [
+        _decode_row(batch, i, sizes, plan, decode) | {"timestamp_ms": stamp}
+        for i, (sizes, stamp) in enumerate(zip(measure_records(batch), stamps, strict=True))
+    ]
 
 
 def _decode_row(
@@ -170,13 +132,14 @@ def _decode_row(
 ) -> dict[str, Any]:
     row = {name: batch.column(name)[i].as_py() for name in ("topic", "partition", "offset")}
     payload = batch.column("value")[i].as_py()
+    left_out = _left_out(sizes, plan)
+    # Headers are not made Python's own before they are known to be few.
+    kept = {name: None if name in left_out else batch.column(name)[i].as_py() for name in ("key", "headers")}
     error = _find_excess(sizes, plan, name_origin(row))
-    if error is not None:
-        # Headers are not made Python's own before they are known to be few.
-        rejected = reject_record(row, payload, error)
-        return rejected | {"payload": None} if "value" in _left_out(sizes, plan) else rejected
-    added = decode(row | {"headers": batch.column("headers")[i].as_py()}, payload, plan)
-    return added | {"payload": payload} if plan.keep_payloads else added
+    if error is None:
+        return row | kept | decode(row | kept, payload, plan)
+    rejected = reject_record(row, payload, error)
+    return row | kept | rejected | ({"payload": None} if "value" in left_out else {})
 
 
 def _left_out(sizes: RecordSizes, plan: DecodePlan) -> frozenset[str]:
@@ -184,13 +147,6 @@ def _left_out(sizes: RecordSizes, plan: DecodePlan) -> frozenset[str]:
     if sizes.whole > plan.max_record_bytes:
         return frozenset({"key", "headers", "value"})
     return frozenset({"headers"} if sizes.n_headers > envelope.MAX_KEPT_HEADERS else ())
-
-
-def _kept_column(batch: pa.RecordBatch, name: str, left_out: Sequence[frozenset[str]]) -> pa.Array:
-    column = batch.column(name)
-    if not any(name in parts for parts in left_out):
-        return column
-    return column.take(pa.array([None if name in parts else i for i, parts in enumerate(left_out)], pa.int64()))
 
 
 def measure_records(batch: pa.RecordBatch) -> list[RecordSizes]:
@@ -249,7 +205,10 @@ def decode_record(row: Mapping[str, Any], payload: bytes | None, plan: DecodePla
     Returns
     -------
     dict
-        The columns that decoding adds; absent ones are null.
+        ``sha256``, ``payload_bytes``, ``event_id`` and ``decode_seconds``; where its headers can be read ``source``,
+        ``id`` and ``captured_at``. Of an image ``image`` (`ImageRow`), ``media_type``, ``height`` and ``width`` as they
+        came; of one that fails ``reason``, ``error_class``, ``error_message``, ``error_trace`` and ``payload``, its
+        bytes.
     """
     started = time.perf_counter()
     origin = name_origin(row)
@@ -284,9 +243,10 @@ def decode_record(row: Mapping[str, Any], payload: bytes | None, plan: DecodePla
 
 
 def reject_record(row: Mapping[str, Any], payload: bytes | None, error: RecordError) -> dict[str, Any]:
-    """Describe a row that is to become a dead letter without being decoded; see `decode_record`."""
+    """Describe a row that is to become a dead letter, decoded or not; see `decode_record`."""
     sha256 = hashlib.sha256(payload or b"").hexdigest()
-    failure = _describe_failure(error, error.reason, error.detail, _position(row), sha256, payload)
+    identity = (row["source"], row["id"]) if row.get("source") and row.get("id") else _position(row)
+    failure = _describe_failure(error, error.reason, error.detail, identity, sha256, payload)
     return {"sha256": sha256, "payload_bytes": len(payload or b""), "decode_seconds": 0.0, **failure}
 
 
@@ -331,7 +291,7 @@ def _text(raw: Mapping[str, bytes], name: str, origin: str) -> str | None:
 
 def _describe(decoded: DecodedImage) -> dict[str, Any]:
     return {
-        "image": asdict(decoded.image),
+        "image": decoded.image,
         "media_type": decoded.media_type,
         "height": decoded.original_height,
         "width": decoded.original_width,
@@ -342,7 +302,6 @@ def _describe_failure(
     exc: Exception, reason: Reason, detail: str, identity: tuple[str, ...], sha256: str, payload: bytes | None
 ) -> dict[str, Any]:
     return {
-        "image": None,
         "reason": reason.value,
         "error_class": f"{type(exc).__module__}.{type(exc).__qualname__}",
         "error_message": detail,

@@ -9,6 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from streaming.account.checkpoints import UnfinishedBatch, unfinished_batch
 from streaming.kafka.places import read_headers, read_origin
@@ -39,6 +40,18 @@ class Published:
 
     answered: ImageOffsets = field(default_factory=dict)
     featured: ImageOffsets = field(default_factory=dict)
+
+    def has_answer(self, row: Mapping[str, Any]) -> bool:
+        """Tell whether the image of a Kafka row has its prediction or dead letter."""
+        return _holds(self.answered, row)
+
+    def has_features(self, row: Mapping[str, Any]) -> bool:
+        """Tell whether it has its feature record."""
+        return _holds(self.featured, row)
+
+
+def _holds(images: ImageOffsets, row: Mapping[str, Any]) -> bool:
+    return row["offset"] in images.get((row["topic"], row["partition"]), ())
 
 
 NOTHING = Published()

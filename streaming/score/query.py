@@ -4,7 +4,6 @@ Spark's own guarantees hold because nothing else is written: a micro-batch that 
 same offsets. Outcomes are published at least once, each with an id that a replay repeats.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,41 +12,26 @@ from typing import Any
 
 import pyarrow as pa
 from pyspark.ml import PipelineModel
-from pyspark.ml.functions import array_to_vector, vector_to_array
+from pyspark.ml.functions import array_to_vector
 from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql.functions import (
-    array_max,
-    array_min,
-    array_repeat,
-    coalesce,
-    col,
-    collect_list,
-    lit,
-    raise_error,
-    struct,
-    when,
-)
+from pyspark.sql.functions import col, collect_list, struct, when
 from pyspark.sql.streaming import StreamingQuery
 
-from schemas.errors import ModelLoadError, Reason
+from schemas.errors import ModelLoadError
 from schemas.modelcard import ModelCard
-from sparkdl.spark.worker import prepare_worker
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from streaming.kafka.topics import HEADROOM_BYTES
 from streaming.metrics import BatchTotals
-from streaming.score.decoding import DECODED_DDL, DecodePlan, decode_batches
+from streaming.score.decision import add_decision, refuse_unanswered, write_answers
+from streaming.score.decoding import DecodePlan
 from streaming.score.isolation import IsolatedDecoder
+from streaming.score.outcomes import OutcomePlan, Topics
 from streaming.score.published import NOTHING, Published
-from streaming.score.routing import Route, add_decision, dead_letter_id, route_outcomes
+from streaming.score.scoring import SCORED_DDL, ScoringPlan, score_batches
 from streaming.settings import KafkaSettings, StreamSettings
 
 OBSERVATION = "score"
 _IMAGES = "images"
-SOUND_COLUMN = "sound"
-_PREDICT_COLUMN = "predict_seconds"
-NO_FEATURES_MARK = "XRAY_NO_FEATURES"
-"""What a micro-batch raises that meets an image without features."""
-_NO_FEATURES = "the network or the classifier gave no numbers, or some that are not finite; expected finite ones"
 
 
 @dataclass(frozen=True)
@@ -58,12 +42,12 @@ class ScorePlan:
     ----------
     max_images : int
         Upper bound of a micro-batch.
-    isolated : bool
-        Decode each image in a process of its own, see `streaming.score.isolation`.
+    isolated_tries : int
+        Above 0, each image is decoded in a process of its own, with so many tries; see `streaming.score.isolation`.
     skip_lost : bool
         Go on behind records that are gone, rather than fail.
     keep_payloads : bool
-        Carry each image's original bytes along, so that one without features can become a dead letter.
+        Carry each image's original bytes along, so that one without an answer can become a dead letter.
     published : Published
         Outcomes of an unfinished micro-batch that are not to be published again.
     topic_ids : Mapping of str to str
@@ -71,7 +55,7 @@ class ScorePlan:
     """
 
     max_images: int
-    isolated: bool = False
+    isolated_tries: int = 0
     skip_lost: bool = False
     keep_payloads: bool = False
     published: Published = NOTHING
@@ -171,35 +155,76 @@ def build_outcomes(
     DataFrame
         ``topic, key, value, headers``; one or two rows per image.
     """
+    kafka = settings.kafka
+    scoring = plan_scoring(model, card, settings, plan)
+    decided = add_decision(apply_model(images, model, scoring, plan.isolated_tries), card)
+    sound = refuse_unanswered(decided, kafka.deadletters_topic, refusals=plan.keep_payloads)
+    observed = sound.observe(OBSERVATION, _observe_images())
+    return write_answers(observed, card).where(~col("is_published")).select("topic", "key", "value", "headers")
+
+
+def plan_scoring(model: PipelineModel, card: ModelCard, settings: StreamSettings, plan: ScorePlan) -> ScoringPlan:
+    """Gather what workers must know.
+
+    Parameters
+    ----------
+    model, card, settings, plan
+        See `start_score`.
+    """
+    kafka = settings.kafka
     decoding = DecodePlan(
         size=featurizer_of(model).network.input_size,
         limits=settings.score.to_limits(),
         model_sha256=card.sha256,
         rendering=card.rendering_version,
-        max_record_bytes=settings.kafka.max_message_bytes,
-        keep_payloads=plan.keep_payloads,
+        max_record_bytes=kafka.max_message_bytes,
     )
-    decoded = decode_frame(images, decoding, tries_isolated=settings.score.decode_tries if plan.isolated else 0)
-    answered = refuse_unsound(apply_model(model, decoded), settings.kafka, payloads_kept=plan.keep_payloads)
-    scored = add_decision(answered, card)
-    observed = scored.observe(OBSERVATION, _observe_images(settings.kafka))
-    route = Route(settings.kafka, card, featurizer_of(model).getOutputCol(), plan.published, plan.topic_ids)
-    return route_outcomes(observed, route)
+    topics = Topics(
+        canary=kafka.canary_topic,
+        canary_results=kafka.canary_results_topic,
+        predictions=kafka.predictions_topic,
+        features=kafka.features_topic,
+        deadletters=kafka.deadletters_topic,
+    )
+    outcomes = OutcomePlan(topics, card, plan.topic_ids.get(kafka.images_topic), plan.published)
+    return ScoringPlan(decoding, outcomes, refusals=plan.keep_payloads)
 
 
-def decode_frame(images: DataFrame, plan: DecodePlan, *, tries_isolated: int = 0) -> DataFrame:
-    """Decode Kafka rows into `DECODED_DDL`; with tries, each in a process of its own."""
+def apply_model(images: DataFrame, model: PipelineModel, scoring: ScoringPlan, tries_isolated: int = 0) -> DataFrame:
+    """Apply a pipeline to Kafka rows of images: its featurizer in the step that decodes, its other stages after it.
 
-    def decode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        prepare_worker("decode")
+    Parameters
+    ----------
+    images : DataFrame
+        Columns of Spark's Kafka source, with headers.
+    model : PipelineModel
+        A `DeepImageFeaturizer` first.
+    scoring : ScoringPlan
+        What workers must know.
+    tries_isolated : int
+        Above 0, each image is decoded in a process of its own, with so many tries.
+
+    Returns
+    -------
+    DataFrame
+        Columns of `SCORED_DDL` and those that the other stages add.
+    """
+    featurizer = featurizer_of(model)
+    sent = featurizer.send(images.sparkSession)
+
+    def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        engine, tell_novel = sent.open()
         if tries_isolated:
             with IsolatedDecoder(tries_isolated) as decoder:
-                yield from decode_batches(batches, plan, decoder.decode)
+                yield from score_batches(batches, scoring, engine, tell_novel, decoder.decode)
         else:
-            yield from decode_batches(batches, plan)
+            yield from score_batches(batches, scoring, engine, tell_novel)
 
     wanted = images.select("topic", "partition", "offset", "timestamp", "key", "headers", "value")
-    return wanted.mapInArrow(decode, DECODED_DDL)
+    scored = wanted.mapInArrow(score, SCORED_DDL)
+    featurized = scored.withColumn(featurizer.getOutputCol(), array_to_vector("features"))
+    classified: DataFrame = reduce(lambda frame, stage: stage.transform(frame), model.stages[1:], featurized)
+    return classified
 
 
 def featurizer_of(model: PipelineModel) -> DeepImageFeaturizer:
@@ -217,86 +242,21 @@ def featurizer_of(model: PipelineModel) -> DeepImageFeaturizer:
     return first
 
 
-def apply_model(model: PipelineModel, decoded: DataFrame) -> DataFrame:
-    """Apply the pipeline to rows of which some have no image.
-
-    Spark's classifiers fail on null features, so rows without features get zeros behind the featurizer. Whatever the
-    classifier makes of the zeros is no answer: `SOUND_COLUMN` tells those rows.
-
-    Returns
-    -------
-    DataFrame
-        With the pipeline's columns and `SOUND_COLUMN`, never null: whether features and probabilities are there and
-        finite.
-    """
-    featurizer = featurizer_of(model).copy().setTimingCol(_PREDICT_COLUMN)
-    name = featurizer.getOutputCol()
-    zeros = array_to_vector(array_repeat(lit(0.0), featurizer.network.n_features))
-    featurized = featurizer.transform(decoded).withColumn(SOUND_COLUMN, col(name).isNotNull())
-    filled = featurized.withColumn(name, coalesce(col(name), zeros))
-    classified: DataFrame = reduce(lambda frame, stage: stage.transform(frame), model.stages[1:], filled)
-    return classified.withColumn(SOUND_COLUMN, col(SOUND_COLUMN) & _is_finite(name) & _is_finite("probability"))
-
-
-def _is_finite(vector: str) -> Column:
-    """Tell whether a vector has finite numbers alone; to Spark NaN is more than infinity."""
-    values = vector_to_array(col(vector))
-    return coalesce((array_max(values) < math.inf) & (array_min(values) > -math.inf), lit(False))
-
-
-def refuse_unsound(scored: DataFrame, kafka: KafkaSettings, *, payloads_kept: bool) -> DataFrame:
-    """Give images that were decoded and have no sound features a reason, instead of an answer made from nothing.
-
-    A dead letter holds the original bytes, which are left behind after decoding. So without them the micro-batch fails,
-    with `NO_FEATURES_MARK`, and is done again with them.
-
-    Parameters
-    ----------
-    scored : DataFrame
-        Columns of `DECODED_DDL` and of `apply_model`.
-    kafka : KafkaSettings
-        Names of the topics; a canary without features has no answer, which is noticed where it is waited for.
-    payloads_kept : bool
-        Whether ``payload`` is there in every row.
-
-    Returns
-    -------
-    DataFrame
-        The same columns.
-    """
-    unsound = col("reason").isNull() & ~col(SOUND_COLUMN)
-    fails = unsound & (col("topic") != kafka.canary_topic) & lit(not payloads_kept)
-    refused = when(fails, raise_error(lit(f"{NO_FEATURES_MARK}: {_NO_FEATURES}")).cast("string"))
-    changed = {
-        "reason": refused.when(unsound, lit(Reason.NO_FEATURES.value)).otherwise(col("reason")),
-        "error_class": when(unsound, lit("schemas.errors.UnsupportedImageError")).otherwise(col("error_class")),
-        "error_message": when(unsound, lit(_NO_FEATURES)).otherwise(col("error_message")),
-        "error_trace": when(unsound, lit("")).otherwise(col("error_trace")),
-        "event_id": when(unsound, dead_letter_id()).otherwise(col("event_id")),
-    }
-    return scored.withColumns(changed)
-
-
-def _observe_images(kafka: KafkaSettings) -> Column:
+def _observe_images() -> Column:
     """Collect what metrics count of each image of a micro-batch; `read_totals` takes it apart.
 
     One list, whatever is counted: an aggregate for each bucket and label, about 70, cost as much for one image as all
     else that Spark does for it.
     """
-    # From the broker's time stamp (see `kafka.topics`): a device's clock may be wrong by years.
-    waited_s = col("scored_ms") / 1000 - col("timestamp").cast("double")
-    image = struct(
-        "payload_bytes",
-        "reason",
-        col("label_name").alias("label"),
-        "flags",
-        "decode_seconds",
-        _PREDICT_COLUMN,
-        waited_s.alias("waited_seconds"),
-        "score",
+    answered = col("head").isNotNull()
+    said = struct(
+        col("image"),
+        when(answered, col("label_name")).alias("label"),
+        when(answered, col("flags")).alias("flags"),
+        when(answered, col("score")).alias("score"),
     )
-    # Nulls are left out: a canary is nobody's image.
-    return collect_list(when(col("topic") != kafka.canary_topic, image)).alias(_IMAGES)
+    # Nulls are left out: a canary is nobody's image, and of the two records of an image one counts.
+    return collect_list(when(col("image").isNotNull(), said)).alias(_IMAGES)
 
 
 def read_totals(observed: Any) -> BatchTotals:
@@ -307,16 +267,17 @@ def read_totals(observed: Any) -> BatchTotals:
     observed : pyspark.sql.Row
         Of the observation `OBSERVATION`.
     """
-    images = observed[_IMAGES]
-    scored = [image for image in images if image["reason"] is None]
+    said = observed[_IMAGES]
+    images = [one["image"] for one in said]
+    scored = [one for one in said if one["image"]["reason"] is None]
     return BatchTotals(
         consumed=len(images),
         input_bytes=sum(image["payload_bytes"] for image in images),
-        predictions=Counter(image["label"] for image in scored),
-        flags=Counter(flag for image in scored for flag in image["flags"] or ()),
+        predictions=Counter(one["label"] for one in scored),
+        flags=Counter(flag for one in scored for flag in one["flags"] or ()),
         dead_letters=Counter(image["reason"] for image in images if image["reason"] is not None),
         decode_seconds=[image["decode_seconds"] for image in images],
-        predict_seconds=[image[_PREDICT_COLUMN] for image in scored],
-        waited_seconds=[image["waited_seconds"] for image in scored],
-        scores=[image["score"] for image in scored],
+        predict_seconds=[one["image"]["predict_seconds"] for one in scored],
+        waited_seconds=[one["image"]["waited_seconds"] for one in scored],
+        scores=[one["score"] for one in scored],
     )

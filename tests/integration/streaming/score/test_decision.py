@@ -17,7 +17,7 @@ from PIL import Image
 from pyspark.ml import PipelineModel
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import SparkSession
-from pyspark.sql.types import BooleanType, DoubleType, StringType, StructField, StructType
+from pyspark.sql.types import BooleanType, DoubleType, StructField, StructType
 
 from schemas.deltatable import append_rows, arrow_schema, create_table
 from schemas.documents import load_schema, load_tables
@@ -30,8 +30,8 @@ from sparkdl.transformers.featurizer import NOVEL_COLUMN
 from streaming.account.audit import audit_stream
 from streaming.run.models import check_card, load_model
 from streaming.run.service import run_stream
+from streaming.score.decision import add_decision
 from streaming.score.query import featurizer_of
-from streaming.score.routing import add_decision
 from streaming.settings import StreamSettings
 from tests.conftest import Trained
 from tests.integration.consumers import Record
@@ -267,25 +267,23 @@ def test_the_band_is_closed_below_and_open_above_and_novelty_comes_first(spark: 
     negative, positive = trained.card.labels
     card = replace(trained.card, threshold=0.5, abstain=AbstainBand(0.4, 0.6), novelty=Novelty(0.3, 0.99))
     wanted = {
-        (0.39, False, None): (negative, []),
-        (0.4, False, None): (negative, ["uncertain"]),
-        (0.5, False, None): (positive, ["uncertain"]),
-        (0.6, False, None): (positive, []),
-        (0.5, True, None): ("unlike_training", ["unlike_training"]),
-        (0.9, True, None): ("unlike_training", ["unlike_training"]),
-        (0.5, None, "truncated_image"): (None, None),
+        (0.39, False): (negative, []),
+        (0.4, False): (negative, ["uncertain"]),
+        (0.5, False): (positive, ["uncertain"]),
+        (0.6, False): (positive, []),
+        (0.5, True): ("unlike_training", ["unlike_training"]),
+        (0.9, True): ("unlike_training", ["unlike_training"]),
     }
-    rows = [(Vectors.dense(1 - score, score), score, novel, reason) for score, novel, reason in wanted]
+    rows = [(Vectors.dense(1 - score, score), score, novel) for score, novel in wanted]
     schema = StructType(
         [
             StructField("probability", VectorUDT()),
             StructField("given", DoubleType()),
             StructField(NOVEL_COLUMN, BooleanType()),
-            StructField("reason", StringType()),
         ]
     )
     found = add_decision(spark.createDataFrame(rows, schema), card).collect()
-    assert {(row["given"], row["novel"], row["reason"]): (row["label_name"], row["flags"]) for row in found} == wanted
+    assert {(row["given"], row["novel"]): (row["label_name"], row["flags"]) for row in found} == wanted
 
 
 def test_a_detector_leaves_the_features_as_they_are(spark: SparkSession, images: Images, trained: Trained) -> None:

@@ -10,7 +10,7 @@ from schemas.errors import BrokerError, JobError
 from streaming.run import supervisor
 from streaming.run.sparkinternals import JavaError
 from streaming.run.supervisor import FailureKind, QueryFailure, QuerySupervisor, describe_failure
-from streaming.score.query import NO_FEATURES_MARK
+from streaming.score.decision import NO_ANSWER_MARK
 from streaming.settings import RetrySettings
 
 
@@ -155,7 +155,7 @@ def test_missing_features_are_tried_again_at_once_and_for_ever(clock: Clock, qui
     watched = supervise(lambda: query, failures, give_up_s=0)
     watched.start()
     for _ in range(3):
-        query.fail(f"[USER_RAISED_EXCEPTION] {NO_FEATURES_MARK} ...")
+        query.fail(f"[USER_RAISED_EXCEPTION] {NO_ANSWER_MARK} ...")
         assert watched.check()
         query.isActive, query.causes = True, []
         assert watched.check()
@@ -193,8 +193,8 @@ def test_a_restart_and_a_stop_finish_the_running_batch_first(clock: Clock, quiet
         ("org.apache.spark.api.python.PythonException", "", FailureKind.WORKER),
         ("java.io.EOFException", "", FailureKind.WORKER),
         ("x.E", "Some data may have been lost: failOnDataLoss", FailureKind.LOSS),
-        ("x.E", f"[USER_RAISED_EXCEPTION] {NO_FEATURES_MARK}", FailureKind.FEATURES),
-        ("x.E", f"a plan that quotes {NO_FEATURES_MARK}", FailureKind.OTHER),
+        ("x.E", f"[USER_RAISED_EXCEPTION] {NO_ANSWER_MARK}", FailureKind.FEATURES),
+        ("x.E", f"a plan that quotes {NO_ANSWER_MARK}", FailureKind.OTHER),
     ],
 )
 def test_failures_are_told_apart(quiet: list[str], class_name: str, message: str, kind: FailureKind) -> None:

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from schemas.errors import CorruptImageError, Reason
 from sparkdl.image.decode import DecodedImage, decode_image
 from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS, DecodeLimits
 from streaming.score import decoding
-from streaming.score.decoding import DecodePlan, RecordSizes, decode_batches, decode_record, measure_records
+from streaming.score.decoding import DecodePlan, RecordSizes, decode_record, decode_rows, measure_records
 from tests.testimages import good_files, png
+from tests.unit.streaming.score.records import STAMP, batch_of, headers_of
 
 _PLAN = DecodePlan(size=(20, 30), limits=DecodeLimits(), model_sha256="m" * 64, rendering=RENDERING_VERSION)
 
@@ -24,8 +24,8 @@ def record(payload: bytes | None, headers: Sequence[tuple[str, bytes | None]] = 
 
 def test_image_is_resized_and_its_payload_left_behind() -> None:
     added = record(png())
-    assert (added["image"]["height"], added["image"]["width"]) == _PLAN.size
-    assert added["image"]["origin"] == "t-1@7"
+    assert (added["image"].height, added["image"].width) == _PLAN.size
+    assert added["image"].origin == "t-1@7"
     assert added.get("payload") is None
     assert added.get("reason") is None
     assert added["payload_bytes"] == len(png())
@@ -34,7 +34,7 @@ def test_image_is_resized_and_its_payload_left_behind() -> None:
 def test_failed_record_keeps_its_bytes() -> None:
     added = record(b"no image")
     assert added["payload"] == b"no image"
-    assert added["image"] is None
+    assert "image" not in added
     assert added["error_class"] == "schemas.errors.UnsupportedImageError"
     assert "UnsupportedImageError" in added["error_trace"]
 
@@ -111,28 +111,12 @@ def test_lack_of_memory_is_the_jobs_fault(monkeypatch: pytest.MonkeyPatch) -> No
         record(png())
 
 
-def batch_of(*rows: dict[str, Any]) -> pa.RecordBatch:
-    """Rows as Spark's Kafka source gives them; each names what differs from a plain one."""
-    plain = {"topic": "t", "partition": 0, "timestamp": None, "key": b"k", "headers": None, "value": png()}
-    header = pa.struct([("key", pa.string()), ("value", pa.binary())])
-    schema = pa.schema(
-        [("topic", pa.string()), ("partition", pa.int32()), ("offset", pa.int64()),
-         ("timestamp", pa.timestamp("us", tz="UTC")), ("key", pa.binary()), ("headers", pa.list_(header)),
-         ("value", pa.binary())]
-    )  # fmt: skip
-    return pa.RecordBatch.from_pylist([plain | {"offset": i} | row for i, row in enumerate(rows)], schema=schema)
-
-
-def headers_of(*headers: tuple[str, bytes | None]) -> list[dict[str, Any]]:
-    return [{"key": key, "value": value} for key, value in headers]
-
-
-def test_batches_keep_rows_order_and_columns() -> None:
+def test_batches_keep_rows_and_their_order() -> None:
     batch = batch_of({}, {"value": None}, {"value": b"no image"})
-    [decoded] = decode_batches(iter([batch]), _PLAN)
-    assert decoded.column("offset").to_pylist() == [0, 1, 2]
-    assert decoded.column("reason").to_pylist() == [None, "tombstone", "unsupported_format"]
-    assert "value" not in decoded.schema.names
+    decoded = decode_rows(batch, _PLAN)
+    assert [row["offset"] for row in decoded] == [0, 1, 2]
+    assert [row.get("reason") for row in decoded] == [None, "tombstone", "unsupported_format"]
+    assert decoded[1]["timestamp_ms"] == int(STAMP.timestamp() * 1000)
 
 
 def test_records_are_measured_wherever_a_batch_is_cut() -> None:
@@ -182,27 +166,21 @@ _BOUNDS: dict[str, tuple[dict[str, Any], str | None]] = {
 def test_what_travels_on_has_bounds(name: str) -> None:
     row, reason = _BOUNDS[name]
     plan = replace(_PLAN, max_record_bytes=100_000)
-    [decoded] = decode_batches(iter([batch_of({}, row, {})]), plan)
-    assert decoded.column("reason").to_pylist() == [None, reason, None]
-    kept = {part: decoded.column(part)[1].as_py() for part in ("key", "headers", "payload")}
+    before, decoded, behind = decode_rows(batch_of({}, row, {}), plan)
+    assert (before.get("reason"), decoded.get("reason"), behind.get("reason")) == (None, reason, None)
+    kept = {part: decoded.get(part) for part in ("key", "headers", "payload")}
     sent = batch_of({}, row)
     whole = {part: sent.column(part)[1].as_py() for part in ("key", "headers")}
     if reason == "record_too_large":  # no dead letter could hold it
         assert kept == {"key": None, "headers": None, "payload": None}
-        assert decoded.column("payload_bytes")[1].as_py() == len(sent.column("value")[1].as_py())
+        assert decoded["payload_bytes"] == len(sent.column("value")[1].as_py())
     elif name == "more headers":
         assert kept == {"key": b"k", "headers": None, "payload": png()}
     else:
         assert kept == {**whole, "payload": None if reason is None else sent.column("value")[1].as_py()}
     if reason and reason != "unsupported_format":
-        assert "expected at most" in decoded.column("error_message")[1].as_py()
-        assert len(decoded.column("event_id")[1].as_py()) == 32
-
-
-def test_payloads_are_kept_where_the_plan_says_so() -> None:
-    batch = batch_of({}, {"value": b"no image"}, {"value": None})
-    [decoded] = decode_batches(iter([batch]), replace(_PLAN, keep_payloads=True))
-    assert decoded.column("payload").to_pylist() == [png(), b"no image", None]
+        assert "expected at most" in decoded["error_message"]
+        assert len(decoded["event_id"]) == 32
 
 
 @pytest.mark.parametrize("version", RENDERING_VERSIONS)

@@ -10,6 +10,8 @@ from streaming.metrics import StreamMetrics
 from streaming.score.query import read_totals
 from tests.metricspage import CARD
 
+_OF_THE_IMAGE = ("payload_bytes", "reason", "decode_seconds", "predict_seconds", "waited_seconds")
+
 
 def image(**changed: Any) -> dict[str, Any]:
     """One image as Spark tells it."""
@@ -23,7 +25,8 @@ def image(**changed: Any) -> dict[str, Any]:
         "waited_seconds": 0.4,
         "score": 0.25,
     }
-    return usual | changed
+    told = usual | changed
+    return {"image": {name: told.pop(name) for name in _OF_THE_IMAGE}, **told}
 
 
 def read_page(registry: CollectorRegistry) -> dict[str, float]:

@@ -89,7 +89,7 @@ def test_the_network_sees_the_pixels_that_the_stream_gives_it(name: str, out: Ou
     stream = as_the_stream(payload, PLAN)
     assert rendering.refusal is None
     image = stream["image"]
-    wanted = np.frombuffer(image["data"], np.uint8).reshape(image["height"], image["width"], image["nChannels"])
+    wanted = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, image.nChannels)
     found = pixels_of(rendering.network, out)
     np.testing.assert_array_equal(found.reshape(wanted.shape), wanted[..., ::-1])
     assert rendering.media_type == stream["media_type"]
