@@ -5,7 +5,7 @@ metadata, and one line of JSON per source: topic, partition, next offset.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,26 @@ Offsets = Mapping[str, Mapping[int, int]]
 
 
 @dataclass(frozen=True)
-class UnfinishedBatch:
-    """A micro-batch that a query began and did not commit; Spark does it again, with the same records.
+class Uncommitted:
+    """What a query may have done behind its last committed micro-batch; it does it again.
+
+    Spark does a batch whose ``offsets/N`` it finds with the same records. A query that writes its log while it works
+    can be killed before that file is there: what it did then is known by where it began alone.
 
     Parameters
     ----------
-    number : int
-        Its number.
-    started_ms : int
-        When it was planned, by the driver's clock, in milliseconds.
-    spans : mapping of (str, int) to range
-        Its offsets by topic and partition; those without a record are left out.
+    since_ms : int
+        Not before this, by the driver's clock, in milliseconds.
+    starts : mapping
+        Next offset by topic and partition; from 0 where there is none.
     """
 
-    number: int
-    started_ms: int
-    spans: Mapping[tuple[str, int], range]
+    since_ms: int
+    starts: Offsets
+
+    def holds(self, topic: str, partition: int, offset: int) -> bool:
+        """Tell whether a record is in it."""
+        return offset >= self.starts.get(topic, {}).get(partition, 0)
 
 
 def has_begun(checkpoint: Path) -> bool:
@@ -64,28 +68,26 @@ def committed_offsets(checkpoint: Path) -> Offsets | None:
     return None if committed is None else _read_offsets(checkpoint, committed)
 
 
-def unfinished_batch(checkpoint: Path) -> UnfinishedBatch | None:
-    """Return the micro-batch that was begun and not committed, None where there is none.
+def find_uncommitted(checkpoint: Path) -> Uncommitted | None:
+    """Return what lies behind the last committed micro-batch; None where the query has never begun.
 
     Parameters
     ----------
     checkpoint : Path
         The query's folder; of a query that does not run now.
+
+    Raises
+    ------
+    JobError
+        A file is damaged.
     """
     planned, committed = _last_number(checkpoint / "offsets"), _last_number(checkpoint / "commits")
-    if planned is None or planned == committed:
+    if planned is None:
         return None
-    # Where the first batch began is not said beside its end; a range from 0 holds it.
-    first: Offsets = {} if committed is None else _read_offsets(checkpoint, committed)
-    spans = {
-        (topic, partition): range(first.get(topic, {}).get(partition, 0), end)
-        for topic, partitions in _read_offsets(checkpoint, planned).items()
-        for partition, end in partitions.items()
-    }
-    metadata: dict[str, Any] = json.loads(_read_lines(checkpoint, planned)[1])
-    return UnfinishedBatch(
-        planned, metadata["batchTimestampMs"], {place: span for place, span in spans.items() if span}
-    )
+    _read_lines(checkpoint, planned)  # Spark is to read it, and says less of what is wrong
+    if committed is None:
+        return Uncommitted(_planned_ms(checkpoint, min(_numbers(checkpoint / "offsets"))), {})
+    return Uncommitted(_planned_ms(checkpoint, committed), _read_offsets(checkpoint, committed))
 
 
 def last_committed(checkpoint: Path) -> int:
@@ -95,7 +97,16 @@ def last_committed(checkpoint: Path) -> int:
 
 
 def _last_number(folder: Path) -> int | None:
-    return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=None)
+    return max(_numbers(folder), default=None)
+
+
+def _numbers(folder: Path) -> Iterator[int]:
+    return (int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def _planned_ms(checkpoint: Path, number: int) -> int:
+    metadata: dict[str, Any] = json.loads(_read_lines(checkpoint, number)[1])
+    return int(metadata["batchTimestampMs"])
 
 
 def _read_offsets(checkpoint: Path, number: int) -> Offsets:

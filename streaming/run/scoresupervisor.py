@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming import StreamingQuery
 
 from schemas.errors import BrokerError, ModelLoadError
-from streaming.account.checkpoints import last_committed, unfinished_batch
+from streaming.account.checkpoints import last_committed
 from streaming.account.losses import check_losses, find_losses
 from streaming.kafka.topicchecks import check_outcome_sizes
 from streaming.kafka.topicids import check_topic_ids
@@ -130,11 +130,11 @@ class ScoreSupervisor:
             log.warning("an image has no features: its batch is done again with each image's bytes at hand")
             self._plan = replace(self._plan, keep_payloads=True)
             self._keep_payloads_until = time.monotonic() + _KEEP_PAYLOADS_S
-        batch = unfinished_batch(self._checkpoint)
-        if failure.kind is FailureKind.WORKER and batch is not None:
-            self._lost_workers[batch.number] += 1
-            if self._lost_workers[batch.number] >= self._settings.score.decode_tries:
-                log.warning("batch %s keeps losing its worker: each image is decoded by itself", batch.number)
+        if failure.kind is FailureKind.WORKER:
+            batch = last_committed(self._checkpoint) + 1
+            self._lost_workers[batch] += 1
+            if self._lost_workers[batch] >= self._settings.score.decode_tries:
+                log.warning("batch %s keeps losing its worker: each image is decoded by itself", batch)
                 self._plan = replace(self._plan, isolated_tries=self._settings.score.decode_tries)
 
     def _needs_new_start(self) -> bool:

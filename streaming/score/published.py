@@ -1,8 +1,9 @@
-"""Which outcomes of an unfinished SCORE micro-batch are on the topics already.
+"""Which outcomes behind SCORE's last committed micro-batch are on the topics already.
 
-After a kill Spark does the batch again, the same records in the same order; what had been published before would be
-published a second time. Its offsets are in Spark's log and its outcomes at the end of the topics, each with the place
-of its image in its headers: so they can be read, and left out when the batch is done again.
+After a kill Spark does them again; what had been published before would be published a second time. How far SCORE had
+committed is in Spark's log and its outcomes are at the end of the topics, each with the place of its image in its
+headers: so they can be read, and left out when the images are scored again. Where its batches began and ended does not
+matter for that: Spark writes its log while a batch runs, and after a kill it may cut them in other places.
 """
 
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from streaming.account.checkpoints import UnfinishedBatch, unfinished_batch
+from streaming.account.checkpoints import Uncommitted, find_uncommitted
 from streaming.kafka.places import read_headers, read_origin
 from streaming.kafka.reader import offsets_at, open_reader, read_spans, scan_offsets
 from streaming.kafka.topicids import TopicIds
@@ -28,7 +29,7 @@ _CLOCK_SLACK_MS = 60_000
 
 @dataclass(frozen=True)
 class Published:
-    """What the topics hold of a batch.
+    """What the topics hold already.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ NOTHING = Published()
 
 
 def find_published(settings: StreamSettings, ids: TopicIds) -> Published:
-    """Find what SCORE's unfinished micro-batch has published.
+    """Find what SCORE has published behind its last committed micro-batch.
 
     Parameters
     ----------
@@ -70,37 +71,38 @@ def find_published(settings: StreamSettings, ids: TopicIds) -> Published:
     Returns
     -------
     Published
-        Empty where no micro-batch is unfinished.
+        Empty where SCORE has never begun, or has committed all that it did.
 
     Raises
     ------
     BrokerError
         The topics cannot be read.
     """
-    batch = unfinished_batch(settings.checkpoints_folder / "score")
-    if batch is None:
+    uncommitted = find_uncommitted(settings.checkpoints_folder / "score")
+    if uncommitted is None:
         return NOTHING
     kafka = settings.kafka
-    answered = _find_images(kafka, (kafka.predictions_topic, kafka.deadletters_topic), batch, ids)
-    featured = _find_images(kafka, (kafka.features_topic,), batch, ids)
+    answered = _find_images(kafka, (kafka.predictions_topic, kafka.deadletters_topic), uncommitted, ids)
+    featured = _find_images(kafka, (kafka.features_topic,), uncommitted, ids)
     if answered or featured:
         count = sum(map(len, answered.values()))
-        log.info("batch %s is done again; %s of its images have their outcome already", batch.number, count)
+        log.info("%s images behind the last committed batch have their outcome already", count)
     return Published(answered, featured)
 
 
-def _find_images(kafka: KafkaSettings, topics: tuple[str, ...], batch: UnfinishedBatch, ids: TopicIds) -> ImageOffsets:
+def _find_images(
+    kafka: KafkaSettings, topics: tuple[str, ...], uncommitted: Uncommitted, ids: TopicIds
+) -> ImageOffsets:
     found: dict[tuple[str, int], set[int]] = defaultdict(set)
     for topic in topics:
         with open_reader(kafka) as reader:
             spans = read_spans(reader, topic)
-            firsts = offsets_at(reader, topic, spans, max(0, batch.started_ms - _CLOCK_SLACK_MS))
+            firsts = offsets_at(reader, topic, spans, max(0, uncommitted.since_ms - _CLOCK_SLACK_MS))
         unread = {partition: range(firsts[partition], span.stop) for partition, span in spans.items()}
         for message in scan_offsets(kafka, topic, unread):
             origin = read_origin(read_headers(message))
             if origin is None or not ids.are_of(origin):
                 continue  # no outcome of these topics
-            partition = origin.topic, origin.place.partition
-            if origin.place.offset in batch.spans.get(partition, ()):
-                found[partition].add(origin.place.offset)
+            if uncommitted.holds(origin.topic, *origin.place):
+                found[origin.topic, origin.place.partition].add(origin.place.offset)
     return {partition: frozenset(offsets) for partition, offsets in found.items()}

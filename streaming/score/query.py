@@ -100,6 +100,10 @@ def start_score(
     writer = writer.option("checkpointLocation", str(settings.checkpoints_folder / "score"))
     if available_now:
         return writer.trigger(availableNow=True).start()
+    # Spark writes its log while the batch runs: to wait for two small files costs as much as to score an image. With no
+    # interval between two writes the log has every batch, and so a clean stop leaves nothing to do again.
+    writer = writer.option("asyncProgressTrackingEnabled", "true")
+    writer = writer.option("asyncProgressTrackingCheckpointIntervalMs", "0")
     return writer.trigger(processingTime=f"{settings.score.trigger_s} seconds").start()
 
 

@@ -11,7 +11,7 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from schemas.errors import DataLossError, DatasetError, JobError, ModelLoadError, SettingsError
 from schemas.modelcard import CARD_FILE, ModelCard, hash_model_folder, read_card, write_card
 from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS
-from streaming.account.checkpoints import UnfinishedBatch, committed_offsets, last_committed, unfinished_batch
+from streaming.account.checkpoints import Uncommitted, committed_offsets, find_uncommitted, last_committed
 from streaming.account.losses import Loss, check_losses
 from streaming.devices.publish import find_files, image_message
 from streaming.folders import check_folder, check_folders
@@ -70,26 +70,33 @@ def test_committed_offsets(tmp_path: Path) -> None:
         (tmp_path / "commits" / str(batch)).write_text("v1\n{}")
     (tmp_path / "commits" / ".10.crc").write_text("")
     assert committed_offsets(tmp_path) == {"images": {0: 8, 1: 2}}
-    # Partition 1 has nothing new in it.
-    assert unfinished_batch(tmp_path) == UnfinishedBatch(11, 11_000, {("images", 0): range(8, 12)})
+    found = find_uncommitted(tmp_path)
+    assert found == Uncommitted(10_000, {"images": {0: 8, 1: 2}})
+    # Beyond the end of batch 11 too: what ran behind it may have left no file.
+    assert [found.holds("images", 0, offset) for offset in (7, 8, 11, 12, 100)] == [False, True, True, True, True]
+    assert [found.holds("images", 1, 1), found.holds("images", 1, 2), found.holds("canary", 0, 0)] == [
+        False,
+        True,
+        True,
+    ]
     (tmp_path / "commits" / "11").write_text("v1\n{}")
-    assert unfinished_batch(tmp_path) is None
+    assert find_uncommitted(tmp_path) == Uncommitted(11_000, {"images": {0: 12, 1: 2}})
     assert last_committed(tmp_path) == 11
 
 
 def test_first_batch_may_be_the_unfinished_one(tmp_path: Path) -> None:
-    assert unfinished_batch(tmp_path) is None
+    assert find_uncommitted(tmp_path) is None
     assert last_committed(tmp_path) == -1
     (tmp_path / "offsets").mkdir()
     (tmp_path / "offsets" / "0").write_text('v1\n{"batchTimestampMs": 7}\n{"images": {"0": 5, "1": 0}}')
-    assert unfinished_batch(tmp_path) == UnfinishedBatch(0, 7, {("images", 0): range(5)})
+    assert find_uncommitted(tmp_path) == Uncommitted(7, {})
 
 
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "offsets").mkdir()
     (tmp_path / "offsets" / "0").write_text("")
     with pytest.raises(JobError, match=r"offsets/0 is damaged .* Move"):
-        unfinished_batch(tmp_path)
+        find_uncommitted(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "null", "None", None])
