@@ -266,7 +266,8 @@ def _start_canary(settings: StreamSettings, metrics: StreamMetrics) -> Canary | 
         metrics.canary.observe(seconds)
         metrics.last_canary.set(time.time())
 
-    canary = Canary(settings.kafka, settings.score.canary_s, record)
+    n_cores = SparkSession.active().sparkContext.defaultParallelism
+    canary = Canary(settings.kafka, settings.score.canary_s, n_cores, record)
     canary.start()
     return canary
 

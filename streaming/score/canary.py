@@ -38,14 +38,19 @@ class Canary:
     kafka : KafkaSettings
         Broker and topics.
     interval_s : float
-        Seconds between two rounds; every round has one image per partition, so that every worker gets its share.
+        Seconds between two rounds.
+    n_images : int
+        Images of a round, each on another partition: one for every core, so that every worker gets its share.
     on_answer : callable
         Called with the seconds from publishing to reading, for each prediction.
     """
 
-    def __init__(self, kafka: KafkaSettings, interval_s: float, on_answer: Callable[[float], None]) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, interval_s: float, n_images: int, on_answer: Callable[[float], None]
+    ) -> None:
         self._kafka = kafka
         self._interval_s = interval_s
+        self._n_images = n_images
         self._on_answer = on_answer
         self._ended = threading.Event()
         self._answered = threading.Event()
@@ -91,7 +96,7 @@ class Canary:
     def _publish(self, producer: Producer, partitions: int) -> None:
         oldest = time.monotonic() - _FORGET_AFTER_S
         self._sent = {name: sent for name, sent in self._sent.items() if sent > oldest}
-        for partition in range(partitions):
+        for number in range(self._n_images):
             name = f"canary-{uuid.uuid4()}"
             self._sent[name] = time.monotonic()
             headers = {
@@ -103,7 +108,7 @@ class Canary:
             }
             with suppress(BufferError):  # a full queue means the broker is away: a canary less is no loss
                 producer.produce(
-                    self._kafka.canary_topic, CANARY_PNG, partition=partition, headers=list(headers.items())
+                    self._kafka.canary_topic, CANARY_PNG, partition=number % partitions, headers=list(headers.items())
                 )
 
     def _receive(self, message: Message) -> None:
