@@ -36,7 +36,7 @@ from sparkdl.engine.base import to_bgr
 from sparkdl.image.pixels import resize_pixels
 from sparkdl.network.backends import import_openvino
 from sparkdl.network.base import BIN_FILE, XML_FILE, Network
-from sparkdl.network.conversion import name_by_place
+from sparkdl.network.conversion import fold_normalisations, name_by_place
 
 INT8 = "int8"
 
@@ -149,12 +149,9 @@ def _prepare(image: _Pixels, size: tuple[int, int]) -> _Pixels:
 
 
 def _read_folded(openvino: ModuleType, network: Network) -> Any:
-    """Read the graph, batch normalisations folded as OpenVINO folds them when it compiles."""
-    # The module is OpenVINO's own converter's and NNCF's; no public name does the same to a graph that is read.
-    from openvino._offline_transformations import apply_moc_transformations  # noqa: PLC0415
-
+    """Read the graph, batch normalisations folded: those of a network of an earlier release are not."""
     graph = openvino.Core().read_model(model=network.graph[XML_FILE], weights=network.graph[BIN_FILE])
-    apply_moc_transformations(graph, cf=False)
+    fold_normalisations(graph)
     name_by_place(graph, network.name)  # NNCF writes the names it was given into the result
     return graph
 

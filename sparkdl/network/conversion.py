@@ -55,6 +55,7 @@ def convert_to_openvino(model: Any, *, preprocessing: Preprocessing | None, layo
         graph.reshape([1, *model.input_shape[1:]])
         if preprocessing is not None:
             graph = _add_preprocessing(openvino, preprocessing, graph, layout)
+        fold_normalisations(graph)
         name_by_place(graph, model.name)
         # serialize() writes weights as they are; save_model() would make them fp16.
         openvino.serialize(graph, str(xml), str(data))
@@ -74,6 +75,19 @@ def _add_preprocessing(openvino: ModuleType, preprocessing: Preprocessing, graph
     if preprocessing != Preprocessing(rgb=preprocessing.rgb):
         order.mean(list(preprocessing.mean)).scale(list(preprocessing.scale))
     return steps.build()
+
+
+def fold_normalisations(graph: Any) -> None:
+    """Fold batch normalisations into their convolutions, as OpenVINO does whenever it compiles a graph.
+
+    Done beforehand the weights are what a compiled graph refers to, and stay in the file that processes share. Folded
+    while it compiles they are a second copy in each: 85 MB with InceptionV3, and half as much time again. Outputs are
+    the same bytes.
+    """
+    # The module is OpenVINO's own converter's and NNCF's; no public name does the same to a graph that is read.
+    from openvino._offline_transformations import apply_moc_transformations  # noqa: PLC0415
+
+    apply_moc_transformations(graph, cf=False)
 
 
 def name_by_place(graph: Any, name: str) -> None:

@@ -283,6 +283,17 @@ def test_every_network_gives_its_features(name: str) -> None:
     assert not np.allclose(one, two)
 
 
+@pytest.mark.train
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_folding_before_it_is_stored_changes_no_bit(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    folded = build_network("EfficientNetLite0", precision=precision)
+    monkeypatch.setattr("sparkdl.network.conversion.fold_normalisations", lambda graph: None)
+    plain = build_network("EfficientNetLite0", precision=precision)
+    assert plain.sha256 != folded.sha256
+    image = image_of(folded.input_size)
+    assert OpenVinoEngine(folded).infer(image).tobytes() == OpenVinoEngine(plain).infer(image).tobytes()
+
+
 @pytest.fixture
 def keras_fp32(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Keras whose `predict` computes in fp32: left alone, OpenVINO takes bf16 where the CPU has it."""
