@@ -1,1 +1,1 @@
-"""The Spark session, Java, and the settings of a worker: what knows how Spark is started."""
+"""The Spark session, Java, a worker's settings, and files on their way to it: what knows how Spark is started."""
