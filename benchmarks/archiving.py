@@ -18,6 +18,7 @@ import typer
 from deltalake import DeltaTable
 
 from benchmarks.latency import Probe, streaming, summarise
+from benchmarks.processes import read_processes
 from benchmarks.stage import Stage, open_stage
 from benchmarks.throughput import WEIGHTS, measure_bare
 from streaming.score.query import featurizer_of
@@ -26,8 +27,7 @@ from xray.console import err, new_table, print_json, step
 from xray.tabular import print_table
 
 _TIMEOUT_S = 180
-_CHILD = b"streaming.archive"
-_TICKS = os.sysconf("SC_CLK_TCK")
+_CHILD = "streaming.archive"
 
 
 @dataclass
@@ -118,15 +118,7 @@ def _await_rows(settings: StreamSettings, count: int) -> None:
 
 def _cpu_seconds() -> float | None:
     """Processor time of the archive beside this process; None where there is none."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if _CHILD in (folder / "cmdline").read_bytes():
-                fields = (folder / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
-                if int(fields[1]) == os.getpid():
-                    return (int(fields[11]) + int(fields[12])) / _TICKS
-        except OSError:
-            continue  # it has just ended
-    return None
+    return next((p.cpu_s for p in read_processes() if p.parent == os.getpid() and _CHILD in p.command), None)
 
 
 def _median(turns: list[Turn], name: str, *, archive: bool) -> float:

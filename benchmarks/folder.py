@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +22,7 @@ import typer
 from PIL import Image
 from pyspark.sql import SparkSession
 
+from benchmarks.processes import read_processes, with_children
 from sparkdl.folders import featurize_folder
 from sparkdl.spark.session import start_session
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
@@ -74,24 +74,10 @@ def rss_by_kind(root: int) -> dict[str, float]:
     dict of str to float
         MB of the ``driver``, the ``jvm`` and the ``workers``.
     """
-    children: dict[int, list[tuple[int, str, float]]] = defaultdict(list)
-    page = os.sysconf("SC_PAGE_SIZE") / _MB
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            head, _, tail = (entry / "stat").read_text().rpartition(")")
-        except OSError:
-            continue  # it ended meanwhile
-        fields = tail.split()
-        children[int(fields[1])].append((int(entry.name), head.partition("(")[2], int(fields[21]) * page))
-    own = next(rss for group in children.values() for pid, _, rss in group if pid == root)
-    total = {"driver": own, "jvm": 0.0, "workers": 0.0}
-    waiting = [root]
-    while waiting:
-        for pid, name, rss in children[waiting.pop()]:
-            total["jvm" if name == "java" else "workers"] += rss
-            waiting.append(pid)
+    total = dict.fromkeys(_KINDS, 0.0)
+    for process in with_children([root], read_processes()):
+        kind = "driver" if process.pid == root else "jvm" if process.is_java else "workers"
+        total[kind] += process.rss_bytes / _MB
     return total
 
 

@@ -11,13 +11,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.commands import command_line
+from benchmarks.processes import Process, read_processes, with_children
 
 _POLL_S = 0.01
 _ORPHAN_POLL_S = 0.05
@@ -25,52 +26,10 @@ _END_TIMEOUT_S = 60
 _ARCHIVE = "streaming.archive"
 
 
-@dataclass(frozen=True)
-class Process:
-    """One living process; see proc(5)."""
-
-    pid: int
-    parent: int
-    session: int
-    command: str
-
-    @property
-    def is_java(self) -> bool:
-        """Whether it is a JVM."""
-        return Path(self.command.split("\0", 1)[0]).name == "java"
-
-
 def list_processes(session: int) -> list[Process]:
     """List a session's living processes, and those that they began in sessions of their own."""
-    living = list(_read_processes())
-    found = {process.pid: process for process in living if process.session == session}
-    grown = True
-    while grown:
-        children = {p.pid: p for p in living if p.parent in found and p.pid not in found}
-        found |= children
-        grown = bool(children)
-    return list(found.values())
-
-
-def _read_processes() -> Iterator[Process]:
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        with suppress(OSError):  # it ended meanwhile
-            stat = Path(entry.path, "stat").read_text(encoding="utf-8", errors="replace")
-            state, parent, _group, session = stat.rpartition(") ")[2].split()[:4]
-            if state not in "ZX":
-                command = Path(entry.path, "cmdline").read_text(encoding="utf-8", errors="replace")
-                yield Process(int(entry.name), int(parent), int(session), command)
-
-
-def resident_bytes(pid: int) -> int:
-    """Give the memory that a process has resident; 0 once it has ended."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    living = list(read_processes())
+    return with_children([process.pid for process in living if process.session == session], living)
 
 
 @dataclass(frozen=True)
@@ -155,11 +114,8 @@ class StreamProcess:
         return next((process.pid for process in self.processes() if process.is_java), None)
 
     def worker_pids(self) -> list[int]:
-        """Process ids of the Python workers: children of the daemon, which is the JVM's child."""
-        found = self.processes()
-        jvms = {process.pid for process in found if process.is_java}
-        daemons = {process.pid for process in found if process.parent in jvms and not process.is_java}
-        return [process.pid for process in found if process.parent in daemons]
+        """Process ids of the Python workers."""
+        return [process.pid for process in _workers_of(self.processes())]
 
     def archive_pid(self) -> int | None:
         """Process id of the archive beside the stream; None where there is none just now."""
@@ -168,11 +124,12 @@ class StreamProcess:
 
     def memory(self) -> Memory | None:
         """Measure the memory of JVM and workers; None where there is no JVM."""
-        jvm = self.jvm_pid()
+        found = self.processes()
+        jvm = next((process for process in found if process.is_java), None)
         if jvm is None:
             return None
-        workers = sum(map(resident_bytes, self.worker_pids()))
-        return Memory(time.monotonic(), jvm, resident_bytes(jvm), workers)
+        workers = sum(process.rss_bytes for process in _workers_of(found))
+        return Memory(time.monotonic(), jvm.pid, jvm.rss_bytes, workers)
 
     def aim(self) -> None:
         """Look all processes up, so that `kill` loses no time over it: the JVM, which publishes, comes first.
@@ -222,6 +179,13 @@ class StreamProcess:
             self.kill()
         self._reader.join(5)
         return self._popen.wait(_END_TIMEOUT_S)
+
+
+def _workers_of(found: Sequence[Process]) -> list[Process]:
+    """Choose the Python workers: children of the daemon, which is the JVM's child."""
+    jvms = {process.pid for process in found if process.is_java}
+    daemons = {process.pid for process in found if process.parent in jvms and not process.is_java}
+    return [process for process in found if process.parent in daemons]
 
 
 def _lives(pid: int) -> bool:
