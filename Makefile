@@ -16,7 +16,7 @@ install: $(DEMO) ## Make .venv with what the commands need: the train extra
 
 install-dev: $(DEV) ## Add what tests and development need
 
-install-tensorflow: $(TENSORFLOW) ## Add TensorFlow, the reference engine (1.2 GB)
+install-tensorflow: $(TENSORFLOW) ## Add TensorFlow, the reference engine, and ONNX Runtime, for benchmarks (1.3 GB)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

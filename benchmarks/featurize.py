@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -34,6 +33,7 @@ from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import ArrayType, FloatType
 
+from benchmarks.onnx import ONNX_PACKAGES, export_onnx, name_missing, start_onnx
 from sparkdl.engine.openvino import OpenVinoEngine
 from sparkdl.image.row import IMAGE_ARROW_TYPE, ImageRow, array_from_row, row_from_array
 from sparkdl.network.base import KERAS_FILE, Network
@@ -294,15 +294,10 @@ def start_openvino(network: Network) -> _Infer:
     return OpenVinoEngine(network, n_threads=1).infer
 
 
-def start_onnx(path: str) -> _Infer:
-    """Start ONNX Runtime with one thread."""
-    import onnxruntime  # noqa: PLC0415 - not always there
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda pixels: session.run(None, {name: pixels[np.newaxis].astype(np.float32)})
+def start_onnx_bare(path: str) -> _Infer:
+    """Start ONNX Runtime for one image at a time."""
+    infer = start_onnx(path)
+    return lambda pixels: infer(pixels[np.newaxis])
 
 
 # -- TensorFlow and ONNX -----------------------------------------------------------------------------------------------
@@ -322,22 +317,16 @@ def _open_others(
     with step(f"building {network} for TensorFlow"):
         weights = WEIGHTS.get(network, "random")
         model.write_bytes(build_network(network, weights=weights, engine="tensorflow").graph[KERAS_FILE])
-    tensorflow.note = _missing("tensorflow")
-    onnx.note = _missing("onnxruntime", "onnx", "tf2onnx", "tensorflow")
+    tensorflow.note = name_missing("tensorflow")
+    onnx.note = name_missing(*ONNX_PACKAGES)
     run_tensorflow = None if tensorflow.note else open_tensorflow(model, rows)
     if onnx.note:
         return run_tensorflow, None
     with step("exporting to ONNX"):
-        onnx.note = _export_onnx(model, home / "network.onnx")
+        onnx.note = export_onnx(model, {1: home / "network.onnx"})
     if onnx.note:
         return run_tensorflow, None
-    return run_tensorflow, stack.enter_context(open_bare(start_onnx, str(home / "network.onnx"), rows))
-
-
-def _missing(*packages: str) -> str:
-    absent = [package for package in packages if find_spec(package) is None]
-    names = {"tensorflow": "tensorflow-cpu"}
-    return f"not installed: pip install {' '.join(names.get(name, name) for name in absent)}" if absent else ""
+    return run_tensorflow, stack.enter_context(open_bare(start_onnx_bare, str(home / "network.onnx"), rows))
 
 
 def _open_tensorflow(spark: SparkSession, model: Path, rows: _Rows, *, images: int) -> Callable[[], float]:
@@ -374,24 +363,6 @@ def _open_tensorflow(spark: SparkSession, model: Path, rows: _Rows, *, images: i
             spark.conf.set(name, before or "")
 
     return run
-
-
-_EXPORT = """
-import sys, keras, tensorflow
-model = keras.saving.load_model(sys.argv[1], compile=False)
-shape = (1, *model.input_shape[1:])
-model.export(sys.argv[2], format="onnx", verbose=False, input_signature=[keras.InputSpec(shape=shape, dtype="float32")])
-"""
-
-
-def _export_onnx(model: Path, target: Path) -> str:
-    """Export in a process of its own, which has Keras on TensorFlow; give the reason where it fails."""
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", _EXPORT, str(model), str(target)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - ours
-    if done.returncode == 0:
-        return ""
-    return f"cannot be exported: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
 
 
 # -- start-up ----------------------------------------------------------------------------------------------------------
