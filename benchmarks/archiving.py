@@ -88,7 +88,7 @@ def main(
 
 def _measure(stage: Stage, model: Path, *, archive: bool, burst: int, rate: float, seconds: float) -> Turn:
     settings = stage.fresh_settings()
-    with streaming(stage, settings, model, archive=archive):
+    with streaming(stage.spark, settings, model, archive=archive):
         probe = Probe(settings, stage.images)
         probe.load(10, 2)
         if archive:

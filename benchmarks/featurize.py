@@ -34,9 +34,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import ArrayType, FloatType
 
 from benchmarks.onnx import ONNX_PACKAGES, export_onnx, name_missing, start_onnx
+from benchmarks.tutorial import save_keras
 from sparkdl.engine.openvino import OpenVinoEngine
 from sparkdl.image.row import IMAGE_ARROW_TYPE, ImageRow, array_from_row, row_from_array
-from sparkdl.network.base import KERAS_FILE, Network
+from sparkdl.network.base import Network
 from sparkdl.network.catalog import NETWORKS, build_network
 from sparkdl.spark.session import start_session
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
@@ -313,10 +314,8 @@ def _open_others(
 ) -> tuple[Callable[[], float] | None, Callable[[int], float] | None]:
     """Prepare what is installed; the others' rows say what is not."""
     tensorflow, onnx = results
-    model = home / KERAS_FILE
     with step(f"building {network} for TensorFlow"):
-        weights = WEIGHTS.get(network, "random")
-        model.write_bytes(build_network(network, weights=weights, engine="tensorflow").graph[KERAS_FILE])
+        model, _ = save_keras(network, WEIGHTS.get(network, "random"), home)
     tensorflow.note = name_missing("tensorflow")
     onnx.note = name_missing(*ONNX_PACKAGES)
     run_tensorflow = None if tensorflow.note else open_tensorflow(model, rows)

@@ -12,7 +12,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from uuid import uuid4
 
 import numpy as np
 import typer
+from pyspark.sql import SparkSession
 
-from benchmarks.stage import Stage, open_stage
+from benchmarks.stage import open_stage
 from benchmarks.throughput import WEIGHTS
 from schemas.envelope import CE_ID, CE_SOURCE
 from sparkdl.engine.openvino import OpenVinoEngine
@@ -33,7 +34,7 @@ from streaming.devices.publish import ImagePublisher
 from streaming.results.watch import watch_predictions
 from streaming.run.service import run_stream
 from streaming.score.query import featurizer_of
-from streaming.settings import StreamSettings
+from streaming.settings import KafkaSettings, StreamSettings
 from xray.console import err, new_table, step
 
 _READY_TIMEOUT_S = 180
@@ -63,7 +64,7 @@ def main(
         model, _, folder = stage.train(network, WEIGHTS.get(network, "random"), "fp32")
         bare = measure_bare(featurizer_of(model).network, stage.images)
         settings = stage.fresh_settings()
-        with streaming(stage, settings, folder):
+        with streaming(stage.spark, settings, folder):
             probe = Probe(settings, stage.images)
             throughput = probe.burst(burst)
             err.print(f"throughput of a burst of {burst}: {throughput:.1f} images a second")
@@ -84,11 +85,31 @@ def main(
     show(results)
 
 
-class Probe:
-    """Publishes images and times their predictions."""
+Watch = Callable[[KafkaSettings], Iterator[str | None]]
 
-    def __init__(self, settings: StreamSettings, images: tuple[bytes, ...]) -> None:
+
+def watch_ids(kafka: KafkaSettings) -> Iterator[str | None]:
+    """Read the stream's predictions: the id of each one's image."""
+    for prediction in watch_predictions(kafka, timeout_s=60):
+        yield None if prediction is None else prediction.event["image"]["id"]
+
+
+class Probe:
+    """Publishes images and times their predictions.
+
+    Parameters
+    ----------
+    settings : StreamSettings
+        Broker and topics.
+    images : tuple of bytes
+        Published in turn.
+    watch : callable
+        Gives None once it has begun to read the predictions, then the id of each one's image, and None now and then.
+    """
+
+    def __init__(self, settings: StreamSettings, images: tuple[bytes, ...], watch: Watch = watch_ids) -> None:
         self._settings = settings
+        self._watch = watch
         self._images = images
         self._publisher = ImagePublisher(settings.kafka, self._refuse_failure)
         self._sent: dict[str, float] = {}
@@ -98,19 +119,19 @@ class Probe:
         return self._publish(max(1, round(rate * seconds)), rate)
 
     def _publish(self, count: int, rate: float) -> list[float]:
-        watched = watch_predictions(self._settings.kafka, timeout_s=60)
+        watched = self._watch(self._settings.kafka)
         next(watched)
         sender = threading.Thread(target=self._send, args=(count, rate))
         sender.start()
         latencies: list[float] = []
-        for prediction in watched:
-            if prediction is not None:
-                latencies.append(time.monotonic() - self._sent.pop(prediction.event["image"]["id"]))
+        for name in watched:
+            if name is not None:
+                latencies.append(time.monotonic() - self._sent.pop(name))
             if len(latencies) == count:
                 break
         sender.join()
         if len(latencies) < count:
-            msg = f"{count - len(latencies)} of {count} predictions did not come within a minute"
+            msg = f"{count - len(latencies)} of {count} predictions did not come in time"
             raise RuntimeError(msg)
         return latencies
 
@@ -139,26 +160,41 @@ class Probe:
 
 
 @contextmanager
-def streaming(stage: Stage, settings: StreamSettings, model: Path, *, archive: bool = True) -> Iterator[None]:
-    """Run the whole stream while the body runs, with the archive beside it or without."""
-    ended, ready = threading.Event(), threading.Event()
+def streaming(spark: SparkSession, settings: StreamSettings, model: Path, *, archive: bool = True) -> Iterator[None]:
+    """Run the whole stream while the body runs, which begins once images are answered."""
+    ready = threading.Event()
+    with stream_beside(spark, settings, model, archive=archive, on_ready=ready.set):
+        with step("starting the stream"):
+            if not ready.wait(_READY_TIMEOUT_S):
+                msg = "the stream did not become ready"
+                raise RuntimeError(msg)
+        yield
+
+
+@contextmanager
+def stream_beside(
+    spark: SparkSession,
+    settings: StreamSettings,
+    model: Path,
+    *,
+    archive: bool,
+    on_ready: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Start the whole stream, with the archive beside it or without, and end it behind the body."""
+    ended = threading.Event()
     thread = threading.Thread(
         target=run_stream,
         args=(settings,),
         kwargs={
             "model_folder": model,
-            "spark": stage.spark,
+            "spark": spark,
             "archive": archive,
             "ended": ended,
-            "on_ready": lambda _: ready.set(),
+            "on_ready": lambda _: on_ready(),
         },
     )
     thread.start()
     try:
-        with step("starting the stream"):
-            if not ready.wait(_READY_TIMEOUT_S):
-                msg = "the stream did not become ready"
-                raise RuntimeError(msg)
         yield
     finally:
         ended.set()

@@ -9,8 +9,6 @@ Run it: ``python -m benchmarks.throughput`` (``--help``). Nothing else should ru
 """
 
 import json
-import multiprocessing as mp
-import os
 import statistics
 import sys
 import time
@@ -21,14 +19,12 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.bare import run_bare
+from benchmarks.engines import EngineChoice
 from benchmarks.stage import Stage, open_stage, publish_images
-from benchmarks.tutorial import start_tutorial
+from benchmarks.tutorial import save_keras, start_tutorial
 from schemas.modelcard import ModelCard
-from sparkdl.engine.openvino import OpenVinoEngine
-from sparkdl.image.decode import decode_image
-from sparkdl.image.row import array_from_row
 from sparkdl.network.base import Network
-from sparkdl.network.catalog import NETWORKS
 from streaming.score.query import featurizer_of, start_score
 from streaming.settings import StreamSettings
 from xray.console import err, new_table, step
@@ -113,8 +109,7 @@ def measure(stage: Stage, network: str, precision: str, plan: Plan) -> Result:
             after = measure_bare(converted, stage.images, plan.bare_s)
         bares.append((before + after) / 2)
         err.print(f"  score {scores[-1]:.1f}, bare {before:.1f} and {after:.1f}")
-    # Lite0 is not among Keras's applications: no tutorial has it.
-    possible = find_spec("tensorflow") is not None and network != "EfficientNetLite0"
+    possible = find_spec("tensorflow") is not None
     slow = measure_tutorial(stage, network, plan.tutorial_images) if possible and plan.tutorial_images else None
     ratio = statistics.median(score / bare for score, bare in zip(scores, bares, strict=True))
     return Result(network, precision, statistics.median(scores), statistics.median(bares), slow, ratio)
@@ -125,31 +120,7 @@ def measure(stage: Stage, network: str, precision: str, plan: Plan) -> Result:
 
 def measure_bare(network: Network, images: tuple[bytes, ...], seconds: float) -> float:
     """Decode and infer in one process per core, nothing else; images per second in all."""
-    context = mp.get_context("spawn")
-    cores = os.cpu_count() or 1
-    ready, go = context.Barrier(cores), context.SimpleQueue()
-    processes = [context.Process(target=_bare, args=(network, images, seconds, ready, go)) for _ in range(cores)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return float(sum(go.get() for _ in processes))
-
-
-def _bare(network: Network, images: tuple[bytes, ...], seconds: float, ready: Any, rates: Any) -> None:
-    engine = OpenVinoEngine(network, n_threads=1)
-    for payload in images[:3]:
-        _score_bare(engine, payload)
-    ready.wait()
-    started, count = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - started) < seconds:
-        _score_bare(engine, images[count % len(images)])
-        count += 1
-    rates.put(count / elapsed)
-
-
-def _score_bare(engine: OpenVinoEngine, payload: bytes) -> None:
-    engine.infer(array_from_row(decode_image(payload, origin="bare", size=engine.network.input_size).image))
+    return run_bare(EngineChoice(network), images, seconds).img_s
 
 
 # -- SCORE -------------------------------------------------------------------------------------------------------------
@@ -193,7 +164,8 @@ def measure_tutorial(stage: Stage, network: str, images: int) -> float:
     settings: StreamSettings = stage.fresh_settings()
     publish_images(settings, stage.images, 2 * images)
     with step(f"{network}: the tutorial way"):
-        query = start_tutorial(stage.spark, settings, NETWORKS[network], images)
+        model, _ = save_keras(network, WEIGHTS.get(network, "random"), settings.home)
+        query = start_tutorial(stage.spark, settings, model, images)
         try:
             ends = [time_s for _, time_s in zip(range(2), _commits(query), strict=False)]
         finally:
