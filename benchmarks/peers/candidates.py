@@ -7,20 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from pyspark.sql import SparkSession
 
 from benchmarks.engines import EngineChoice
 from benchmarks.latency import stream_beside
-from benchmarks.peers.consumer import ConsumerPlan, consume
+from benchmarks.peers.consumer import Classifier, ConsumerPlan, consume
 from benchmarks.tutorial import start_tutorial
 from streaming.settings import StreamSettings
 
 _END_TIMEOUT_S = 60
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ConsumerGroup:
     """The plain consumer, a process a core.
 
@@ -28,14 +26,12 @@ class ConsumerGroup:
     ----------
     engine : EngineChoice
         Of every process.
-    labels, coefficients, intercepts
-        See `ConsumerPlan`.
+    classifier : Classifier
+        The one that SCORE serves.
     """
 
     engine: EngineChoice
-    labels: tuple[str, ...]
-    coefficients: npt.NDArray[np.float64]
-    intercepts: npt.NDArray[np.float64]
+    classifier: Classifier
 
     in_batches = False
 
@@ -50,13 +46,7 @@ class ConsumerGroup:
         """
         kafka = settings.kafka
         plan = ConsumerPlan(
-            kafka.to_librdkafka(),
-            kafka.images_topic,
-            kafka.predictions_topic,
-            self.engine,
-            self.labels,
-            self.coefficients,
-            self.intercepts,
+            kafka.to_librdkafka(), kafka.images_topic, kafka.predictions_topic, self.engine, self.classifier
         )
         context = mp.get_context("spawn")
         ended = context.Event()

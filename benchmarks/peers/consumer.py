@@ -26,6 +26,32 @@ _POLL_S = 0.1
 
 
 @dataclass(frozen=True, eq=False)
+class Classifier:
+    """The logistic regression on top of the features.
+
+    Parameters
+    ----------
+    labels : tuple of str
+        Of the classes.
+    coefficients, intercepts : numpy.ndarray
+        As Spark has them: one row where there are two classes.
+    """
+
+    labels: tuple[str, ...]
+    coefficients: npt.NDArray[np.float64]
+    intercepts: npt.NDArray[np.float64]
+
+    def predict(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Give probabilities; a row for each image, a column for each class."""
+        margins = features.astype(np.float64) @ self.coefficients.T + self.intercepts
+        if margins.shape[1] == 1:
+            margins = np.hstack([np.zeros_like(margins), margins])
+        powers = np.exp(margins - margins.max(axis=1, keepdims=True))
+        shares: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        return shares
+
+
+@dataclass(frozen=True)
 class ConsumerPlan:
     """What each process of the group is given.
 
@@ -37,19 +63,15 @@ class ConsumerPlan:
         Where images come from and results go to.
     engine : EngineChoice
         What computes features, and how many images at a time.
-    labels : tuple of str
-        Of the classes.
-    coefficients, intercepts : numpy.ndarray
-        Of the logistic regression, as Spark has them: one row where there are two classes.
+    classifier : Classifier
+        What makes answers of them.
     """
 
     kafka: dict[str, Any]
     images_topic: str
     results_topic: str
     engine: EngineChoice
-    labels: tuple[str, ...]
-    coefficients: npt.NDArray[np.float64]
-    intercepts: npt.NDArray[np.float64]
+    classifier: Classifier
 
 
 def consume(plan: ConsumerPlan, ended: Any) -> None:
@@ -83,7 +105,7 @@ def consume(plan: ConsumerPlan, ended: Any) -> None:
 
 
 def take(consumer: Any, most: int) -> list[Message]:
-    """Wait for one message; take with it what is there already, up to a batch.
+    """Wait for one message, and take with it what is there already, up to a batch.
 
     Raises
     ------
@@ -110,20 +132,16 @@ def _score(messages: Sequence[Message], plan: ConsumerPlan, infer: Infer, produc
     if not decoded:
         return
     keys, images = zip(*decoded, strict=True)
-    for key, values in zip(keys, probabilities(infer(images), plan), strict=True):
-        best = int(values.argmax())
-        result = {"label": plan.labels[best], "probabilities": dict(zip(plan.labels, values.tolist(), strict=True))}
-        producer.produce(plan.results_topic, json.dumps(result).encode(), key=key)
+    labels = plan.classifier.labels
+    for key, values in zip(keys, plan.classifier.predict(infer(images)), strict=True):
+        result = {"label": labels[values.argmax()], "probabilities": dict(zip(labels, values.tolist(), strict=True))}
+        producer.produce(plan.results_topic, json.dumps(result).encode(), key=key, on_delivery=_refuse_failure)
 
 
-def probabilities(features: npt.NDArray[np.float32], plan: ConsumerPlan) -> npt.NDArray[np.float64]:
-    """Apply the logistic regression; a row for each image, a column for each class."""
-    margins = features.astype(np.float64) @ plan.coefficients.T + plan.intercepts
-    if margins.shape[1] == 1:
-        margins = np.hstack([np.zeros_like(margins), margins])
-    powers = np.exp(margins - margins.max(axis=1, keepdims=True))
-    shares: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return shares
+def _refuse_failure(error: KafkaError | None, _: Message) -> None:
+    """Fail where the client gave a result up: its image must not be committed."""
+    if error is not None:
+        raise KafkaException(error)
 
 
 def _commit(consumer: Any, producer: Any) -> None:

@@ -14,6 +14,7 @@ from benchmarks.bare import run_bare
 from benchmarks.engines import EngineChoice
 from benchmarks.onnx import ONNX_PACKAGES, export_onnx, name_missing
 from benchmarks.peers.candidates import ConsumerGroup, run_score, run_tutorial
+from benchmarks.peers.consumer import Classifier
 from benchmarks.peers.figures import Peer
 from benchmarks.peers.host import Start, open_host
 from benchmarks.peers.measure import Candidate, Plan, Turn, measure_turn, turn_of
@@ -136,7 +137,7 @@ def add_engines(run: Run, stage: Stage, trained: Trained, reference: Reference, 
 
 def _group(trained: Trained, engine: EngineChoice) -> ConsumerGroup:
     head = Head.of(trained.model.stages[-1])
-    return ConsumerGroup(engine, trained.card.labels, head.coefficients, head.intercepts)
+    return ConsumerGroup(engine, Classifier(trained.card.labels, head.coefficients, head.intercepts))
 
 
 def _export(stage: Stage, reference: Reference, network: Network) -> tuple[dict[int, EngineChoice], str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.onnx import ONNX_PACKAGES, name_missing
 from tests.paths import ROOT
 from xray.phantom import write_folder
 
@@ -57,6 +58,25 @@ def test_latency(jars: Path) -> None:
     assert is_figure(found["throughput_img_s"])
     assert len(found["latency_seconds"]) == 5
     assert all(0 < each["p50"] <= each["p95"] <= each["p99"] for each in found["latency_seconds"]), found
+
+
+@pytest.mark.kafka
+@pytest.mark.delta
+def test_peers(jars: Path) -> None:
+    small = ("--images", "40", "--rounds", "1", "--seconds", "1", "--tutorial-images", "4")
+    found = run(jars, "peers", *small, "--json")
+    peers = {peer["name"]: peer for peer in found["peers"]}
+    assert list(peers) == ["score", "bare", "consumer", "consumer_onnx", "tutorial"]
+    absent = {"consumer_onnx": name_missing(*ONNX_PACKAGES), "tutorial": name_missing("tensorflow")}
+    for name, peer in peers.items():
+        assert peer["note"] == absent.get(name, "")
+        figures = [peer[figure] for figure in ("img_s", "of_bare", "cpu_s_per_1000", "pss_mb")]
+        assert all(figure is None if peer["note"] else is_figure(figure) for figure in figures), peer
+        idle, *loads = peer["latency_seconds"]
+        assert len(loads) == 2
+        assert (idle["p50"] is None) == (name == "bare" or bool(peer["note"])), peer
+        assert all(each["p50"] is None or 0 < each["p50"] <= each["p95"] for each in (idle, *loads)), peer
+    assert peers["tutorial"]["img_s"] is None or peers["tutorial"]["img_s"] < peers["consumer"]["img_s"]
 
 
 def test_decoding(jars: Path) -> None:

@@ -46,6 +46,7 @@ PAGES = (
     "models",
     "retraining",
     "metrics",
+    "performance",
     "architecture",
 )
 COMMANDS: Any = typer.main.get_command(app)
