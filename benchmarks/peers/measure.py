@@ -1,8 +1,8 @@
 """One turn of a candidate: how fast it empties a topic, what it uses for that, and how long single images take."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,7 +88,8 @@ def measure_turn(candidate: Candidate, stage: Stage, plan: Plan) -> Turn:
     # Before it starts, so that publishing takes nothing from it, and micro-batches are full from the first one on.
     publish_images(settings, stage.images, count_published(plan.images))
     with candidate.running(settings) as pids:
-        caught_up = measure_rate(results, plan.images, lambda: cpu_seconds(pids), in_batches=candidate.in_batches)
+        with closing(results):
+            caught_up = measure_rate(results, plan.images, lambda: cpu_seconds(pids), in_batches=candidate.in_batches)
         memory = pss_bytes(pids)
         probe = Probe(settings, stage.images, watch_keys)
         latencies = tuple(
@@ -176,7 +177,7 @@ def measure_rate(results: Iterator[str | None], images: int, usage: Callable[[],
     raise RuntimeError(msg)
 
 
-def watch_keys(kafka: KafkaSettings, *, poll_s: float = _POLL_S) -> Iterator[str | None]:
+def watch_keys(kafka: KafkaSettings, *, poll_s: float = _POLL_S) -> Generator[str | None, None, None]:
     """Read the keys of results, whoever made them: every candidate gives a result its image's key."""
     options = {"group.id": "xray-peers", "enable.auto.commit": False, "log_level": 0, "fetch.wait.max.ms": 10}
     consumer = Consumer(kafka.to_librdkafka() | options)
