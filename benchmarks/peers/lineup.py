@@ -28,7 +28,7 @@ from xray.console import err, step
 
 _BATCHES = (1, 8)
 _TRIAL_ROUNDS = 3
-_WORTH = 1.05
+_WORTH = 1.1
 """How much faster a larger batch must be than one image at a time."""
 _LOADS = (0.25, 0.5)
 """Rates of the loads, as shares of the bare limit."""
