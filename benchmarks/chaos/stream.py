@@ -53,9 +53,21 @@ class StreamProcess:
         What it prints on standard error is appended here.
     options : sequence of str
         More options of the command.
+    command : sequence of str, optional
+        What runs instead of ``xray stream --json``, and must say the same.
+    folder : Path, optional
+        Where it runs; by default here.
     """
 
-    def __init__(self, environ: Mapping[str, str], stderr: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        stderr: Path,
+        options: Sequence[str] = (),
+        *,
+        command: Sequence[str] = command_line("stream", "--json"),
+        folder: Path | None = None,
+    ) -> None:
         self.events: list[dict[str, Any]] = []
         self._ready = threading.Event()
         self._known: list[int] = []
@@ -63,8 +75,9 @@ class StreamProcess:
         with stderr.open("ab") as log:
             self.started_s = time.monotonic()
             self._popen = subprocess.Popen(  # noqa: S603 - the benchmark's own arguments
-                command_line("stream", "--json", *options),
+                [*command, *options],
                 env=dict(environ),
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -10,7 +10,10 @@ from benchmarks import decoding
 from benchmarks.featurize import Result, summarize
 
 
-@pytest.mark.parametrize("name", ["decoding", "featurize", "fuzz", "latency", "peers", "precision", "throughput"])
+_NAMES = ["decoding", "featurize", "fuzz", "latency", "peers", "precision", "starting", "throughput"]
+
+
+@pytest.mark.parametrize("name", _NAMES)
 def test_help_names_the_options(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
