@@ -44,11 +44,26 @@ def find_java() -> Path:
     return Path(found)
 
 
+def describe_java() -> str:
+    """Give what the Java of `find_java` says of itself.
+
+    Raises
+    ------
+    DependencyError
+        See `find_java`.
+    """
+    return _ask_version(str(find_java()))
+
+
 def _major_version(java: str) -> int:
-    answer = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)  # noqa: S603
-    match = re.search(r'version "(\d+)(?:\.(\d+))?', answer.stderr)
+    match = re.search(r'version "(\d+)(?:\.(\d+))?', _ask_version(java))
     if not match:
         msg = f"{java} does not say its version. {_HOW}"
         raise DependencyError(msg)
     # Java 8 calls itself 1.8.
     return int(match[2]) if match[1] == "1" and match[2] else int(match[1])
+
+
+@cache
+def _ask_version(java: str) -> str:
+    return subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
