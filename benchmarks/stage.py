@@ -15,7 +15,7 @@ from schemas.modelcard import ModelCard, read_card
 from streaming.devices.publish import ImagePublisher
 from streaming.kafka.topics import create_topics
 from streaming.run.models import load_model
-from streaming.run.service import open_session
+from streaming.run.session import open_session
 from streaming.settings import StreamSettings, load_settings
 from training.data.dataset import read_dataset
 from training.model.fit import train_model

@@ -16,7 +16,7 @@ from schemas.errors import DependencyError
 from schemas.modelcard import ModelCard
 from sparkdl.spark.java import find_java
 from streaming.kafka.topics import create_topics
-from streaming.run.service import open_session
+from streaming.run.session import open_session
 from streaming.settings import StreamSettings, load_settings
 from tests.objectstore import ObjectStore
 from training.data.dataset import read_dataset

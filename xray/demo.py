@@ -26,7 +26,8 @@ from streaming.account.audit import Account, audit_stream
 from streaming.devices.publish import ImagePublisher, image_message, publish_files
 from streaming.kafka.topics import create_topics
 from streaming.results.watch import SeenPrediction, watch_predictions
-from streaming.run.service import StreamState, open_session, run_stream
+from streaming.run.service import StreamState, run_stream
+from streaming.run.session import open_session
 from streaming.settings import StreamSettings
 from training.data.dataset import read_dataset
 from training.model.fit import train_model

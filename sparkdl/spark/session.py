@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from pyspark.sql import SparkSession
 
 from schemas.errors import JobError, SettingsError
 from sparkdl.spark.java import find_java
+from sparkdl.spark.jvm import Jvm
 
 SECRET_PROPERTY = "spark.authenticate.secret"  # noqa: S105 - its name
 """Spark's name for what the processes of a cluster must know to take part."""
@@ -55,7 +57,7 @@ _AUTHENTICATION = {
 }
 
 
-def start_session(
+def start_session(  # noqa: PLR0913  each is a thing of its own, and named in every call
     *,
     app_name: str,
     log_folder: Path,
@@ -65,6 +67,7 @@ def start_session(
     java_options: Sequence[str] = (),
     conf: Mapping[str, str] | None = None,
     verbose: bool = False,
+    jvm: Jvm | None = None,
 ) -> SparkSession:
     """Start Spark, or return the session that runs already.
 
@@ -89,6 +92,8 @@ def start_session(
         them; it is on no command line.
     verbose : bool
         Log at INFO, and leave the JVM's own words on the terminal.
+    jvm : Jvm, optional
+        Of `launch_jvm`, with the same arguments.
 
     Returns
     -------
@@ -104,9 +109,85 @@ def start_session(
     JobError
         Spark did not start; the message has the line of its own that says why, and where the others are.
     """
-    given = dict(conf or {})
-    master = given.get("spark.master", master)
-    protection = {**protect(master), **given}
+    plan = _plan(app_name, log_folder, master, driver_memory, jars, java_options, conf or {}, verbose=verbose)
+    before = jvm.printed_before if jvm is not None else plan.count_printed()
+    try:
+        with _console_to(plan.console), _same_interrupt_handler(), _own_address(plan.master):
+            if jvm is not None and SparkContext._gateway is None:
+                jvm.connect()
+            return _create(plan.settings)
+    except (PySparkException, Py4JError) as exc:
+        printed = "" if plan.console is None else plan.console.read_bytes()[before:].decode(errors="replace")
+        where = "" if plan.console is None else f"; all that Spark said is in {plan.console} and beside it"
+        cause = _find_cause("\n".join((printed, str(exc))))
+        msg = f"Spark did not start with the master {plan.master}: {cause}{where}"
+        raise JobError(msg) from exc
+
+
+def launch_jvm(
+    *,
+    app_name: str,
+    log_folder: Path,
+    master: str = "local[*]",
+    driver_memory: str = "2g",
+    jars: Sequence[Path] = (),
+    java_options: Sequence[str] = (),
+    conf: Mapping[str, str] | None = None,
+    verbose: bool = False,
+) -> Jvm | None:
+    """Launch the JVM of a session that `start_session` will start with the same arguments, and return at once.
+
+    Parameters
+    ----------
+    app_name, log_folder, master, driver_memory, jars, java_options, conf, verbose
+        See `start_session`.
+
+    Returns
+    -------
+    Jvm or None
+        None where this process has a JVM already.
+
+    Raises
+    ------
+    DependencyError, SettingsError
+        See `start_session`.
+    """
+    plan = _plan(app_name, log_folder, master, driver_memory, jars, java_options, conf or {}, verbose=verbose)
+    if SparkContext._gateway is not None:
+        return None
+    with _own_address(plan.master):
+        public = {name: value for name, value in plan.settings.items() if name != SECRET_PROPERTY}
+        return Jvm(public, os.environ, plan.console)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A session's properties, and the file that its JVM prints to."""
+
+    settings: Mapping[str, str]
+    console: Path | None
+
+    @property
+    def master(self) -> str:
+        return self.settings["spark.master"]
+
+    def count_printed(self) -> int:
+        return self.console.stat().st_size if self.console is not None and self.console.is_file() else 0
+
+
+def _plan(
+    app_name: str,
+    log_folder: Path,
+    master: str,
+    driver_memory: str,
+    jars: Sequence[Path],
+    java_options: Sequence[str],
+    conf: Mapping[str, str],
+    *,
+    verbose: bool,
+) -> _Plan:
+    master = conf.get("spark.master", master)
+    protection = {**protect(master), **conf}
     _check_secret(master, protection)
     find_java()
     log_folder.mkdir(parents=True, exist_ok=True)
@@ -121,17 +202,7 @@ def start_session(
         **_jar_conf(master, jars),
         **protection,
     }
-    console = None if verbose else log_folder / "spark-console.log"
-    printed_before = console.stat().st_size if console is not None and console.is_file() else 0
-    try:
-        with _console_to(console), _same_interrupt_handler(), _own_address(master):
-            return _create(settings)
-    except (PySparkException, Py4JError) as exc:
-        printed = "" if console is None else console.read_bytes()[printed_before:].decode(errors="replace")
-        where = "" if console is None else f"; all that Spark said is in {console} and beside it"
-        cause = _find_cause("\n".join((printed, str(exc))))
-        msg = f"Spark did not start with the master {master}: {cause}{where}"
-        raise JobError(msg) from exc
+    return _Plan(settings, None if verbose else log_folder / "spark-console.log")
 
 
 def find_session() -> SparkSession:
@@ -195,24 +266,25 @@ def protect(master: str) -> dict[str, str]:
     conf = dict(_AUTHENTICATION)
     if _is_local(master):
         conf |= {"spark.driver.host": _LOOPBACK, "spark.driver.bindAddress": _LOOPBACK}
-    if not _is_one_process(master):
+    if not is_one_process(master):
         conf["spark.io.encryption.enabled"] = "true"
     if master.startswith("local-cluster["):
         conf[SECRET_PROPERTY] = secrets.token_hex(32)
     return conf
 
 
-def _is_one_process(master: str) -> bool:
+def is_one_process(master: str) -> bool:
+    """Tell whether driver and workers' JVM are one process by this master."""
     return re.fullmatch(r"local(\[.*\])?", master) is not None
 
 
 def _is_local(master: str) -> bool:
-    return _is_one_process(master) or master.startswith("local-cluster[")
+    return is_one_process(master) or master.startswith("local-cluster[")
 
 
 def _check_secret(master: str, conf: Mapping[str, str]) -> None:
     """Refuse a cluster without a secret; YARN and Kubernetes have Spark make up one for each application."""
-    makes_its_own = _is_one_process(master) or master == "yarn" or master.startswith("k8s://")
+    makes_its_own = is_one_process(master) or master == "yarn" or master.startswith("k8s://")
     if makes_its_own or conf["spark.authenticate"] != "true" or conf.get(SECRET_PROPERTY):
         return
     msg = (
@@ -267,7 +339,7 @@ def _jar_conf(master: str, jars: Sequence[Path]) -> dict[str, str]:
     """In one process the class path will do; a cluster's executors must be sent the files."""
     if not jars:
         return {}
-    if _is_one_process(master):
+    if is_one_process(master):
         return {"spark.driver.extraClassPath": os.pathsep.join(map(str, jars))}
     return {"spark.jars": ",".join(map(str, jars))}
 

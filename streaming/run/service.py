@@ -16,20 +16,21 @@ from pyspark.sql import SparkSession
 from schemas.errors import DataLossError, JobError, SettingsError
 from schemas.modelcard import ModelCard
 from schemas.registry import champion_folder
-from sparkdl.spark.session import start_session
+from sparkdl.spark.jvm import Jvm
 from streaming.account.auditor import Auditor
 from streaming.account.losses import Loss, check_losses, find_losses
 from streaming.account.repetition import check_not_scored
 from streaming.archive.process import ArchiveProcess
 from streaming.archive.service import run_archive
-from streaming.folders import check_folders, empty_scratch, make_scratch
+from streaming.folders import check_folders, empty_scratch
 from streaming.kafka.topicchecks import check_outcome_sizes, check_topics
 from streaming.kafka.topicids import TopicWatch, check_topic_ids, record_ids, recorded_ids, set_checkpoint_aside
 from streaming.kafka.topics import create_topics
 from streaming.metrics import StreamMetrics, serve_metrics
-from streaming.run.jars import SPARK_JARS, resolve_jars
 from streaming.run.models import ChampionWatch, ServedModel, check_card, load_model, warn_of_rendering
 from streaming.run.scoresupervisor import ScoreSupervisor
+from streaming.run.session import find_shared_classes, open_session
+from streaming.run.sharedclasses import SharedClasses
 from streaming.run.sparkinternals import check_internals
 from streaming.score.canary import Canary
 from streaming.score.progress import ProgressListener
@@ -72,6 +73,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
     on_ready: Callable[[StreamState], None] = lambda state: None,
     registry: CollectorRegistry | None = None,
     verbose: bool = False,
+    jvm: Jvm | None = None,
 ) -> None:
     """Run the stream until it is told to end.
 
@@ -100,6 +102,8 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
         What the metrics page shows; series that the caller has put there are shown as well.
     verbose : bool
         Leave Spark's own words on the terminal.
+    jvm : Jvm, optional
+        Of `streaming.run.session.launch_ahead`, for the session that is started here; the caller ends it.
 
     Raises
     ------
@@ -120,10 +124,12 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
         metrics = StreamMetrics(registry, card)
         metrics_url, stop_metrics = serve_metrics(registry, settings.metrics.host, settings.metrics.port)
         stack.callback(stop_metrics)
+        classes = None
         if spark is None:
             empty_scratch(settings.scratch_folder)
-            spark = open_session(settings, verbose=verbose)
+            spark = open_session(settings, verbose=verbose, jvm=jvm)
             stack.callback(spark.stop)
+            classes = find_shared_classes(settings)
         log.info("the session is up")
         check_internals(spark)
         served = ServedModel(folder, card, load_model(folder))
@@ -152,7 +158,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
                 run_archive(settings, available_now=True, accept_loss=accept_loss, ended=ended)
         else:
             beside = ArchiveProcess(settings, metrics, accept_loss=accept_loss) if archive else None
-            _run_until_ended(score_query, beside, settings, metrics, ended, lambda: on_ready(state))
+            _run_until_ended(score_query, beside, settings, metrics, ended, lambda: on_ready(state), classes)
 
 
 def _check_kafka(settings: StreamSettings, *, accept_loss: bool, from_beginning: bool) -> list[Loss]:
@@ -215,6 +221,7 @@ def _run_until_ended(
     metrics: StreamMetrics,
     ended: threading.Event,
     on_ready: Callable[[], None],
+    classes: SharedClasses | None,
 ) -> None:
     with ExitStack() as stack:  # ended in the order against this one: no new canary, then SCORE, then ARCHIVE
         if archive:
@@ -241,6 +248,9 @@ def _run_until_ended(
         auditor = Auditor(settings, metrics)
         stack.callback(auditor.stop)
         auditor.start()
+        if classes is not None:
+            stack.callback(classes.stop)
+            classes.start_making()
         while not ended.wait(_POLL_S):
             watch.check()
             score_query.check()
@@ -298,57 +308,6 @@ class _Readiness:
             self._told = True
             self._on_ready()
         return self._told
-
-
-def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSession:
-    """Start Spark with the Kafka connector."""
-    return start_session(
-        app_name="xray-stream",
-        log_folder=settings.logs_folder,
-        master=settings.spark.master,
-        driver_memory=settings.spark.driver_memory,
-        jars=resolve_jars(SPARK_JARS, settings.jars_folder),
-        java_options=_java_options(settings.spark.driver_memory),
-        conf={
-            **settings.spark.to_conf(),
-            # Beyond the end of a process that is killed, nothing of it stays in /tmp for everybody to read.
-            "spark.local.dir": str(make_scratch(settings.scratch_folder)),
-            # Rows wait beside every Python stage in what this leaves, and go to disk beyond it. At Spark's 0.6 a
-            # backlog of the largest messages fills the heap with rows that wait, and the JVM ends.
-            "spark.memory.fraction": "0.1",
-            # A task that is tried again publishes again. Let the batch fail instead: it is done again with what was
-            # published left out. On one machine that is Spark's own way; a cluster's default is four.
-            "spark.task.maxFailures": "1",
-            # Nothing is shuffled, so to plan each micro-batch once more by what it found gains nothing.
-            "spark.sql.adaptive.streaming.stateless.enabled": "false",
-            # Every plan is written out as text, and kept, for a page that is off.
-            "spark.sql.maxPlanStringLength": "1000",
-            "spark.sql.ui.explainMode": "simple",
-            "spark.sql.ui.retainedExecutions": "1",
-            "spark.ui.retainedJobs": "1",
-            "spark.ui.retainedStages": "1",
-            # How long the query rests before it asks for new images again; Spark's 10 ms are part of each one's way.
-            "spark.sql.streaming.pollingDelay": "2ms",
-        },
-        verbose=verbose,
-    )
-
-
-def _java_options(driver_memory: str) -> list[str]:
-    """Tune the JVM for what it does here: it carries images past, while Python does the work on the same cores.
-
-    Measured with EfficientNetLite0 on 2 cores, 600 images: 65 images a second without these options; 75 with one
-    compiler and this collector, for the second compiler took a tenth of the machine for code that waits for Python; 84
-    with the large young generation too: almost every byte is dead before it is full, and a small one copies what is
-    still on its way.
-    """
-    size, unit = int(driver_memory[:-1]), driver_memory[-1]
-    young_mb = size * (1024 if unit == "g" else 1) * 6 // 10
-    # One compiler alone gets 48 MB of code cache, which Spark's generated code fills within a minute; the JVM then
-    # stops compiling. 240 MB is what both together get.
-    compiler = ["-XX:TieredStopAtLevel=1", "-XX:ReservedCodeCacheSize=240m"]
-    collector = ["-XX:+UseParallelGC", f"-Xmn{young_mb}m", "-XX:-UseAdaptiveSizePolicy", "-XX:SurvivorRatio=8"]
-    return [*compiler, *collector]
 
 
 @contextmanager

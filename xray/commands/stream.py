@@ -3,14 +3,17 @@
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from schemas.envelope import DISCLAIMER
-from streaming.settings import load_settings
+from streaming.settings import StreamSettings, load_settings
 from xray.commands.options import Verbose
 from xray.console import err, out, print_json
+
+if TYPE_CHECKING:
+    from sparkdl.spark.jvm import Jvm
 
 
 def stream(
@@ -40,12 +43,45 @@ def stream(
     Ctrl-C and SIGTERM finish the running batch and commit it; what comes later is read at the next start. A model that
     is promoted meanwhile (xray models promote) serves from the next batch on.
     """
+    # Before the other imports: the JVM runs up beside them.
+    from streaming.run.session import launch_ahead
+
+    settings = load_settings()
+    jvm = launch_ahead(settings, verbose=verbose)
+    try:
+        _stream(
+            settings,
+            jvm,
+            available_now=available_now,
+            model=model,
+            archive=not no_archive,
+            accept_loss=accept_loss,
+            from_beginning=from_beginning,
+            json_=json_,
+            verbose=verbose,
+        )
+    finally:
+        if jvm is not None:
+            jvm.end()
+
+
+def _stream(
+    settings: StreamSettings,
+    jvm: "Jvm | None",
+    *,
+    available_now: bool,
+    model: Path | None,
+    archive: bool,
+    accept_loss: bool,
+    from_beginning: bool,
+    json_: bool,
+    verbose: bool,
+) -> None:
     from prometheus_client import CollectorRegistry
 
     from streaming.run.service import StreamState, run_stream
     from xray.monitor import Monitor
 
-    settings = load_settings()
     ended, registry = threading.Event(), CollectorRegistry()
     monitor = None if available_now else Monitor(settings, registry, model_folder=model)
 
@@ -57,7 +93,7 @@ def stream(
         else:
             out.print(f"[green]Streaming[/] {settings.kafka.images_topic} → {settings.kafka.predictions_topic}")
             out.print(f"Model   {state.card.name} {state.card.version} ({', '.join(state.card.labels)})")
-            out.print(f"Tables  {'not written (--no-archive)' if no_archive else settings.tables_folder}")
+            out.print(f"Tables  {'not written (--no-archive)' if not archive else settings.tables_folder}")
             out.print(f"Metrics {state.metrics_url}")
             out.print(f"Logs    {settings.logs_folder / 'spark.log'}")
             out.print(DISCLAIMER if available_now else f"{DISCLAIMER} Ctrl-C ends it in order.")
@@ -71,13 +107,14 @@ def stream(
             settings,
             model_folder=model,
             available_now=available_now,
-            archive=not no_archive,
+            archive=archive,
             accept_loss=accept_loss,
             from_beginning=from_beginning,
             ended=ended,
             on_ready=on_ready,
             registry=registry,
             verbose=verbose,
+            jvm=jvm,
         )
     finally:
         if monitor is not None:

@@ -33,7 +33,7 @@ from sparkdl.spark.session import start_session
 spark = start_session(app_name="ports", log_folder=home / "logs", master=master, driver_memory="1g")
 """,
     "open_session": """
-from streaming.run.service import open_session
+from streaming.run.session import open_session
 from streaming.settings import load_settings
 spark = open_session(load_settings(home=home, spark={"master": master, "driver_memory": "1g"}))
 """,

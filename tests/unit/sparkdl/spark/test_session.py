@@ -11,7 +11,7 @@ from pyspark.errors import PySparkRuntimeError
 from schemas.errors import JobError, SettingsError
 from sparkdl.spark import session
 from sparkdl.spark.session import SECRET_PROPERTY, protect, start_session
-from streaming.run import service
+from streaming.run import session as stream_session
 from streaming.settings import load_settings
 from training.data.dataset import Dataset
 from training.model.material import Procedure
@@ -136,13 +136,13 @@ def test_every_command_hands_over_the_secret(monkeypatch: pytest.MonkeyPatch, tm
         found.update(options["conf"])
         raise _StartedError
 
-    module = {"stream": service, "train": train, "featurize": featurize}[command]
+    module = {"stream": stream_session, "train": train, "featurize": featurize}[command]
     monkeypatch.setattr(module, "start_session", start)
-    monkeypatch.setattr(service, "resolve_jars", lambda *_: [])
+    monkeypatch.setattr(stream_session, "resolve_jars", lambda *_: [])
     monkeypatch.setattr(train, "read_dataset", lambda *_, **__: Dataset((), ("normal", "ill"), True))
     monkeypatch.setattr(train, "train_model", lambda spark, *_, **__: spark())
     calls: dict[str, Callable[[], object]] = {
-        "stream": lambda: service.open_session(settings),
+        "stream": lambda: stream_session.open_session(settings),
         "train": lambda: train.train_on(settings, tmp_path, classes=None, procedure=Procedure(), seed=0, verbose=False),
         "featurize": lambda: featurize.featurize(settings, tmp_path, tmp_path, images_per_batch=1, verbose=False),
     }
