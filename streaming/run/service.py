@@ -32,6 +32,7 @@ from streaming.run.scoresupervisor import ScoreSupervisor
 from streaming.run.session import find_shared_classes, open_session
 from streaming.run.sharedclasses import SharedClasses
 from streaming.run.sparkinternals import check_internals
+from streaming.run.warmup import WarmUp
 from streaming.score.canary import Canary
 from streaming.score.progress import ProgressListener
 from streaming.score.query import featurizer_of
@@ -136,6 +137,9 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
         check_outcome_sizes(settings.kafka, card, featurizer_of(served.pipeline).network.n_features)
         warn_of_rendering(card)
         log.info("the model is loaded")
+        warm_up = WarmUp(spark, featurizer_of(served.pipeline).send(spark))
+        warm_up.start()
+        stack.callback(warm_up.join)
         listener = ProgressListener(metrics, card)
         spark.streams.addListener(listener)
         stack.callback(spark.streams.removeListener, listener)

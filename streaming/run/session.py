@@ -100,6 +100,8 @@ _CONF = {
     "spark.ui.retainedStages": "1",
     # How long the query rests before it asks for new images again; Spark's 10 ms are part of each one's way.
     "spark.sql.streaming.pollingDelay": "2ms",
+    # Imports what a worker needs before it forks them, so that it is imported once.
+    "spark.python.daemon.module": "streaming.run.workerdaemon",
 }
 
 
