@@ -59,7 +59,7 @@ def processes_below(root: int) -> list[int]:
 def program_of(pid: int) -> str:
     """Tell the processes of a Spark application apart: the driver, a JVM, Python's daemon and its workers."""
     words = command_line(pid)
-    if "pyspark.daemon" in words:
+    if {"pyspark.daemon", "streaming.run.workerdaemon"} & set(words):
         return "python daemon"
     return "jvm" if words and words[0].endswith("java") else "driver"
 

@@ -146,7 +146,7 @@ def find_workers() -> list[int]:
         if entry.name.isdigit():
             try:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if b"pyspark.daemon" in (entry / "cmdline").read_bytes():
+                if b"streaming.run.workerdaemon" in (entry / "cmdline").read_bytes():
                     daemons.add(int(entry.name))
             except OSError:
                 continue
