@@ -10,7 +10,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from streaming.run.service import open_session
+from streaming.run.session import open_session
 from streaming.settings import StreamSettings
 
 Start = Callable[[SparkSession, StreamSettings], AbstractContextManager[None]]

@@ -9,7 +9,6 @@ import pytest
 from benchmarks import decoding
 from benchmarks.featurize import Result, summarize
 
-
 _NAMES = ["decoding", "featurize", "fuzz", "latency", "peers", "precision", "starting", "throughput"]
 
 
