@@ -127,8 +127,8 @@ def write_prediction(row: Mapping[str, Any], plan: OutcomePlan, scored_ms: int) 
     # Only what follows from the image and the model: a replay writes the same bytes.
     value = {"event_id": row["event_id"], "image": _pick(row, described), "model": plan.model}
     timings: Headers = [
-        _header(envelope.DECODE_SECONDS, row["decode_seconds"]),
-        _header(envelope.PREDICT_SECONDS, row["predict_seconds"]),
+        _header(envelope.DECODE_SECONDS, f"{row['decode_seconds']:.6f}"),
+        _header(envelope.PREDICT_SECONDS, f"{row['predict_seconds']:.6f}"),
     ]
     topic = plan.topics.canary_results if plan.is_canary(row) else plan.topics.predictions
     headers = _cloud_event(envelope.PREDICTION_TYPE, row, plan, scored_ms, timings)

@@ -18,8 +18,8 @@ from schemas.errors import CorruptImageError, Reason
 from sparkdl.image.decode import decode_image
 from sparkdl.image.limits import RENDERING_VERSION, DecodeLimits
 from sparkdl.image.row import array_from_row
-from streaming.score.decoding import DecodePlan
-from streaming.score.outcomes import OutcomePlan, Topics
+from streaming.score.decoding import DecodePlan, decode_rows
+from streaming.score.outcomes import OutcomePlan, Topics, write_prediction
 from streaming.score.published import Published
 from streaming.score.scoring import ScoringPlan, score_batches
 from tests.metricspage import CARD
@@ -84,6 +84,17 @@ def test_an_image_gives_a_prediction_and_its_features() -> None:
         assert row["key"] == b"k"
     # Metrics count the image once.
     assert [row["image"] is None for row in (prediction, features)] == [False, True]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.25e-5, 0.5, 61.0])
+def test_times_are_told_as_the_contract_has_them(seconds: float) -> None:
+    decoded = {**decode_rows(batch_of({}), _PLAN.decoding)[0], "decode_seconds": seconds, "predict_seconds": seconds}
+    told = dict(write_prediction(decoded, _PLAN.outcomes, 0).headers)
+    for name in (envelope.DECODE_SECONDS, envelope.PREDICT_SECONDS):
+        assert float(told[name] or b"") == pytest.approx(seconds, abs=1e-6)
+    jsonschema.validate(
+        {name: value.decode() for name, value in told.items() if value is not None}, load_schema("outcome_headers")
+    )
 
 
 def test_features_are_those_of_the_decoded_image_to_the_last_bit() -> None:
