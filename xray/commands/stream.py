@@ -2,18 +2,16 @@
 
 import signal
 import threading
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from schemas.envelope import DISCLAIMER
-from streaming.settings import StreamSettings, load_settings
+from streaming.settings import load_settings
 from xray.commands.options import Verbose
 from xray.console import err, out, print_json
-
-if TYPE_CHECKING:
-    from sparkdl.spark.jvm import Jvm
 
 
 def stream(
@@ -47,67 +45,42 @@ def stream(
     from streaming.run.session import launch_ahead
 
     settings = load_settings()
-    jvm = launch_ahead(settings, verbose=verbose)
-    try:
-        _stream(
-            settings,
-            jvm,
-            available_now=available_now,
-            model=model,
-            archive=not no_archive,
-            accept_loss=accept_loss,
-            from_beginning=from_beginning,
-            json_=json_,
-            verbose=verbose,
-        )
-    finally:
+    with ExitStack() as stack:
+        jvm = launch_ahead(settings, verbose=verbose)
         if jvm is not None:
-            jvm.end()
+            stack.callback(jvm.end)
+        from prometheus_client import CollectorRegistry
 
+        from streaming.run.service import StreamState, run_stream
+        from xray.monitor import Monitor
 
-def _stream(
-    settings: StreamSettings,
-    jvm: "Jvm | None",
-    *,
-    available_now: bool,
-    model: Path | None,
-    archive: bool,
-    accept_loss: bool,
-    from_beginning: bool,
-    json_: bool,
-    verbose: bool,
-) -> None:
-    from prometheus_client import CollectorRegistry
-
-    from streaming.run.service import StreamState, run_stream
-    from xray.monitor import Monitor
-
-    ended, registry = threading.Event(), CollectorRegistry()
-    monitor = None if available_now else Monitor(settings, registry, model_folder=model)
-
-    def on_ready(state: StreamState) -> None:
+        ended, registry = threading.Event(), CollectorRegistry()
+        monitor = None if available_now else Monitor(settings, registry, model_folder=model)
         if monitor is not None:
-            monitor.start()
-        if json_:
-            print_json({"event": "ready", "metrics": state.metrics_url, "model": state.card.version})
-        else:
-            out.print(f"[green]Streaming[/] {settings.kafka.images_topic} → {settings.kafka.predictions_topic}")
-            out.print(f"Model   {state.card.name} {state.card.version} ({', '.join(state.card.labels)})")
-            out.print(f"Tables  {'not written (--no-archive)' if not archive else settings.tables_folder}")
-            out.print(f"Metrics {state.metrics_url}")
-            out.print(f"Logs    {settings.logs_folder / 'spark.log'}")
-            out.print(DISCLAIMER if available_now else f"{DISCLAIMER} Ctrl-C ends it in order.")
+            stack.callback(monitor.stop)
 
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: ended.set())
-    if not json_:
-        err.print("starting (Spark takes some seconds) ...")
-    try:
+        def on_ready(state: StreamState) -> None:
+            if monitor is not None:
+                monitor.start()
+            if json_:
+                print_json({"event": "ready", "metrics": state.metrics_url, "model": state.card.version})
+            else:
+                out.print(f"[green]Streaming[/] {settings.kafka.images_topic} → {settings.kafka.predictions_topic}")
+                out.print(f"Model   {state.card.name} {state.card.version} ({', '.join(state.card.labels)})")
+                out.print(f"Tables  {'not written (--no-archive)' if no_archive else settings.tables_folder}")
+                out.print(f"Metrics {state.metrics_url}")
+                out.print(f"Logs    {settings.logs_folder / 'spark.log'}")
+                out.print(DISCLAIMER if available_now else f"{DISCLAIMER} Ctrl-C ends it in order.")
+
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, lambda *_: ended.set())
+        if not json_:
+            err.print("starting (Spark takes some seconds) ...")
         run_stream(
             settings,
             model_folder=model,
             available_now=available_now,
-            archive=archive,
+            archive=not no_archive,
             accept_loss=accept_loss,
             from_beginning=from_beginning,
             ended=ended,
@@ -116,9 +89,6 @@ def _stream(
             verbose=verbose,
             jvm=jvm,
         )
-    finally:
-        if monitor is not None:
-            monitor.stop()
     if json_:
         print_json({"event": "ended"})
     else:
