@@ -2,7 +2,6 @@
 
 import platform
 import re
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
 import typer
@@ -34,11 +33,11 @@ def _version_of(package: str) -> str:
 
 
 def _describe_java() -> str:
-    from sparkdl.spark.java import find_java
+    from sparkdl.spark.java import describe_java
 
     try:
-        told = subprocess.run([find_java(), "-version"], capture_output=True, text=True, check=False)  # noqa: S603
+        told = describe_java()
     except DependencyError:
         return "no Java that is new enough"
-    found = re.search(r'"([^"]+)"', told.stderr)
+    found = re.search(r'"([^"]+)"', told)
     return f"Java {found[1] if found else '(unknown)'}"
