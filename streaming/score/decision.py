@@ -35,6 +35,9 @@ from streaming.score.scoring import NO_FEATURES
 NO_ANSWER_MARK = "XRAY_NO_FEATURES"
 """What a micro-batch raises that meets an image that the classifier has no answer for."""
 
+_WHOLE = 2**31 - 1
+"""As many characters as there are."""
+
 
 def add_decision(frame: DataFrame, card: ModelCard) -> DataFrame:
     """Add what the model says in words.
@@ -82,10 +85,6 @@ def _decide_label(names: Column, card: ModelCard) -> Column:
         return most_probable
     negative = next(label for label in card.labels if label != card.positive_label)
     return when(col("score") >= card.threshold, lit(card.positive_label)).otherwise(lit(negative))
-
-
-_WHOLE = 2**31 - 1
-"""As many characters as there are."""
 
 
 def refuse_unanswered(decided: DataFrame, deadletters_topic: str, *, refusals: bool) -> DataFrame:

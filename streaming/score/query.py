@@ -160,14 +160,14 @@ def build_outcomes(
         ``topic, key, value, headers``; one or two rows per image.
     """
     kafka = settings.kafka
-    scoring = plan_scoring(model, card, settings, plan)
+    scoring = _plan_scoring(model, card, settings, plan)
     decided = add_decision(apply_model(images, model, scoring, plan.isolated_tries), card)
     sound = refuse_unanswered(decided, kafka.deadletters_topic, refusals=plan.keep_payloads)
     observed = sound.observe(OBSERVATION, _observe_images())
     return write_answers(observed, card).where(~col("is_published")).select("topic", "key", "value", "headers")
 
 
-def plan_scoring(model: PipelineModel, card: ModelCard, settings: StreamSettings, plan: ScorePlan) -> ScoringPlan:
+def _plan_scoring(model: PipelineModel, card: ModelCard, settings: StreamSettings, plan: ScorePlan) -> ScoringPlan:
     """Gather what workers must know.
 
     Parameters
