@@ -1,6 +1,5 @@
 """What both benchmarks stand on: images, a model, a broker and a session, in a folder that is removed afterwards."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from uuid import uuid4
 from pyspark.ml import PipelineModel
 from pyspark.sql import SparkSession
 
+from benchmarks.ports import find_ports
 from schemas.modelcard import ModelCard, read_card
 from streaming.devices.publish import ImagePublisher
 from streaming.kafka.topics import create_topics
@@ -80,7 +80,7 @@ def open_stage() -> Iterator[Stage]:
     with ExitStack() as stack:
         home = Path(stack.enter_context(TemporaryDirectory(prefix="xray-benchmark-")))
         user = load_settings()
-        kafka = user.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{_free_port()}"})
+        kafka = user.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{find_ports()}"})
         settings = user.model_copy(update={"home": home, "jars": user.jars_folder, "kafka": kafka})
         ports = {
             "metrics": user.metrics.model_copy(update={"port": 0}),
@@ -115,9 +115,3 @@ def publish_images(settings: StreamSettings, images: tuple[bytes, ...], count: i
 def _draw(seed: int) -> bytes:
     finding = FINDINGS[seed % len(FINDINGS)]
     return encode_png(generate_radiograph(seed, finding=finding, height=SIDE_PX, width=SIDE_PX))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

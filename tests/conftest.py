@@ -11,7 +11,7 @@ import pytest
 from pyspark.sql import SparkSession
 from xdist.scheduler import LoadScopeScheduling
 
-from benchmarks.chaos.scene import free_ports
+from benchmarks.ports import find_ports
 from schemas.errors import DependencyError
 from schemas.modelcard import ModelCard
 from sparkdl.spark.java import find_java
@@ -72,7 +72,7 @@ def base_settings(home: Path, jars: Path) -> StreamSettings:
     return load_settings(
         home=home,
         jars=jars,
-        kafka={"bootstrap_servers": f"127.0.0.1:{free_ports()}"},
+        kafka={"bootstrap_servers": f"127.0.0.1:{find_ports()}"},
         metrics={"port": 0},
         archive={"metrics_port": 0},
         spark={"master": "local[2]"},

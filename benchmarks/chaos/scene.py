@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from benchmarks.chaos.halts import Halts
 from benchmarks.chaos.oracle import PREDICTION, Known, Oracle, OutcomeReader, Place, Verdict, check, publish
 from benchmarks.chaos.stream import Checkpoint, StreamProcess
 from benchmarks.chaos.traffic import Message, Traffic
+from benchmarks.ports import find_ports
 from schemas.errors import JobError, TableError
 from streaming.account.archived import find_archived, topics_by_table
 from streaming.kafka.topics import create_topics
@@ -35,19 +35,6 @@ _TOPICS = ("images", "predictions", "features", "deadletters", "canary", "canary
 def clean_environ() -> dict[str, str]:
     """Give this process's environment without the user's own settings."""
     return {name: value for name, value in os.environ.items() if not name.startswith("XRAY_")}
-
-
-def free_ports() -> int:
-    """Find a port whose successor is free too: the broker's controller takes that one."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
 
 
 @dataclass(frozen=True)
@@ -90,7 +77,7 @@ class Site:
 def open_site(folder: Path, jars: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[Site]:
     """Start a broker and train two models; end the broker."""
     home = folder / "site"
-    settings = load_settings(home=home, jars=jars, kafka={"bootstrap_servers": f"127.0.0.1:{free_ports()}"})
+    settings = load_settings(home=home, jars=jars, kafka={"bootstrap_servers": f"127.0.0.1:{find_ports()}"})
     say("training two models")
     models = _train_two(home, jars)
     say("starting the broker")

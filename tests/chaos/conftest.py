@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.scene import Scene, Site, free_ports
+from benchmarks.chaos.scene import Scene, Site
+from benchmarks.ports import find_ports
 from streaming.settings import load_settings
 from tests.conftest import Trained
 from tests.savedmodels import copy_model
@@ -28,7 +29,7 @@ def site(jars: Path, trained: Trained, tmp_path_factory: pytest.TempPathFactory)
     if not Path("/proc/self/stat").is_file():
         pytest.skip("processes are found through /proc, which this system does not have")
     folder = tmp_path_factory.mktemp("chaos")
-    settings = load_settings(home=folder / "site", jars=jars, kafka={"bootstrap_servers": f"127.0.0.1:{free_ports()}"})
+    settings = load_settings(home=folder / "site", jars=jars, kafka={"bootstrap_servers": f"127.0.0.1:{find_ports()}"})
     models = (
         copy_model(folder / "models", trained.folder, "first"),
         copy_model(folder / "models", trained.folder, "second"),

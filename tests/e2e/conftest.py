@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.chaos.scene import free_ports
+from benchmarks.ports import find_ports
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def shell(tmp_path: Path, jars: Path) -> Iterator[Shell]:
     environ |= {
         "XRAY_HOME": str(tmp_path / "home"),
         "XRAY_JARS": str(jars),
-        "XRAY_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{free_ports()}",
+        "XRAY_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{find_ports()}",
         "XRAY_KAFKA__PARTITIONS": "2",
         "XRAY_METRICS__PORT": "0",
         "XRAY_ARCHIVE__METRICS_PORT": "0",

@@ -29,7 +29,7 @@ from confluent_kafka.admin import ConfigResource
 from deltalake import DeltaTable
 from pyspark.sql import SparkSession
 
-from benchmarks.chaos.scene import free_ports
+from benchmarks.ports import find_ports
 from schemas import envelope
 from schemas.documents import load_tables
 from schemas.errors import BrokerError, DataLossError, NoCheckpointError, RepetitionError
@@ -343,7 +343,7 @@ def test_2_outcomes_made_anew_are_refused_and_then_archived(
 def test_2_outcomes_made_anew_under_a_running_archive_stop_that_table_alone(
     spark: SparkSession, settings: StreamSettings, model: Trained
 ) -> None:
-    archive = settings.archive.model_copy(update={"metrics_port": free_ports()})
+    archive = settings.archive.model_copy(update={"metrics_port": find_ports()})
     settings = settings.model_copy(update={"archive": archive})
     page = f"http://127.0.0.1:{archive.metrics_port}/metrics"
     with running(spark, settings, model) as state:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from benchmarks.chaos.scene import free_ports
+from benchmarks.ports import find_ports
 from streaming.archive.outcomereader import OutcomeReader
 from streaming.archive.rows import read_row
 from streaming.kafka.topics import create_topics
@@ -40,7 +40,7 @@ def _leave(_broker: LocalBroker) -> None:
 @pytest.fixture
 def own(base_settings: StreamSettings, tmp_path: Path) -> Iterator[tuple[LocalBroker, StreamSettings]]:
     """A broker that the test may harm, with its topics."""
-    kafka = base_settings.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{free_ports()}", "partitions": 1})
+    kafka = base_settings.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{find_ports()}", "partitions": 1})
     settings = base_settings.model_copy(update={"home": tmp_path, "jars": base_settings.jars_folder, "kafka": kafka})
     broker = LocalBroker.of(settings)
     broker.start()

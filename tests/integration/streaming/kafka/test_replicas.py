@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from benchmarks.chaos.scene import free_ports
+from benchmarks.ports import find_ports
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.topicchecks import check_topics
 from streaming.kafka.topics import create_topics
@@ -44,7 +44,7 @@ class Node(LocalBroker):
 @pytest.fixture(scope="module")
 def nodes(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
     folder = tmp_path_factory.mktemp("cluster")
-    ports = [free_ports() for _ in range(_NODES)]
+    ports = [find_ports() for _ in range(_NODES)]
     nodes = [Node(folder / str(i), jars, port, i, ports[0] + 1) for i, port in enumerate(ports, 1)]
     with ExitStack() as stack:
         for node in nodes:

@@ -26,7 +26,7 @@ from pydicom.uid import ExplicitVRLittleEndian, HTJ2KLossless, ImplicitVRLittleE
 from pyspark.sql import SparkSession
 from typer.testing import CliRunner
 
-from benchmarks.chaos.scene import free_ports
+from benchmarks.ports import find_ports
 from schemas.documents import load_tables
 from schemas.errors import BrokerError, ModelLoadError, Reason, SettingsError, XrayError
 from schemas.modelcard import hash_model_folder, read_card, write_card
@@ -78,7 +78,7 @@ def secure(
     """A running broker where each role has the rights of the docs and no other; the admin has created the topics."""
     folder = tmp_path_factory.mktemp("secure-broker")
     passwords = {name: secrets.token_hex(16) for name in (SUPER_USER, *ROLES)}
-    broker = SecureBroker(folder, jars, free_ports(), free_ports(), passwords)
+    broker = SecureBroker(folder, jars, find_ports(), find_ports(), passwords)
     try:
         broker.start()
         assert {role for role, *_ in rights} == set(ROLES)

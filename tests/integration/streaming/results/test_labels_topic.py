@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaExcepti
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from deltalake import DeltaTable
 
-from benchmarks.chaos.scene import free_ports
+from benchmarks.ports import find_ports
 from schemas.documents import load_schema
 from schemas.errors import BrokerError
 from schemas.labels import LabelReason
@@ -424,7 +424,7 @@ def test_it_gives_up_after_the_time_of_the_settings(place: StreamSettings, card:
 
 @pytest.mark.long
 def test_it_goes_on_when_the_broker_is_back(base_settings: StreamSettings, jars: Path, tmp_path: Path) -> None:
-    broker = LocalBroker(tmp_path / "own", jars, free_ports())
+    broker = LocalBroker(tmp_path / "own", jars, find_ports())
     try:
         broker.start()
         kafka = base_settings.kafka.model_copy(update={"bootstrap_servers": broker.bootstrap_servers, "partitions": 1})

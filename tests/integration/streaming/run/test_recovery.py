@@ -19,7 +19,7 @@ from deltalake import DeltaTable
 from pyspark import SparkFiles
 from pyspark.sql import SparkSession
 
-from benchmarks.chaos.scene import free_ports
+from benchmarks.ports import find_ports
 from schemas.errors import DataLossError, JobError, SettingsError
 from schemas.registry import promote
 from sparkdl.network.base import BIN_FILE, XML_FILE
@@ -398,7 +398,7 @@ def _damage_last_commit(table: Path) -> Callable[[], None]:
 def test_a_table_that_cannot_be_written_for_a_while_stops_no_prediction_and_no_other_table(
     spark: SparkSession, settings: StreamSettings, trained: Trained, fault: Callable[[Path], Callable[[], None]]
 ) -> None:
-    archive = settings.archive.model_copy(update={"metrics_port": free_ports()})
+    archive = settings.archive.model_copy(update={"metrics_port": find_ports()})
     retry = settings.retry.model_copy(update={"first_wait_s": 0.2, "max_wait_s": 0.5})
     settings = settings.model_copy(update={"archive": archive, "retry": retry})
     page = f"http://127.0.0.1:{archive.metrics_port}/metrics"
