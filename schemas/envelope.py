@@ -33,7 +33,12 @@ IMAGE_TYPE = "xray.image.v1"
 PREDICTION_TYPE = "xray.prediction.v1"
 FEATURES_TYPE = "xray.features.v1"
 LABEL_TYPE = "xray.label.v1"
+RECEIPT_TYPE = "xray.receipt.v1"
 SCORE_SOURCE = "/xray-stream/score"
+GATEWAY_SOURCE = "/xray-stream/gateway"
+
+# On an image that a gateway took in: comma-separated, e.g. burned_in_annotation.
+IMAGE_FLAGS = "xray_image_flags"
 
 # What is true of one delivery travels in headers, so that the value stays the same whenever the record is replayed.
 INPUT_TOPIC = "xray_input_topic"
@@ -98,3 +103,23 @@ def derive_event_id(*parts: str) -> str:
         digest.update(len(encoded).to_bytes(8, "big"))
         digest.update(encoded)
     return digest.hexdigest()[:32]
+
+
+def derive_image_event_id(source: str, image_id: str, sha256: str) -> str:
+    """Derive the id of an image's own event, which its receipts have.
+
+    It is known before any model has seen the image, and is the same for whichever model will.
+
+    Parameters
+    ----------
+    source, image_id : str
+        ``ce_source`` and ``ce_id`` of the image.
+    sha256 : str
+        Of its bytes as they are published, 64 hexadecimal characters.
+
+    Returns
+    -------
+    str
+        32 hexadecimal characters.
+    """
+    return derive_event_id(source, image_id, sha256, "image")

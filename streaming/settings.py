@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from dotenv.parser import parse_stream
 from platformdirs import user_data_path
@@ -31,6 +31,7 @@ PREFIX = "XRAY_"
 _FORMER = {"XRAY_SCORE__MAX_BATCH_BYTES": "memory does not depend on how many bytes a micro-batch has"}
 """Settings that were taken away, and why nothing takes their place."""
 _HIGHEST_PORT = 65535
+Port = Annotated[int, Field(ge=0, le=_HIGHEST_PORT)]
 _MASTER = re.compile(r"local(\[(\d+|\*)(\s*,\s*\d+)?\])?|local-cluster\[[^\]]+\]|spark://.+|k8s://.+|yarn")
 
 
@@ -69,6 +70,8 @@ class KafkaSettings(_Section):
     """Confirmed findings, from whoever reports on images; `xray label --follow` reads them."""
     labels_deadletters_topic: str = "xray.labels.deadletters"
     """Events about findings that could not be recorded, as they came."""
+    receipts_topic: str = "xray.receipts"
+    """What became of each image, for the device that sent it; the gateway writes it."""
     canary_topic: str = "xray.canary"
     """The stream's own test image goes in here, so that no count of real images includes it."""
     canary_results_topic: str = "xray.canary.results"
@@ -273,6 +276,88 @@ class MetricsSettings(_Section):
     """Port of ``/metrics``; 0 takes a free one."""
 
 
+class GatewaySettings(_Section):
+    """The gateway: images from devices by DICOM and HTTP into the images topic."""
+
+    host: str = "127.0.0.1"
+    """Address that both doors listen on; this machine only, unless told otherwise."""
+    dicom_port: Port | Literal["off"] = 11112
+    """Port of the DICOM door; 0 takes a free one, ``off`` closes it."""
+    http_port: Port | Literal["off"] = 8042
+    """Port of the HTTP door; 0 takes a free one, ``off`` closes it."""
+    metrics_port: Port = 9466
+    """Port of its own ``/metrics`` and ``/health``, at XRAY_METRICS__HOST; 0 takes a free one."""
+    aet: str = Field(default="XRAY", pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
+    """Application entity title of the gateway, at most 16 characters."""
+    check_called_aet: bool = True
+    """Whether an association that calls another title is refused."""
+    devices: Path | None = None
+    """TOML file of the devices that may send: titles, addresses, tokens, source names; read again when it changes."""
+    anyone: bool = False
+    """Whether devices that the file does not name may send too; without a file only this machine may, unless true."""
+    tls_certificate: Path | None = None
+    """PEM file with the gateway's certificate; with it both doors speak TLS only. Read again when it changes."""
+    tls_key: Path | None = None
+    """PEM file with its private key, PKCS#8 and without a pass phrase."""
+    tls_client_ca: Path | None = None
+    """PEM file of the authority that signs devices' certificates; with it both doors want one of each device."""
+    max_associations: int = Field(default=25, ge=1, le=1000)
+    """DICOM associations at once; further ones are rejected as transient."""
+    max_pdu_bytes: int = Field(default=131_072, ge=0, le=16_777_216)
+    """Largest PDU that is received; 0 sets no limit."""
+    max_object_bytes: int = Field(default=MAX_PAYLOAD_BYTES, ge=1024)
+    """Larger objects are refused for good. Kafka's own limit comes first where it is lower."""
+    max_pending_bytes: int = Field(default=4 * MAX_PAYLOAD_BYTES, ge=1024 * 1024)
+    """Of objects that are received and wait for the broker, all together: that much memory, whoever sends."""
+    rate_per_s: float = Field(default=0.0, ge=0)
+    """Objects a second of one device, on average; 0 sets no limit. The file of devices may say otherwise for each."""
+    answer_s: float = Field(default=20.0, ge=1, le=300)
+    """Seconds within which a device has its answer; below the DIMSE time-out of the devices, often 30."""
+    idle_s: float = Field(default=60.0, ge=1)
+    """Seconds of silence after which an association or connection is ended."""
+    spool: Path | None = None
+    """Folder where objects wait on disk while Kafka is away; without one they are refused as transient."""
+    spool_max_bytes: int = Field(default=10_000_000_000, ge=1024 * 1024)
+    """Of the objects in the spool; further ones are refused as transient."""
+    spool_min_free_bytes: int = Field(default=1_000_000_000, ge=0)
+    """Room that is left on the spool's disk."""
+    deidentify: bool = True
+    """Whether objects are de-identified before they are published or spooled."""
+    deidentify_key: Path | None = None
+    """File with the key of the pseudonyms; by default ``gateway/pseudonyms.key`` in XRAY_HOME, made where missing."""
+    dates: Literal["cut", "shift"] = "cut"
+    """What de-identification does to dates: away with them, or all of a patient by one number of days."""
+    crosswalk: Path | None = None
+    """File that keeps patient id, UIDs and accession number beside their pseudonyms, encrypted."""
+    crosswalk_key: Path | None = None
+    """File with the key of the crosswalk; by default ``gateway/crosswalk.key`` in XRAY_HOME, made where missing."""
+    storage_commitment: bool = False
+    """Whether Storage Commitment is offered; wants ``keep_originals``, since a device deletes its copy after it."""
+    keep_originals: Path | None = None
+    """Folder that keeps whole objects as they came, before Success is answered; they name patients."""
+    receipt_scores: bool = False
+    """Whether receipts have the label and the probability too."""
+    max_waiters: int = Field(default=100, ge=0)
+    """HTTP requests at once that may wait for a prediction."""
+
+    @model_validator(mode="after")
+    def _tls_is_complete(self) -> "GatewaySettings":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            msg = "tls_certificate and tls_key are wanted both or neither"
+            raise ValueError(msg)
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            msg = "tls_client_ca also needs tls_certificate and tls_key"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _commitment_keeps(self) -> "GatewaySettings":
+        if self.storage_commitment and self.keep_originals is None:
+            msg = "storage_commitment also needs keep_originals: a device deletes its copy after a positive answer"
+            raise ValueError(msg)
+        return self
+
+
 class TrackingSettings(_Section):
     """Where training runs and the models' aliases are mirrored to, for MLflow."""
 
@@ -309,6 +394,7 @@ class StreamSettings(BaseSettings):
     audit: AuditSettings = AuditSettings()
     monitor: MonitorSettings = MonitorSettings()
     metrics: MetricsSettings = MetricsSettings()
+    gateway: GatewaySettings = GatewaySettings()
     tracking: TrackingSettings = TrackingSettings()
 
     def to_file_limits(self) -> DecodeLimits:
@@ -344,6 +430,11 @@ class StreamSettings(BaseSettings):
     def checkpoints_folder(self) -> Path:
         """Where the queries keep their progress."""
         return self.home / "checkpoints"
+
+    @property
+    def gateway_folder(self) -> Path:
+        """Where the gateway keeps its keys, its receipts, and objects while they are received."""
+        return self.home / "gateway"
 
     @property
     def scratch_folder(self) -> Path:

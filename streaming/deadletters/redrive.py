@@ -32,7 +32,6 @@ from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from functools import partial
 from typing import Any, NamedTuple
 
 from confluent_kafka import Message
@@ -303,6 +302,6 @@ def _send(
         message.value(),
         key=message.key(),
         headers=headers,
-        on_delivery=partial(on_delivery, letter.place),
+        on_delivery=lambda delivery: on_delivery(letter.place, delivery.error),
         partition=_target_partition(letter.input.place.partition, partitions),
     )

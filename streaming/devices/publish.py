@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,9 @@ class ImagePublisher:
 
         A payload of None is published as a tombstone.
         """
-        self._producer.send(payload, key=key, headers=headers, on_delivery=partial(self._on_delivery, token))
+        self._producer.send(
+            payload, key=key, headers=headers, on_delivery=lambda one: self._on_delivery(token, one.error)
+        )
 
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports for so many seconds."""

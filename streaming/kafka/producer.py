@@ -5,24 +5,50 @@ goes through here.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.errors import BrokerError
 from streaming.settings import KafkaSettings
 
-_DELIVERY_TIMEOUT_MS = 60_000
+_DELIVERY_TIMEOUT_S = 60.0
 _QUEUE_BYTES = 64 * 1024 * 1024
 """What may wait for the broker: a sender takes about this much memory, however much it sends."""
 _POLL_S = 0.1
 _ANY_PARTITION = -1
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of a record.
+
+    Parameters
+    ----------
+    error : str or None
+        Why it was not confirmed; None where it was.
+    place : str or None
+        ``topic-partition@offset`` of a confirmed record.
+    is_too_large : bool
+        It is above the limit of client, broker or topic: to try again would change nothing.
+    is_fatal : bool
+        The client will deliver no record any more: another one is wanted.
+    """
+
+    error: str | None
+    place: str | None = None
+    is_too_large: bool = False
+    is_fatal: bool = False
+
+
+_TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
+
+
 class RecordProducer:
     """Sends records to one topic, in order and idempotently, and tells what became of each.
 
     Memory is bounded: `send` waits while 64 MiB (or two of the largest messages, where that is more) are on their way.
-    The client gives up on a record after a minute.
+    The client gives up on a record after ``timeout_s``, a minute by default.
 
     Parameters
     ----------
@@ -32,9 +58,13 @@ class RecordProducer:
         Where the records go.
     headroom_bytes : int
         How much larger than ``kafka.max_message_bytes`` a record may be.
+    timeout_s : float
+        How long a record is tried before it is told as failed.
     """
 
-    def __init__(self, kafka: KafkaSettings, topic: str, *, headroom_bytes: int = 0) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, topic: str, *, headroom_bytes: int = 0, timeout_s: float = _DELIVERY_TIMEOUT_S
+    ) -> None:
         self._topic = topic
         largest = kafka.max_message_bytes + headroom_bytes
         options = {
@@ -42,7 +72,7 @@ class RecordProducer:
             "acks": "all",
             "enable.idempotence": True,
             "message.max.bytes": largest,
-            "delivery.timeout.ms": _DELIVERY_TIMEOUT_MS,
+            "delivery.timeout.ms": int(timeout_s * 1000),
             # A message larger than the queue would wait for ever.
             "queue.buffering.max.kbytes": max(_QUEUE_BYTES, 2 * largest) // 1024,
             "linger.ms": 5,
@@ -55,7 +85,7 @@ class RecordProducer:
         *,
         key: bytes | None,
         headers: Sequence[tuple[str, bytes | None]],
-        on_delivery: Callable[[str | None], None],
+        on_delivery: Callable[[Delivery], None],
         partition: int | None = None,
     ) -> None:
         """Hand one record to the client; waits while its queue is full.
@@ -69,14 +99,16 @@ class RecordProducer:
         headers : sequence of (str, bytes or None)
             In this order.
         on_delivery : callable
-            Called once, in this call, `poll` or `flush`: with None where the broker confirmed the record, else with
-            the reason why not.
+            Called once, in this call, `poll` or `flush`.
         partition : int, optional
             Where it goes.
         """
 
-        def report(error: KafkaError | None, _message: Message) -> None:
-            on_delivery(None if error is None else error.str())
+        def report(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                on_delivery(_describe_failure(error))
+            else:
+                on_delivery(Delivery(None, f"{self._topic}-{message.partition()}@{message.offset()}"))
 
         while True:
             try:
@@ -92,7 +124,7 @@ class RecordProducer:
             except BufferError:
                 self._producer.poll(_POLL_S)  # the queue is full: wait for the broker to take some
             except KafkaException as exc:
-                on_delivery(exc.args[0].str())
+                on_delivery(_describe_failure(exc.args[0]))
                 break
         self._producer.poll(0)
 
@@ -114,3 +146,7 @@ class RecordProducer:
         except KafkaException as exc:
             msg = f"cannot publish to {self._topic}: {exc.args[0].str()}. See the roles in docs/security.md."
             raise BrokerError(msg) from exc
+
+
+def _describe_failure(error: KafkaError) -> Delivery:
+    return Delivery(error.str(), is_too_large=error.code() in _TOO_LARGE, is_fatal=error.fatal())

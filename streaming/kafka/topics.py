@@ -97,6 +97,18 @@ def label_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
     }
 
 
+def receipt_topics(kafka: KafkaSettings) -> dict[str, dict[str, str]]:
+    """Topic of the receipts, with its configuration; the gateway's alone.
+
+    Returns
+    -------
+    dict
+        Topic name to topic properties. Of each image the last state stays, for as long as a prediction does.
+    """
+    kept = {**_kept(kafka), "cleanup.policy": "compact,delete", "retention.ms": str(30 * DAY_MS)}
+    return {kafka.receipts_topic: {**kept, "max.message.bytes": str(LABEL_BYTES)}}
+
+
 def create_topics(kafka: KafkaSettings, topics: Mapping[str, Mapping[str, str]] | None = None) -> list[str]:
     """Create the topics that are missing.
 

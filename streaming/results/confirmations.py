@@ -24,7 +24,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from schemas.errors import BrokerError
 from streaming.kafka.cluster import describe_cluster
-from streaming.kafka.producer import RecordProducer
+from streaming.kafka.producer import Delivery, RecordProducer
 from streaming.kafka.reader import list_partitions
 from streaming.kafka.topicchecks import check_label_topics
 from streaming.kafka.topics import HEADROOM_BYTES, LABEL_BYTES, create_topics, label_topics
@@ -205,9 +205,9 @@ class Confirmations:
         """
         failed: list[str] = []
 
-        def note_delivery(error: str | None) -> None:
-            if error is not None:
-                failed.append(error)
+        def note_delivery(delivery: Delivery) -> None:
+            if delivery.error is not None:
+                failed.append(delivery.error)
 
         for one in rejections:
             kept = one if one.event.size_bytes <= self._max_event_bytes else without_content(one)

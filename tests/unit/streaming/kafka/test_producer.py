@@ -8,10 +8,20 @@ from confluent_kafka import KafkaError, KafkaException
 
 from schemas.errors import BrokerError
 from streaming.kafka import producer
-from streaming.kafka.producer import RecordProducer
+from streaming.kafka.producer import Delivery, RecordProducer
 from streaming.settings import KafkaSettings
 
-Report = Callable[[KafkaError | None, None], None]
+Report = Callable[[KafkaError | None, "Confirmed"], None]
+
+
+class Confirmed:
+    """Stands for a message that the broker has."""
+
+    def partition(self) -> int:
+        return 2
+
+    def offset(self) -> int:
+        return 7
 
 
 class Client:
@@ -38,7 +48,7 @@ class Client:
 
     def poll(self, timeout_s: float) -> None:
         if timeout_s and self.waiting:
-            self.waiting.pop(0)(None, None)
+            self.waiting.pop(0)(None, Confirmed())
 
     def flush(self, timeout_s: float) -> int:
         if self.flush_fails:
@@ -54,12 +64,12 @@ def sender(monkeypatch: pytest.MonkeyPatch) -> RecordProducer:
 
 
 def test_a_full_queue_is_waited_for_and_every_delivery_is_told_once(sender: RecordProducer) -> None:
-    told: list[tuple[int, str | None]] = []
+    told: list[tuple[int, Delivery]] = []
     for i in range(5):
-        sender.send(b"%d" % i, key=b"k", headers=[], on_delivery=lambda error, i=i: told.append((i, error)))
+        sender.send(b"%d" % i, key=b"k", headers=[], on_delivery=lambda one, i=i: told.append((i, one)))
     assert [i for i, _ in told] == [0, 1, 2], "the client has room for two"
     sender.flush()
-    assert told == [(i, None) for i in range(5)]
+    assert told == [(i, Delivery(None, "xray.images-2@7")) for i in range(5)]
     assert [value for _, value, _ in Client.made.produced] == [b"0", b"1", b"2", b"3", b"4"]
 
 
@@ -74,10 +84,14 @@ def test_key_headers_and_partition_are_given_on(sender: RecordProducer) -> None:
 
 
 def test_a_record_that_the_client_refuses_is_told_as_failed(sender: RecordProducer) -> None:
-    Client.made.refusal = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
-    told: list[str | None] = []
-    sender.send(b"x", key=None, headers=[], on_delivery=told.append)
-    assert told == [Client.made.refusal.str()]
+    told: list[Delivery] = []
+    codes = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    for code in codes:
+        Client.made.refusal = KafkaError(code)
+        sender.send(b"x", key=None, headers=[], on_delivery=told.append)
+    assert [one.error for one in told] == [KafkaError(code).str() for code in codes]
+    assert [one.is_too_large for one in told] == [True, True, False]
+    assert {one.place for one in told} == {None}
 
 
 def test_a_user_without_any_right_is_told_so(sender: RecordProducer) -> None:
