@@ -22,6 +22,8 @@ class Offer:
         W3C trace context of the request; a new one is begun where it has none.
     content_type : str or None
         What the sender says that it is.
+    announced : tuple of str, optional
+        SOP Class UID and SOP Instance UID of the request, which those of the object must be.
     """
 
     payload: bytes
@@ -29,6 +31,7 @@ class Offer:
     name: str | None = None
     traceparent: str | None = None
     content_type: str | None = None
+    announced: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,233 @@
+"""Which devices may send, who they are in the results, and how much: one TOML file for both doors.
+
+::
+
+    [[device]]
+    source = "/hospital/ward-3/dx-1"      # ce_source of its images
+    aet = "DX1"                           # its calling AE title, for the DICOM door
+    addresses = ["10.1.2.3", "10.1.3.0/24"]   # from where; everywhere, when left out
+    tokens = ["sha256:..."]               # SHA-256 of its bearer tokens, for the HTTP door
+    rate_per_s = 2.0                      # instead of XRAY_GATEWAY__RATE_PER_S
+    host = "10.1.2.3"                     # where Storage Commitment is reported to
+    port = 11112
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import threading
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.errors import SettingsError
+from streaming.gateway.refusals import Cause, Refusal
+from streaming.settings import GatewaySettings, Port
+
+log = logging.getLogger(__name__)
+
+_SETTING = "XRAY_GATEWAY__DEVICES"
+_LOOK_S = 1.0
+"""The file is looked at that often, so that a new device needs no restart."""
+_BURST_S = 10.0
+"""A device may send at once what it may send in so many seconds: a study has several images."""
+OTHER = "other"
+"""What metrics call all devices that the file does not name."""
+
+
+def _network(text: str) -> str:
+    ipaddress.ip_network(text)
+    return text
+
+
+class Device(BaseModel):
+    """A device; see the module for its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    source: str = Field(min_length=1, max_length=1024)
+    aet: str | None = Field(default=None, pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
+    addresses: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    tokens: tuple[Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")], ...] = Field(default=(), repr=False)
+    rate_per_s: float | None = Field(default=None, ge=0)
+    host: str | None = None
+    port: Port | None = None
+    is_named: bool = Field(default=True, exclude=True)
+
+    @property
+    def label(self) -> str:
+        """What metrics call it."""
+        return self.source if self.is_named else OTHER
+
+    def may_be_at(self, address: str) -> bool:
+        """Tell whether it may send from an address."""
+        own = _parse(address)
+        return not self.addresses or any(own in ipaddress.ip_network(one) for one in self.addresses)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    device: tuple[Device, ...] = ()
+
+
+class DeviceList:
+    """The devices of the file, which is read again when it changes, and how much each of them has sent.
+
+    Parameters
+    ----------
+    settings : GatewaySettings
+        ``devices``, ``anyone``, ``rate_per_s``.
+    clock : callable
+        Seconds; for tests.
+
+    Raises
+    ------
+    SettingsError
+        The file cannot be read, or says something wrong. Once it was read, a wrong change is left out, and logged.
+    """
+
+    def __init__(self, settings: GatewaySettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._buckets: dict[str, tuple[float, float]] = {}
+        self._looked_at = clock()
+        self._stamp = _stamp(settings.devices)
+        self._devices = () if settings.devices is None else read_devices(settings.devices)
+
+    def find_by_title(self, aet: str, address: str) -> Device:
+        """Find the device that calls itself so, from there.
+
+        Raises
+        ------
+        Refusal
+            ``NOT_ALLOWED``.
+        """
+        found = [device for device in self._current() if device.aet == aet]
+        if found:
+            return self._at(found, address)
+        return self._stranger(f"/dicom/{quote(aet, safe='')}", address)
+
+    def find_by_token(self, token: str | None, address: str) -> Device:
+        """Find the device that has a bearer token; None where the request has none.
+
+        Raises
+        ------
+        Refusal
+            ``NOT_ALLOWED``.
+        """
+        devices = self._current()
+        if token is None:
+            return self._stranger("/http", address)
+        given = "sha256:" + hashlib.sha256(token.encode()).hexdigest()
+        found = [one for one in devices if any(hmac.compare_digest(given, known) for known in one.tokens)]
+        if not found:
+            raise Refusal(Cause.NOT_ALLOWED, "no device has this token")
+        return self._at(found, address)
+
+    def find_peer(self, aet: str) -> tuple[str, int] | None:
+        """Give where a device listens itself; None where the file does not say."""
+        for device in self._current():
+            if device.aet == aet and device.host is not None and device.port is not None:
+                return device.host, device.port
+        return None
+
+    def admit(self, device: Device) -> None:
+        """Count an object of a device.
+
+        Raises
+        ------
+        Refusal
+            ``RATE``, with the time until the next one.
+        """
+        rate = self._settings.rate_per_s if device.rate_per_s is None else device.rate_per_s
+        if not rate:
+            return
+        most = max(1.0, rate * _BURST_S)
+        with self._lock:
+            now = self._clock()
+            left, then = self._buckets.get(device.source, (most, now))
+            left = min(most, left + (now - then) * rate)
+            if left >= 1:
+                self._buckets[device.source] = (left - 1, now)
+                return
+            self._buckets[device.source] = (left, now)
+        raise Refusal(Cause.RATE, f"more than {rate:g} objects a second", retry_after_s=(1 - left) / rate)
+
+    def _at(self, found: list[Device], address: str) -> Device:
+        for device in found:
+            if device.may_be_at(address):
+                return device
+        raise Refusal(Cause.NOT_ALLOWED, f"{found[0].source} may not send from {address}")
+
+    def _stranger(self, source: str, address: str) -> Device:
+        if self._settings.anyone or (self._settings.devices is None and _parse(address).is_loopback):
+            return Device(source=source, is_named=False)
+        raise Refusal(Cause.NOT_ALLOWED, f"{_SETTING} names no such device, at {address}")
+
+    def _current(self) -> tuple[Device, ...]:
+        file = self._settings.devices
+        if file is None:
+            return ()
+        with self._lock:
+            now = self._clock()
+            if now - self._looked_at < _LOOK_S:
+                return self._devices
+            self._looked_at = now
+            stamp = _stamp(file)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._read_again(file)
+            return self._devices
+
+    def _read_again(self, file: Path) -> None:
+        try:
+            self._devices = read_devices(file)
+        except SettingsError as exc:
+            log.error("the devices stay as they were: %s", exc)
+        else:
+            log.warning("%s was read again: %d devices", file, len(self._devices))
+
+
+def read_devices(file: Path) -> tuple[Device, ...]:
+    """Read the file of devices.
+
+    Raises
+    ------
+    SettingsError
+        It cannot be read, or says something wrong; names the file and the place.
+    """
+    try:
+        with file.open("rb") as stream:
+            return _File.model_validate(tomllib.load(stream)).device
+    except OSError as exc:
+        msg = f"{_SETTING}: {file} cannot be read: {exc.strerror}"
+        raise SettingsError(msg) from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        msg = f"{_SETTING}: {file} is not TOML: {exc}"
+        raise SettingsError(msg) from exc
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        msg = f"{_SETTING}: {file}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        raise SettingsError(msg) from exc
+
+
+def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    own = ipaddress.ip_address(address.partition("%")[0])
+    mapped = own.ipv4_mapped if isinstance(own, ipaddress.IPv6Address) else None
+    return mapped or own
+
+
+def _stamp(file: Path | None) -> tuple[int, int, int] | None:
+    try:
+        found = file.stat() if file is not None else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
