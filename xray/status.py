@@ -1,5 +1,7 @@
 """What runs and what is there, for ``xray status``."""
 
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
@@ -7,6 +9,7 @@ from confluent_kafka import Consumer, TopicPartition
 from schemas.errors import BrokerError, ModelLoadError
 from schemas.modelcard import read_card
 from schemas.registry import champion_folder
+from streaming.gateway.spool import read_spool
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.topics import label_topics, wanted_topics
 from streaming.settings import StreamSettings
@@ -15,13 +18,15 @@ _TIMEOUT_S = 10.0
 
 
 def describe_status(settings: StreamSettings) -> dict[str, Any]:
-    """Describe broker, topics and model.
+    """Describe broker, topics, model and spool.
 
     Returns
     -------
     dict
         ``bootstrap_servers``, ``kafka`` (whether it answers), ``topics`` (partitions and messages by name), ``home``,
-        ``champion`` (version or None) and ``champion_rendering_version`` (None where its card cannot be read as well).
+        ``champion`` (version or None), ``champion_rendering_version`` (None where its card cannot be read as well) and
+        ``spool``, None where no setting names one: ``folder``, ``error`` (None, or why it cannot be read), and where it
+        can ``images``, ``bytes``, ``oldest_at`` (None where none waits), ``refused`` and ``damaged`` (set aside).
     """
     champion, rendering = _champion(settings)
     state: dict[str, Any] = {
@@ -29,6 +34,7 @@ def describe_status(settings: StreamSettings) -> dict[str, Any]:
         "home": str(settings.home),
         "champion": champion,
         "champion_rendering_version": rendering,
+        "spool": None if settings.gateway.spool is None else _describe_spool(settings.gateway.spool),
         "kafka": True,
         "topics": {},
     }
@@ -37,6 +43,23 @@ def describe_status(settings: StreamSettings) -> dict[str, Any]:
     except BrokerError:
         state["kafka"] = False
     return state
+
+
+def _describe_spool(folder: Path) -> dict[str, Any]:
+    try:
+        found = read_spool(folder)
+    except OSError as exc:
+        return {"folder": str(folder), "error": exc.strerror}
+    oldest_at = None if found.oldest_at is None else datetime.fromtimestamp(found.oldest_at, UTC).isoformat()
+    return {
+        "folder": str(folder),
+        "error": None,
+        "images": found.count,
+        "bytes": found.size,
+        "oldest_at": oldest_at,
+        "refused": found.refused,
+        "damaged": found.damaged,
+    }
 
 
 def _describe_topics(settings: StreamSettings) -> dict[str, dict[str, int]]:

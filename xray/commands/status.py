@@ -1,5 +1,7 @@
 """``xray status``: what runs and what is there."""
 
+from typing import Any
+
 import typer
 from rich.markup import escape
 
@@ -11,7 +13,7 @@ from xray.tabular import print_table
 
 
 def status(json_: Json = False) -> None:
-    """Tell whether the broker answers, what the topics hold and which model is the champion. Exit code 1: no answer."""
+    """Tell whether the broker answers, what topics and spool hold, and the champion. Exit code 1: no answer."""
     from xray.status import describe_status
 
     state = describe_status(load_settings())
@@ -30,10 +32,23 @@ def status(json_: Json = False) -> None:
         rendering = state["champion_rendering_version"]
         if rendering is not None and (told := describe_other_rendering(rendering)):
             out.print(f"[bold yellow]warning:[/] {escape(told)}", soft_wrap=True)
+        if state["spool"] is not None:
+            out.print(_describe_spool(state["spool"]), soft_wrap=True)
         if state["topics"]:
             print_table(table)
     if not state["kafka"]:
         raise typer.Exit(1)
+
+
+def _describe_spool(spool: dict[str, Any]) -> str:
+    where = f"Spool: {escape(spool['folder'])}"
+    if spool["error"] is not None:
+        return f"{where} [red]cannot be read[/]: {escape(spool['error'])}"
+    waiting = f"{spool['images']} images wait, {spool['bytes']} bytes"
+    if spool["oldest_at"] is not None:
+        waiting += f", the oldest since {spool['oldest_at']}"
+    aside = [f"{spool[kind]} {kind}" for kind in ("refused", "damaged") if spool[kind]]
+    return f"{where}: {waiting}" + (f"; [red]set aside: {', '.join(aside)}[/]" if aside else "")
 
 
 def _advise(servers: str) -> str:

@@ -47,6 +47,7 @@ def test_status_advises_by_where_kafka_is(
     servers: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = {"bootstrap_servers": servers, "home": str(tmp_path), "champion": None, "kafka": False, "topics": {}}
+    state |= {"champion_rendering_version": None, "spool": None}
     monkeypatch.setenv("XRAY_HOME", str(tmp_path))
     monkeypatch.setattr("xray.status.describe_status", lambda _: state)
     answer = CliRunner().invoke(app, ["status"])

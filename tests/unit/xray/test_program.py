@@ -2,6 +2,8 @@
 
 import json
 import platform
+import time
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 from schemas.errors import DependencyError
 from schemas.registry import promote
 from sparkdl.image.limits import RENDERING_VERSION
+from streaming.gateway.offer import Outgoing
+from streaming.gateway.spool import DAMAGED, Spool
 from tests.savedmodels import add_model
 from xray import __main__ as program
 
@@ -107,6 +111,7 @@ def test_in_a_pipe_a_sentence_is_one_line(call, tmp_path: Path, monkeypatch: pyt
         "home": "h",
         "champion": champion,
         "champion_rendering_version": None,
+        "spool": None,
         "kafka": True,
         "topics": {},
     }
@@ -131,6 +136,45 @@ def test_status_tells_of_a_champion_of_an_old_rendering(  # type: ignore[no-unty
     code, said, _ = call("status", "--json")
     state = json.loads(said)
     assert (state["champion"], state["champion_rendering_version"]) == (None if version is None else "v1", version)
+
+
+def test_status_tells_of_the_spool(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    monkeypatch.setattr("xray.status._describe_topics", lambda _: {})
+    _, said, _ = call("status", "--json")
+    assert json.loads(said)["spool"] is None
+    folder = tmp_path / "spool"
+    monkeypatch.setenv("XRAY_GATEWAY__SPOOL", str(folder))
+    _, said, _ = call("status")
+    assert f"Spool: {folder}: 0 images wait, 0 bytes\n" in said
+    spool = Spool(folder, max_bytes=10**9, min_free_bytes=0)  # owned by a gateway, from here on
+    for number in range(3):
+        spool.put(Outgoing(f"{number:032}", b"key", (), b"image"))
+    spool.set_aside(spool.first(1)[0][0], DAMAGED)
+    _, said, _ = call("status", "--json")
+    told = json.loads(said)["spool"]
+    assert datetime.fromisoformat(told.pop("oldest_at")).timestamp() == pytest.approx(time.time(), abs=60)
+    assert told == {
+        "folder": str(folder),
+        "error": None,
+        "images": 2,
+        "bytes": spool.state.size,
+        "refused": 0,
+        "damaged": 1,
+    }
+    _, said, _ = call("status")
+    assert "2 images wait" in said
+    assert "set aside: 1 damaged" in said
+
+
+def test_status_of_a_spool_that_cannot_be_read(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("XRAY_HOME", str(tmp_path))
+    monkeypatch.setattr("xray.status._describe_topics", lambda _: {})
+    (tmp_path / "spool").write_bytes(b"")
+    monkeypatch.setenv("XRAY_GATEWAY__SPOOL", str(tmp_path / "spool"))
+    code, said, _ = call("status")
+    assert code == 0
+    assert "cannot be read: Not a directory" in said
 
 
 def test_status_of_a_damaged_champion_names_it_all_the_same(
