@@ -6,7 +6,15 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-SCHEMA_NAMES = ("image_headers", "prediction", "outcome_headers", "features", "dead_letter_headers", "label")
+SCHEMA_NAMES = (
+    "image_headers",
+    "prediction",
+    "outcome_headers",
+    "features",
+    "dead_letter_headers",
+    "label",
+    "receipt",
+)
 """The JSON Schemas; headers are checked as an object of name to text."""
 
 

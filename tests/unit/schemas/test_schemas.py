@@ -57,6 +57,13 @@ def test_publishers_are_asked_for_nothing_new() -> None:
         ("label", {"id": None}),
         ("label", {"patient_id": 17}),
         ("label", {"confirmed_at": "yesterday"}),
+        ("receipt", {"state": "lost"}),
+        ("receipt", {"at": "2026-01-31T14:03:59Z"}),
+        ("receipt", {"place": "somewhere"}),
+        ("receipt", {"reason": "truncated_image"}),
+        ("receipt", {"state": "dead_lettered", "outcome_event_id": "0" * 32}),
+        ("receipt", {"state": "predicted", "model": "v"}),
+        ("receipt", {"state": "predicted", "model": "v", "outcome_event_id": "0" * 32, "label": "normal"}),
     ],
 )
 def test_schema_refuses_what_breaks_it(name: str, change: dict[str, Any]) -> None:
