@@ -122,7 +122,7 @@ def score(image: Outgoing, kafka: KafkaSettings, *, place: str = "0@12", model: 
     row |= decode_record(row, image.value, replace(_DECODING, model_sha256=hashlib.sha256(model.encode()).hexdigest()))
     names = (kafka.canary_topic, kafka.canary_results_topic)
     topics = Topics(*names, kafka.predictions_topic, kafka.features_topic, kafka.deadletters_topic)
-    plan = OutcomePlan(topics, replace(NO_CARD, version=model), topic_id="abcdefghijklmnopqrstuv")
+    plan = OutcomePlan(topics, replace(NO_CARD, version=model, sha256="e" * 64), topic_id="abcdefghijklmnopqrstuv")
     if "reason" in row:
         return _record(write_dead_letter(row, plan))
     outcome = write_prediction(row, plan, int(time.time() * 1000))

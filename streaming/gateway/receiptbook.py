@@ -221,7 +221,14 @@ class ReceiptBook:
             self._next_removal = time.monotonic() + _REMOVAL_S
 
     def _compare(self) -> None:
-        """Have the topics begun anew where they are others than those that are read."""
+        """Have the topics begun anew where they are others than those that are read, or where nobody answers.
+
+        A consumer does not tell that its broker is away.
+        """
         layout = self._layout
-        if layout is not None and read_layout(self._kafka) != layout:
-            self._renewed.set()
+        try:
+            if layout is None or read_layout(self._kafka) == layout:
+                return
+        except BrokerError as exc:
+            log.debug("topics cannot be compared: %s", first_line(exc))
+        self._renewed.set()

@@ -222,7 +222,7 @@ def test_nameless_and_foreign_records_are_passed_over(place: StreamSettings) -> 
         prediction.with_value(image={"sha256": "0" * 64}),
         prediction.changed(topic=kafka.deadletters_topic, headers=[], value=None),
         Record(kafka.receipts_topic, b"key", b"nonsense", []),
-        Record(kafka.receipts_topic, None, None, []),
+        Record(kafka.receipts_topic, b"key", None, []),
         prediction,
     ]
     with running(place) as book:
@@ -401,8 +401,8 @@ def test_new_partitions_are_read_too(place: StreamSettings) -> None:
     with running(place):
         publish(kafka, score(images[0], kafka))
         await_states(kafka, images[:1], "predicted")
-        wanted = [NewPartitions(kafka.predictions_topic, 5)]
-        [future] = connect_admin(kafka).create_partitions(wanted).values()
+        admin = connect_admin(kafka)
+        [future] = admin.create_partitions([NewPartitions(kafka.predictions_topic, 5)]).values()
         future.result()
         wait_for(lambda: len(describe_cluster(kafka).topics[kafka.predictions_topic].partitions) == 5)
         publish(kafka, *(score(image, kafka) for image in images[1:]))
@@ -424,6 +424,7 @@ def own_broker(place: StreamSettings) -> Iterator[tuple[StreamSettings, LocalBro
         broker.stop()
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_broker_that_is_away_is_told_once_and_delays_nobody(
     own_broker: tuple[StreamSettings, LocalBroker], caplog: pytest.LogCaptureFixture
 ) -> None:
