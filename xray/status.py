@@ -11,7 +11,7 @@ from schemas.modelcard import read_card
 from schemas.registry import champion_folder
 from streaming.gateway.spool import read_spool
 from streaming.kafka.cluster import describe_cluster
-from streaming.kafka.topics import label_topics, wanted_topics
+from streaming.kafka.topics import label_topics, receipt_topics, wanted_topics
 from streaming.settings import StreamSettings
 
 _TIMEOUT_S = 10.0
@@ -64,7 +64,8 @@ def _describe_spool(folder: Path) -> dict[str, Any]:
 
 def _describe_topics(settings: StreamSettings) -> dict[str, dict[str, int]]:
     topics = describe_cluster(settings.kafka).topics
-    names = [*wanted_topics(settings.kafka), *label_topics(settings.kafka)]
+    kafka = settings.kafka
+    names = [*wanted_topics(kafka), *label_topics(kafka), *receipt_topics(kafka)]
     present = {name: sorted(topics[name].partitions) for name in names if name in topics}
     consumer = Consumer(settings.kafka.to_librdkafka() | {"group.id": "xray-status", "log_level": 0})
     try:

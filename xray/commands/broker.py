@@ -11,7 +11,7 @@ def up(json_: Json = False) -> None:
     With XRAY_KAFKA__BOOTSTRAP_SERVERS naming a Kafka elsewhere, only the topics are created there.
     """
     from streaming.kafka.topicchecks import check_topics
-    from streaming.kafka.topics import create_topics, label_topics, wanted_topics
+    from streaming.kafka.topics import create_topics, label_topics, receipt_topics, wanted_topics
     from xray.broker import LOCAL_HOSTS, LocalBroker
 
     settings = load_settings()
@@ -23,7 +23,8 @@ def up(json_: Json = False) -> None:
             first = "" if broker.has_jars else " (its jars are fetched first, 45 MB)"
             with step(f"starting the broker{first}"):
                 started = broker.start()
-    created = create_topics(settings.kafka, wanted_topics(settings.kafka) | label_topics(settings.kafka))
+    kafka = settings.kafka
+    created = create_topics(kafka, wanted_topics(kafka) | label_topics(kafka) | receipt_topics(kafka))
     answer = {"bootstrap_servers": settings.kafka.bootstrap_servers, "started": started, "created_topics": created}
     if json_:
         print_json(answer)

@@ -26,7 +26,7 @@ from schemas.envelope import DISCLAIMER, derive_event_id
 from schemas.errors import Reason
 from schemas.modelcard import ModelCard, Remark
 from sparkdl.network.catalog import NETWORKS
-from streaming.kafka.topics import wanted_topics
+from streaming.kafka.topics import receipt_topics, wanted_topics
 from streaming.settings import ArchiveSettings, KafkaSettings, StreamSettings, variable_names
 from tests.metricspage import render_archive_page, render_stream_page
 from tests.paths import ROOT
@@ -219,10 +219,12 @@ def test_operating_lists_every_variable_with_its_default_and_meaning() -> None:
 
 def test_results_give_the_topics_retention() -> None:
     kafka = KafkaSettings()
-    days = {name: int(config["retention.ms"]) / 86_400_000 for name, config in wanted_topics(kafka).items()}
+    topics = wanted_topics(kafka) | receipt_topics(kafka)
+    days = {name: int(config["retention.ms"]) / 86_400_000 for name, config in topics.items()}
     rows = rows_of(section("results", "Topics"), "topic")
     assert {names_in(row[0])[0]: float(row[2].split()[0]) for row in rows} == {
-        name: days[name] for name in (kafka.predictions_topic, kafka.deadletters_topic, kafka.features_topic)
+        name: days[name]
+        for name in (kafka.predictions_topic, kafka.deadletters_topic, kafka.features_topic, kafka.receipts_topic)
     }
 
 

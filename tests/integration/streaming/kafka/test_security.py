@@ -9,11 +9,13 @@ import secrets
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,15 +40,18 @@ from streaming.archive.tables import describe_tables
 from streaming.deadletters.read import Selection, list_dead_letters, show_dead_letter
 from streaming.deadletters.redrive import plan_redrive, redrive
 from streaming.devices.publish import ImagePublisher, publish_files
+from streaming.gateway.receiptbook import ReceiptBook
 from streaming.kafka.cluster import describe_cluster
+from streaming.kafka.producer import Delivery, RecordProducer
 from streaming.kafka.reader import open_reader, read_spans, scan_offsets
 from streaming.kafka.topicchecks import check_topics
-from streaming.kafka.topics import create_topics, label_topics, wanted_topics
+from streaming.kafka.topics import create_topics, label_topics, receipt_topics, wanted_topics
 from streaming.results.confirmations import open_confirmations
 from streaming.results.watch import watch_predictions
 from streaming.run.service import run_stream
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
 from tests.conftest import Trained
+from tests.imageoutcomes import outgoing
 from tests.integration.securebroker import SUPER_USER, SecureBroker
 from tests.integration.streams import find_archives, running, wait_for_count, wait_for_rows
 from tests.stored import add_champion, score_images
@@ -57,7 +62,7 @@ from xray.commands.label import BatchReport, follow_labels
 
 pytestmark = [pytest.mark.kafka]
 
-ROLES = ("device", "stream", "archive", "consumer", "operator", "reporter", "labeller", "admin")
+ROLES = ("device", "stream", "archive", "consumer", "operator", "gateway", "reporter", "labeller", "admin")
 _ANSWER_S = 20.0
 
 
@@ -86,7 +91,7 @@ def secure(
             broker.allow(role, kind, name, operations, prefix=prefix)
         broker.await_rights(sum(len(operations) for *_, operations in rights))
         admin = broker.by_password("admin", partitions=2)
-        topics = wanted_topics(admin) | label_topics(admin)
+        topics = wanted_topics(admin) | label_topics(admin) | receipt_topics(admin)
         assert create_topics(admin, topics) == sorted(topics)
         for topic in topics:
             broker.await_leaders(topic)
@@ -469,6 +474,32 @@ def test_findings_go_from_reporter_to_labeller_with_the_rights_of_the_docs(
     assert headers["xray_reason"] == b"not_json"
 
 
+@pytest.mark.spark
+def test_receipts_are_written_with_the_rights_of_the_docs(secure: SecureBroker, day: Day, tmp_path: Path) -> None:
+    settings = day.settings.model_copy(update={"home": tmp_path, "kafka": secure.by_password("gateway")})
+    producer = RecordProducer(settings.kafka, settings.kafka.images_topic)
+    places: list[Delivery] = []
+    image = outgoing()
+    producer.send(image.value, key=image.key, headers=image.headers, on_delivery=places.append)
+    producer.flush()
+    book = ReceiptBook(settings, SimpleNamespace(note_receipt=lambda state: None, note_receipts_lag=lambda lag: None))
+    book.start()
+    try:
+        book.note_accepted(image, places[0].place)
+        wanted = {"accepted": 1, "predicted": len(good_marked_files()), "dead_lettered": len(wrong_marked_files())}
+        super_user = secure.by_password(SUPER_USER)
+        deadline = time.monotonic() + 60
+        states: dict[bytes | None, str] = {}
+        while Counter(states.values()) != wanted:
+            assert time.monotonic() < deadline
+            receipts = _read(super_user, "xray.receipts")
+            states = {key: json.loads(value or b"")["state"] for key, value, _ in receipts}
+    finally:
+        book.stop()
+    written = b"".join(b"".join((key or b"", value or b"", *headers.values())) for key, value, headers in receipts)
+    assert [marker for marker in MARKERS if marker.encode() in written] == []
+
+
 def test_a_labeller_without_a_right_says_which(secure: SecureBroker) -> None:
     # Two topics that the operator sees, and whose configuration is none of the operator's business.
     seen = {"labels_topic": "xray.images", "labels_deadletters_topic": "xray.deadletters"}
@@ -493,6 +524,8 @@ _NEIGHBOURS: dict[str, tuple[str, str]] = {
     "consumer reads dead letters": ("consumer", "xray.deadletters"),
     "archive reads images": ("archive", "xray.images"),
     "operator reads features": ("operator", "xray.features"),
+    "gateway reads images": ("gateway", "xray.images"),
+    "gateway reads features": ("gateway", "xray.features"),
     "admin reads images": ("admin", "xray.images"),
 }
 

@@ -7,9 +7,10 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.errors import BrokerError
+from streaming.gateway.receiptbook import KEPT
 from streaming.kafka import topics as module
 from streaming.kafka.topicchecks import _Topic
-from streaming.kafka.topics import create_topics, label_topics, wanted_topics
+from streaming.kafka.topics import create_topics, label_topics, receipt_topics, wanted_topics
 from streaming.settings import KafkaSettings
 
 _SOUND = {
@@ -24,8 +25,17 @@ _SOUND = {
 def test_a_created_topic_says_how_many_disks_a_confirmed_record_is_on(replicas: int, in_sync: str) -> None:
     kafka = KafkaSettings(replication_factor=replicas)
     topics = wanted_topics(kafka) | label_topics(kafka)
-    assert {config["min.insync.replicas"] for config in topics.values()} == {in_sync}
     assert {config["cleanup.policy"] for config in topics.values()} == {"delete"}
+    topics |= receipt_topics(kafka)
+    assert {config["min.insync.replicas"] for config in topics.values()} == {in_sync}
+
+
+def test_of_receipts_the_last_of_each_image_is_kept_for_as_long_as_its_prediction() -> None:
+    kafka = KafkaSettings()
+    receipts = receipt_topics(kafka)[kafka.receipts_topic]
+    assert receipts["cleanup.policy"] == "compact,delete"
+    assert receipts["retention.ms"] == wanted_topics(kafka)[kafka.predictions_topic]["retention.ms"]
+    assert int(receipts["retention.ms"]) / 1000 == KEPT.total_seconds()
 
 
 @pytest.mark.parametrize(
