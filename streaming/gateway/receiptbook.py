@@ -11,7 +11,7 @@ from typing import Protocol
 
 from confluent_kafka import KafkaException
 
-from schemas.errors import BrokerError
+from schemas.errors import BrokerError, XrayError
 from streaming.gateway.offer import Outgoing
 from streaming.gateway.outcome import Outcome
 from streaming.gateway.receipt import Receipt, format_time
@@ -126,10 +126,14 @@ class ReceiptBook:
             Of the record's value, where it is known already.
         """
         receipt = Receipt.of_accepted(outgoing, place, datetime.now(UTC), sha256=sha256)
+        held = (receipt, place is None)
+        if self._unstored:  # the disk takes nothing now: one device has waited for it, and that is enough
+            self._unstored.append(held)
+            return
         try:
             self._store.note(receipt, is_held=place is None)
         except StoreError:
-            self._unstored.append((receipt, place is None))
+            self._unstored.append(held)
 
     def other_bytes(self, source: str, image_id: str, sha256: str) -> bool:
         """Tell whether a sender has used an id before for other bytes; False where that cannot be found out now."""
@@ -173,7 +177,7 @@ class ReceiptBook:
                 self._bring_up_to_date(reader)
             finally:
                 reader.close()
-        except (BrokerError, KafkaException, StoreError) as exc:
+        except (XrayError, KafkaException, StoreError) as exc:
             if not self._is_failing:
                 log.warning("receipts are not brought up to date: %s", first_line(exc))
             self._is_failing = True

@@ -43,7 +43,7 @@ CREATE TABLE places (topic TEXT, number INTEGER, next INTEGER NOT NULL, PRIMARY 
 PRAGMA user_version = {_VERSION};
 """
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_WAIT_S = 1.0
+_WAIT_S = 0.2
 """For somebody else's lock on the file; a device waits as long."""
 _LARGE_WAL_BYTES = 4 * 1024 * 1024
 _REMOVED_AT_ONCE = 1000

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from schemas.documents import load_schema, load_tables
-from schemas.envelope import DISCLAIMER, derive_event_id
+from schemas.envelope import DISCLAIMER, derive_event_id, derive_image_event_id
 from schemas.errors import Reason
 from schemas.modelcard import ModelCard, Remark
 from sparkdl.network.catalog import NETWORKS
@@ -402,8 +402,7 @@ def test_producer_example_options_are_known_to_the_client() -> None:
 
 
 def example_prediction() -> Any:
-    [block] = code_blocks("results", "json")
-    return json.loads(block)
+    return json.loads(code_blocks("results", "json")[0])
 
 
 def leaves(schema: dict[str, Any], prefix: str = "") -> set[str]:
@@ -436,6 +435,17 @@ def test_example_prediction_shows_and_explains_every_field() -> None:
     # In a cell with several names the later ones leave out what they share with the first.
     explained |= {f"image.{name}" for name in explained}
     assert leaves(schema) - {"disclaimer"} <= explained
+
+
+def test_example_receipt_is_of_the_example_prediction_and_every_field_is_explained() -> None:
+    receipt, event = json.loads(code_blocks("results", "json")[1]), example_prediction()
+    schema = load_schema("receipt")
+    jsonschema.validate(receipt, schema)
+    assert receipt["image"] == {name: event["image"][name] for name in ("source", "id", "sha256")}
+    assert receipt["event_id"] == derive_image_event_id(*receipt["image"].values())
+    assert (receipt["outcome_event_id"], receipt["model"]) == (event["event_id"], event["model"]["version"])
+    explained = {name for row in rows_of(section("results", "Receipts"), "field") for name in names_in(row[0])}
+    assert explained == set(schema["properties"]) - {"event_id"}
 
 
 def test_results_list_the_real_headers() -> None:
