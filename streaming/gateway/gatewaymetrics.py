@@ -1,11 +1,11 @@
 """The gateway's Prometheus series: what was taken and refused, how fast, what waits, and whether Kafka takes it."""
 
 import time
-from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from streaming.gateway.refusals import Cause
+from streaming.gateway.spool import Spool, SpoolState
 
 ANSWER_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 DOORS = ("dicom", "http")
@@ -90,15 +90,21 @@ class GatewayMetrics:
         for flag in flags:
             self.flagged.labels(flag).inc()
 
-    def watch_spool(
-        self,
-        objects: Callable[[], float],
-        size: Callable[[], float],
-        age: Callable[[], float],
-        aside: Callable[[], float],
-    ) -> None:
+    def note_receipt(self, state: str) -> None:
+        """Count a receipt that the broker has confirmed."""
+        self.receipts.labels(state).inc()
+
+    def note_receipts_lag(self, records: int) -> None:
+        """Note how many outcomes are not read yet."""
+        self.receipt_lag.set(records)
+
+    def watch_spool(self, spool: Spool) -> None:
         """Ask the spool at each scrape."""
-        self.spool_objects.set_function(objects)
-        self.spool_bytes.set_function(size)
-        self.spool_age.set_function(age)
-        self.spool_aside.set_function(aside)
+        self.spool_objects.set_function(lambda: spool.state.count)
+        self.spool_bytes.set_function(lambda: spool.state.size)
+        self.spool_age.set_function(lambda: _age(spool.state))
+        self.spool_aside.set_function(lambda: spool.state.refused + spool.state.damaged)
+
+
+def _age(state: SpoolState) -> float:
+    return 0.0 if state.oldest_at is None else max(0.0, time.time() - state.oldest_at)
