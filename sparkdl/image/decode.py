@@ -106,6 +106,32 @@ def sniff_media_type(payload: bytes) -> str | None:
     return DICOM if looks_like_dicom(payload) else None
 
 
+def find_media_type(payload: bytes | None, *, origin: str, limits: DecodeLimits = _DEFAULT_LIMITS) -> str:
+    """Tell the format from the bytes, and refuse what is of none that is read.
+
+    Parameters
+    ----------
+    payload : bytes or None
+        Encoded file.
+    origin : str
+        Where it came from, for tracing.
+    limits : DecodeLimits
+        Its ``max_payload_bytes`` counts.
+
+    Returns
+    -------
+    str
+        As `sniff_media_type` gives it.
+
+    Raises
+    ------
+    ContractError, UnsupportedImageError
+        ``TOMBSTONE``, ``EMPTY_PAYLOAD``, ``PAYLOAD_TOO_LARGE``, ``UNSUPPORTED_FORMAT``, as `decode_image`.
+    """
+    payload = _checked_payload(payload, None, origin, limits)
+    return _agreed_media_type(payload, sniff_media_type(payload), None, origin)
+
+
 def decode_image(
     payload: bytes | None,
     *,

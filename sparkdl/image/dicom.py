@@ -56,7 +56,7 @@ _BYTE, _WORD = 8, 16
 _UNNAMED = ("", "OT")
 """What `Modality` is where it names none: absent, or "other", as programs write it that wrap a picture into DICOM."""
 
-_MODALITIES: Final = frozenset(
+KNOWN_MODALITIES: Final = frozenset(
     "CR DX RG DR DF DS SC OT CT MR US MG NM PT XA RF IO PX DG BMD XC ES GM SM OP OPT ECG SR PR KO SEG".split()
 )
 """Words that an error may repeat."""
@@ -85,8 +85,22 @@ _FOR_PROCESSING_CLASSES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
-    """How the pixels are stored: what the rest relies on, checked once."""
+class PixelLayout:
+    """How the pixels are stored: what the rest relies on, checked once.
+
+    Parameters
+    ----------
+    rows, columns : int
+        1 or more each.
+    bits_allocated : int
+        8 or 16.
+    bits_stored, high_bit : int
+        Within them.
+    signed : bool
+        As Pixel Representation says; the stream of a JPEG 2000 may know better.
+    inverted : bool
+        Large values are dark.
+    """
 
     rows: int
     columns: int
@@ -153,13 +167,39 @@ def render_dicom(payload: bytes, *, origin: str, limits: DecodeLimits) -> Render
     DICOM PS3.3 C.11.1, C.11.2, C.7.6.3.1.2.
     """
     file = read_dicom(payload, origin=origin)
+    layout = check_header(file, origin=origin, limits=limits)
+    codes, stored, how = _decode(file, layout, origin, limits)
+    table, steps = map_to_gray(file.dataset, stored, codes, inverted=layout.inverted, origin=origin)
+    return RenderedImage(table[codes], (how, *steps))
+
+
+def check_header(file: DicomFile, *, origin: str, limits: DecodeLimits) -> PixelLayout:
+    """Refuse what is not rendered, as far as the elements before the pixels tell.
+
+    Parameters
+    ----------
+    file : DicomFile
+        Of `read_dicom`.
+    origin : str
+        Where it came from, for tracing.
+    limits : DecodeLimits
+        As `render_dicom` takes them.
+
+    Returns
+    -------
+    PixelLayout
+        How the pixels are stored.
+
+    Raises
+    ------
+    UnsupportedImageError, CorruptImageError
+        As `render_dicom`, and in its order.
+    """
     with parsing(origin, "the image pixel module"):
         _check_purpose(file.dataset, origin, limits)
         layout = _read_layout(file.dataset, origin)
     _check_layout(layout, file.syntax, origin, limits)
-    codes, stored, how = _decode(file, layout, origin, limits)
-    table, steps = map_to_gray(file.dataset, stored, codes, inverted=layout.inverted, origin=origin)
-    return RenderedImage(table[codes], (how, *steps))
+    return layout
 
 
 def _refuse(reason: Reason, origin: str, detail: str) -> UnsupportedImageError:
@@ -176,7 +216,7 @@ def _check_purpose(dataset: Dataset, origin: str, limits: DecodeLimits) -> None:
     if modality in _UNNAMED:
         modality = _MODALITY_BY_CLASS.get(sop_class, "")
     if modality and limits.modalities is not None and modality not in limits.modalities:
-        named = modality if modality in _MODALITIES else "something else"
+        named = modality if modality in KNOWN_MODALITIES else "something else"
         detail = f"modality is {named}, expected one of {', '.join(limits.modalities)} or none"
         raise _refuse(Reason.DICOM_FOREIGN_MODALITY, origin, detail)
     raw = read_code(dataset, "PresentationIntentType") == "FOR PROCESSING" or sop_class in _FOR_PROCESSING_CLASSES
@@ -185,7 +225,7 @@ def _check_purpose(dataset: Dataset, origin: str, limits: DecodeLimits) -> None:
         raise _refuse(Reason.DICOM_FOR_PROCESSING, origin, detail)
 
 
-def _read_layout(dataset: Dataset, origin: str) -> _Layout:
+def _read_layout(dataset: Dataset, origin: str) -> PixelLayout:
     """Read what describes the pixels, and refuse colour and several frames."""
     samples = int(dataset.get("SamplesPerPixel") or 1)
     if "PhotometricInterpretation" not in dataset:
@@ -200,7 +240,7 @@ def _read_layout(dataset: Dataset, origin: str) -> _Layout:
         raise _refuse(Reason.MULTI_FRAME, origin, f"file has {frames} frames, expected 1")
     bits_stored = int(dataset.BitsStored)
     high_bit = dataset.get("HighBit")
-    return _Layout(
+    return PixelLayout(
         rows=int(dataset.Rows),
         columns=int(dataset.Columns),
         bits_allocated=int(dataset.BitsAllocated),
@@ -212,7 +252,7 @@ def _read_layout(dataset: Dataset, origin: str) -> _Layout:
     )
 
 
-def _check_layout(layout: _Layout, syntax: str, origin: str, limits: DecodeLimits) -> None:
+def _check_layout(layout: PixelLayout, syntax: str, origin: str, limits: DecodeLimits) -> None:
     """Refuse what is not read, before any pixel is decompressed."""
     if syntax not in NATIVE_SYNTAXES and syntax not in SYNTAXES and syntax != uid.RLELossless:
         raise refuse_syntax(origin, syntax)
@@ -240,7 +280,7 @@ def _check_size(rows: int, columns: int, origin: str, limits: DecodeLimits) -> N
 
 
 def _decode(
-    file: DicomFile, layout: _Layout, origin: str, limits: DecodeLimits
+    file: DicomFile, layout: PixelLayout, origin: str, limits: DecodeLimits
 ) -> tuple[npt.NDArray[np.unsignedinteger[Any]], StoredValues, Step]:
     """Give the pixels as unsigned words of shape (rows, columns), what the words mean, and what was done."""
     bits, signed, sample_bits = layout.bits_stored, layout.signed, layout.bits_allocated
@@ -276,7 +316,7 @@ def _decode(
     return codes, stored, Step("decode", what, decided_by)
 
 
-def _read_native(file: DicomFile, layout: _Layout, origin: str) -> npt.NDArray[Any]:
+def _read_native(file: DicomFile, layout: PixelLayout, origin: str) -> npt.NDArray[Any]:
     if file.is_encapsulated:
         raise corrupt(origin, f"pixel data is compressed, but the transfer syntax is {file.syntax.name}")
     count, width = layout.rows * layout.columns, layout.bits_allocated // 8
@@ -299,7 +339,7 @@ def _decoding(syntax: uid.UID, origin: str) -> Iterator[None]:
         raise corrupt(origin, f"pixels do not decode as {syntax.name} ({exc})") from exc
 
 
-def _check_frame_size(frame: bytes, syntax: uid.UID, layout: _Layout, origin: str, limits: DecodeLimits) -> None:
+def _check_frame_size(frame: bytes, syntax: uid.UID, layout: PixelLayout, origin: str, limits: DecodeLimits) -> None:
     """Compare the compressed stream's own size with Rows and Columns: codecs obey the first, the cap saw the others."""
     size = frame_size(frame, syntax)
     if size is None:

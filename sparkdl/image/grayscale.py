@@ -240,11 +240,8 @@ def _find_padding(dataset: Dataset, stored: StoredValues) -> _Words:
 
     Where its elements do not parse there is none: with a window nothing else needs them.
     """
-    try:
-        ends = [_read_word(dataset, keyword) for keyword in _PADDING if dataset.get(keyword) not in (None, "", b"")]
-    except PYDICOM_ERRORS:
-        ends = []
-    if not ends or dataset.get(_PADDING[0]) is None:
+    ends = read_padding(dataset)
+    if not ends:
         return np.zeros(stored.values.shape, dtype=bool)
     low, high = min(map(stored.value_of, ends)), max(map(stored.value_of, ends))
     padded: _Words = (stored.values >= low) & (stored.values <= high)
@@ -252,6 +249,21 @@ def _find_padding(dataset: Dataset, stored: StoredValues) -> _Words:
     if ends[0] < len(padded):
         padded[ends[0]] = True
     return padded
+
+
+def read_padding(dataset: Dataset) -> tuple[int, ...]:
+    """Read Pixel Padding Value and, where there is one, Pixel Padding Range Limit, each as the 16 bits that it has.
+
+    Returns
+    -------
+    tuple of int
+        One or two words; none where there is no padding or its elements do not parse.
+    """
+    try:
+        words = tuple(_read_word(dataset, word) for word in _PADDING if dataset.get(word) not in (None, "", b""))
+        return words if dataset.get(_PADDING[0]) is not None else ()
+    except PYDICOM_ERRORS:
+        return ()
 
 
 def _read_word(dataset: Dataset, keyword: str) -> int:

@@ -107,9 +107,10 @@ def read_jpeg2000_header(stream: bytes) -> Jpeg2000Header | None:
     tiles = _shares(right - tile_left, tile_width) * _shares(bottom - tile_top, tile_height)
     tile = min(tile_width, width), min(tile_height, height)
     present, precincts, blocks = set[bytes](), 0, set[int]()
-    for count, (marker, body) in enumerate(_segments(stream, start)):
+    for count, (marker, body_start, body_end) in enumerate(walk_segments(stream, start)):
         if count > _MAX_SEGMENTS:
             return None
+        body = stream[body_start:body_end]
         if marker == _START_OF_TILE_PART:
             present.add(body[:2])
         elif style := _coding_style(marker, body):
@@ -124,8 +125,21 @@ def _shares(length: int, part: int) -> int:
     return -(-length // part)
 
 
-def _segments(stream: bytes, start: int) -> Iterator[tuple[bytes, bytes]]:
-    """Give marker and body of each segment, of the main header and of those of tile-parts, as far as they lead."""
+def walk_segments(stream: bytes, start: int) -> Iterator[tuple[bytes, int, int]]:
+    """Give each segment of the main header and of those of tile-parts, as far as they lead.
+
+    Parameters
+    ----------
+    stream : bytes
+        A codestream.
+    start : int
+        Where it begins, as `Jpeg2000Header` says.
+
+    Yields
+    ------
+    tuple of bytes, int and int
+        The marker, and where its body begins and ends, the length not included.
+    """
     offset = tile_part = start + 2
     part_bytes = 0
     while offset + 12 <= len(stream) and stream[offset] == 0xFF:  # noqa: PLR2004
@@ -139,7 +153,7 @@ def _segments(stream: bytes, start: int) -> Iterator[tuple[bytes, bytes]]:
             tile_part, part_bytes = offset, int.from_bytes(stream[offset + 6 : offset + 10], "big")
         elif marker not in _WITH_LENGTH:
             return
-        yield marker, stream[offset + 4 : offset + 2 + length]
+        yield marker, offset + 4, offset + 2 + length
         offset += 2 + max(2, length)
 
 

@@ -63,7 +63,7 @@ from sparkdl.image.png import (
 )
 from sparkdl.image.steps import Step
 
-__all__ = ["JPEG_SIGNATURE", "PNG_SIGNATURE", "RasterImage", "decode_raster"]
+__all__ = ["JPEG_SIGNATURE", "PNG_SIGNATURE", "RasterImage", "check_jpeg", "decode_raster", "read_orientation"]
 
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 
@@ -206,7 +206,7 @@ def _png(payload: bytes, origin: str, limits: DecodeLimits) -> _Picture:
     steps = [Step("decode", f"{_by(size)} pixels of {png.bits} bits, by {decoder}", {"IHDR": header})]
     with _pillow_border(origin):
         image = _gray_or_rgb(stored) if isinstance(stored, Image.Image) else _image_of(stored, png, steps)
-    turned = _turned(image, _orientation(png.exif), png.exif_chunk, steps)
+    turned = _turned(image, read_orientation(png.exif), png.exif_chunk, steps)
     words = _CHANNEL_WORDS.get(png.color_type)
     channels = Step("channels", words, {"IHDR": f"colour type {png.color_type}"}) if words else None
     colored = COLORS[png.color_type] > 1
@@ -277,16 +277,9 @@ def _table(white: int) -> _Pixels:
 
 
 def _jpeg(payload: bytes, size: tuple[int, int] | None, origin: str, limits: DecodeLimits) -> _Picture:
-    header = read_jpeg_header(payload)
-    if header:
-        _check_process(header, origin)
-    _check_end(payload, origin)
     with _pillow_border(origin):
-        image = _opened(JpegImageFile, payload, origin)
-        check_pixels(image.height, image.width, origin, limits)
-        if image.mode == "CMYK":
-            raise UnsupportedImageError(Reason.UNSUPPORTED_COLOR, origin, "colours are CMYK, expected gray or RGB")
-        original, orientation = (image.height, image.width), _orientation(image.info.get("exif", b""))
+        header, image = _open_jpeg(payload, origin, limits)
+        original, orientation = (image.height, image.width), read_orientation(image.info.get("exif", b""))
         # No draft of a turned file: it is rare, and the draft's box would have to be turned with it.
         shrinks = size and orientation not in _TURNS and not (header and header.process == LOSSLESS)
         box = _draft(image, size) if size and shrinks else None
@@ -296,6 +289,41 @@ def _jpeg(payload: bytes, size: tuple[int, int] | None, origin: str, limits: Dec
     original = original if box else (turned.height, turned.width)
     colored = decoded.mode == "RGB"
     return _Picture(turned, original, steps, lambda: _differs_inside(payload, origin), colored, box=box)
+
+
+def check_jpeg(payload: bytes, origin: str, limits: DecodeLimits) -> int:
+    """Refuse a JPEG that is not read, as far as its headers and its end tell; nothing is decompressed.
+
+    Parameters
+    ----------
+    payload, origin, limits
+        As `decode_raster` takes them.
+
+    Returns
+    -------
+    int
+        Its EXIF orientation, as `read_orientation` gives it.
+
+    Raises
+    ------
+    UnsupportedImageError, CorruptImageError
+        As `decode_raster`, and in its order.
+    """
+    with _pillow_border(origin):
+        _, image = _open_jpeg(payload, origin, limits)
+        return read_orientation(image.info.get("exif", b""))
+
+
+def _open_jpeg(payload: bytes, origin: str, limits: DecodeLimits) -> tuple[JpegHeader | None, ImageFile]:
+    header = read_jpeg_header(payload)
+    if header:
+        _check_process(header, origin)
+    _check_end(payload, origin)
+    image = _opened(JpegImageFile, payload, origin)
+    check_pixels(image.height, image.width, origin, limits)
+    if image.mode == "CMYK":
+        raise UnsupportedImageError(Reason.UNSUPPORTED_COLOR, origin, "colours are CMYK, expected gray or RGB")
+    return header, image
 
 
 def _decode_step(header: JpegHeader | None, original: tuple[int, int], decoded: tuple[int, int]) -> Step:
@@ -386,8 +414,14 @@ def _differs(stored: _Samples | Image.Image) -> bool:
     return any(low != high for low, high in bands)
 
 
-def _orientation(exif: bytes) -> int:
-    """Read the orientation from an EXIF block; a damaged block, or none, counts as upright."""
+def read_orientation(exif: bytes) -> int:
+    """Read the orientation from an EXIF block.
+
+    Returns
+    -------
+    int
+        1 to 8, or any other number, which counts as 1 (upright), as a damaged block or none does.
+    """
     if not exif:
         return 1
     block = Image.Exif()
