@@ -39,6 +39,10 @@ GATEWAY_SOURCE = "/xray-stream/gateway"
 
 # On an image that a gateway took in: comma-separated, e.g. burned_in_annotation.
 IMAGE_FLAGS = "xray_image_flags"
+BURNED_IN = "burned_in_annotation"
+"""BurnedInAnnotation is YES: pixels may name a patient, and de-identification does not change pixels."""
+OTHER_BYTES = "other_bytes_under_uid"
+"""The sender has used the id before, for other bytes; both are published, each as an event of its own."""
 
 # What is true of one delivery travels in headers, so that the value stays the same whenever the record is replayed.
 INPUT_TOPIC = "xray_input_topic"

@@ -84,7 +84,5 @@ class Taken:
     flags: tuple[str, ...] = field(default=())
 
 
-BURNED_IN = "burned_in_annotation"
-"""BurnedInAnnotation is YES: pixels may name a patient, and de-identification does not change pixels."""
-OTHER_BYTES = "other_bytes_under_uid"
-"""The sender has used the id before, for other bytes; both are published, each as an event of its own."""
+BURNED_IN = envelope.BURNED_IN
+OTHER_BYTES = envelope.OTHER_BYTES
