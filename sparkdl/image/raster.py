@@ -13,6 +13,7 @@ Black is 0. What is between is linear, what is above white is white.
 """
 
 import io
+import logging
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +63,9 @@ from sparkdl.image.png import (
     read_png,
 )
 from sparkdl.image.steps import Step
+
+# Pillow logs the texts of EXIF blocks, at level DEBUG; what matters comes back as an exception.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 __all__ = ["JPEG_SIGNATURE", "PNG_SIGNATURE", "RasterImage", "check_jpeg", "decode_raster", "read_orientation"]
 

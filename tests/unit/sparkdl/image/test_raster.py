@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 import struct
 import zlib
 
@@ -591,3 +592,12 @@ def test_the_steps_of_a_jpeg():
     assert steps["decode"].decided_by == {"SOF2": "8 bits, components: 1"}
     assert steps["resize"].what == "from 1100x1300 to 60x80, bilinear with antialiasing"
     assert steps_of(jpeg(rgb_pixels()))["decode"].decided_by == {"SOF0": "8 bits, components: 3"}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_no_text_of_a_file_is_logged(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    exif = Image.Exif()
+    exif[0x010E] = testimages.PATIENT_NAME
+    decode_image(testimages.encode(testimages.gray_pixels(), kind, exif=exif), origin="x")
+    assert testimages.PATIENT_NAME not in caplog.text
