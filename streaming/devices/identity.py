@@ -1,0 +1,36 @@
+"""Whose image it is, beside what takes the place of it: what a report needs to find its way back."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A name and its pseudonym.
+
+    Parameters
+    ----------
+    own : str
+        As the object had it; never in a log, a metric or an error. Empty where it had none.
+    pseudonym : str
+        What stands in its place; empty where nothing does.
+    """
+
+    own: str = field(repr=False)
+    pseudonym: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the crosswalk keeps of an image.
+
+    Parameters
+    ----------
+    patient_id, accession_number, study_uid, series_uid, sop_uid : Known
+        As they were, and their pseudonyms.
+    """
+
+    patient_id: Known
+    accession_number: Known
+    study_uid: Known
+    series_uid: Known
+    sop_uid: Known
