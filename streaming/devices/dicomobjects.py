@@ -20,7 +20,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from schemas.errors import RecordError
-from sparkdl.image.codecs import JPEG_SYNTAXES
+from sparkdl.image.codecs import JPEG_SYNTAXES, frame_size
 from sparkdl.image.dicom import PixelLayout, check_header
 from sparkdl.image.dicomfile import (
     NATIVE_SYNTAXES,
@@ -253,6 +253,8 @@ def _take_frame(file: DicomFile, origin: str) -> bytes:
     frame = join_fragments(file.pixels, origin=origin)
     if file.syntax == uid.RLELossless:
         return frame
+    if frame_size(frame, file.syntax) is None:
+        raise corrupt(origin, f"compressed pixels have no {file.syntax.name} header")
     try:
         return clean_jpeg(frame) if file.syntax in JPEG_SYNTAXES else clean_jpeg2000(frame)
     except StreamError as exc:

@@ -20,6 +20,10 @@ class StreamError(ValueError):
     """The stream cannot be followed to its end; the message quotes nothing of it."""
 
 
+class CutStreamError(StreamError):
+    """It has no end."""
+
+
 _START: Final = b"\xff\xd8"
 _SOS, _EOI, _JFIF, _ADOBE = 0xDA, 0xD9, 0xE0, 0xEE
 _LONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM and the restart markers: outside compressed data they say nothing
@@ -55,12 +59,15 @@ def clean_jpeg(stream: bytes, *, head: bytes = b"") -> bytes:
     -------
     bytes
         Of JFIF's segment what is the same in all files, of Adobe's the number that says how colours are coded. Bytes
-        that belong to no segment are gone as well, as decoders pass them over.
+        before the first scan that belong to no segment are gone as well, as decoders pass them over.
 
     Raises
     ------
+    CutStreamError
+        It has no end marker.
     StreamError
-        It has no end marker, thousands of segments, or one that the standard does not have.
+        It has thousands of segments, or one that the standard does not have, or that does not belong there: its data
+        is damaged, and a decoder would make up the rest.
     """
     if not stream.startswith(_START):
         msg = "the stream does not begin with its start marker"
@@ -86,11 +93,14 @@ def _walk(stream: bytes) -> Iterator[tuple[int, int, int]]:
     for _ in range(_MOST_SEGMENTS):
         found = _MARKER.search(stream, offset)
         if found is None:
-            break
+            raise _cut()
         start, marker = found.start(), found.group()[1]
+        if has_data and (marker in _LONE or stream[offset:start].strip(b"\xff")):
+            msg = "the stream has bytes between its scans that belong to none"
+            raise StreamError(msg)
         if marker == _EOI:
             if not has_data:
-                break
+                raise _cut()
             yield marker, start, found.end()
             return
         offset = found.end()
@@ -106,10 +116,14 @@ def _walk(stream: bytes) -> Iterator[tuple[int, int, int]]:
             data_end, has_data = data_ends.search(stream, offset), True
             offset = len(stream) if data_end is None else data_end.start()
         if offset > len(stream):
-            break
+            raise _cut()
         yield marker, start, offset
-    msg = f"the stream has no end marker behind its data, or more than {_MOST_SEGMENTS} segments before it"
+    msg = f"the stream has more than {_MOST_SEGMENTS} segments"
     raise StreamError(msg)
+
+
+def _cut() -> CutStreamError:
+    return CutStreamError("the stream has no end marker behind its data")
 
 
 def clean_jpeg2000(stream: bytes) -> bytes:
@@ -146,6 +160,6 @@ def clean_jpeg2000(stream: bytes) -> bytes:
     if cleaned[data : data + 2] != _SOD:
         msg = "the stream has a segment that is not known, or no data"
         raise StreamError(msg)
-    part_bytes = int.from_bytes(cleaned[last_part + 6 : last_part + 10], "big")
-    stop = cleaned.find(_END_OF_CODESTREAM, max(data, last_part + part_bytes))
+    part_end = last_part + int.from_bytes(cleaned[last_part + 6 : last_part + 10], "big")
+    stop = cleaned.find(_END_OF_CODESTREAM, part_end if data < part_end <= len(cleaned) else data)
     return bytes(cleaned if stop < 0 else cleaned[: stop + len(END_OF_IMAGE)])

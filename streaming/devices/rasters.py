@@ -13,7 +13,7 @@ from schemas.errors import CorruptImageError, Reason
 from sparkdl.image.limits import DecodeLimits
 from sparkdl.image.png import GRAY_ALPHA, PNG_SIGNATURE, RGB_ALPHA, read_png
 from sparkdl.image.raster import check_jpeg, read_orientation
-from streaming.devices.hiddentext import StreamError, clean_jpeg
+from streaming.devices.hiddentext import CutStreamError, StreamError, clean_jpeg
 
 _IHDR_END: Final = len(PNG_SIGNATURE) + 12 + 13
 _TURNED: Final = range(2, 9)  # EXIF orientations that are not upright
@@ -70,7 +70,8 @@ def clean_jpeg_file(payload: bytes, *, origin: str, limits: DecodeLimits) -> byt
     try:
         return clean_jpeg(payload, head=head)
     except StreamError as exc:
-        raise CorruptImageError(Reason.CORRUPT_IMAGE, origin, f"JPEG cannot be followed to its end ({exc})") from exc
+        reason = Reason.TRUNCATED_IMAGE if isinstance(exc, CutStreamError) else Reason.CORRUPT_IMAGE
+        raise CorruptImageError(reason, origin, f"JPEG cannot be followed to its end ({exc})") from exc
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

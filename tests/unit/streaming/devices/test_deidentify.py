@@ -481,6 +481,8 @@ def test_segments_of_a_jpeg(deidentifier: Deidentifier, build: Callable[[], byte
         lambda whole: whole[:2] + b"\xff\xd8" + whole[2:],  # two starts
         lambda whole: whole[:2] + segment(0xF0, b"x") + whole[2:],  # of an extension
         lambda whole: whole[:-2] + segment(0xFE, b"\xff\xd9"),  # its only end is in a comment
+        lambda whole: whole[:-2] + segment(0xFE, b"text") + b"junk\xff\xd9",  # neither segment nor data
+        lambda whole: whole[:-40] + b"\xff\x01" + whole[-40:],  # a marker in the data
     ],
 )
 def test_a_jpeg_that_cannot_be_followed_is_refused(
