@@ -437,6 +437,16 @@ class StreamSettings(BaseSettings):
         return self.home / "gateway"
 
     @property
+    def pseudonyms_key(self) -> Path:
+        """Where the key of the pseudonyms is."""
+        return self.gateway.deidentify_key or self.gateway_folder / "pseudonyms.key"
+
+    @property
+    def crosswalk_key(self) -> Path:
+        """Where the key of the crosswalk is."""
+        return self.gateway.crosswalk_key or self.gateway_folder / "crosswalk.key"
+
+    @property
     def scratch_folder(self) -> Path:
         """Where the stream's Spark keeps what is of no use after its end."""
         return self.home / "scratch"

@@ -1,1 +1,1 @@
-"""Publishing images as a device does; no Spark."""
+"""Publishing images as a device does, and taking out of them what names a patient; no Spark."""

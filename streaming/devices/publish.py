@@ -12,8 +12,9 @@ from cloudevents.core.bindings.kafka import to_binary_event
 from cloudevents.core.v1.event import CloudEvent
 
 from schemas import envelope
-from schemas.errors import DatasetError
+from schemas.errors import DatasetError, RecordError
 from sparkdl.image.decode import sniff_media_type
+from streaming.devices.deidentify import Deidentified, Deidentifier
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.producer import RecordProducer
 from streaming.settings import KafkaSettings
@@ -175,6 +176,7 @@ def publish_files(
     source: str = "/xray/publish",
     rate: float | None = None,
     hide_names: bool = False,
+    deidentifier: Deidentifier | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> PublishReport:
     """Publish files and wait until each is confirmed or has failed.
@@ -191,6 +193,9 @@ def publish_files(
         Images per second at most; as fast as it goes when absent.
     hide_names : bool
         Name images by their content alone: a file's name may be a patient's.
+    deidentifier : Deidentifier, optional
+        What to publish instead of the files as they are. The images are then named by the pseudonym of their SOP
+        Instance UID, or else by the content that is published, and no time of a file is told.
     on_progress : callable
         Called with the number of files that were confirmed or have failed so far.
 
@@ -222,15 +227,44 @@ def publish_files(
         except OSError as exc:
             note_delivery(path, f"cannot be read: {exc.strerror}")
             continue
-        # Named by its content: publishing a folder again after a failure repeats ids, and adds no row to the table.
-        digest = hashlib.sha256(payload).hexdigest()
-        image_id = name_image(path, digest, hide_names=hide_names)
-        written_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        value, headers = image_message(payload, image_id=image_id, source=source, captured_at=written_at)
-        publisher.publish(value, headers, key=(digest[:16] if hide_names else path.stem).encode(), token=path)
+        if deidentifier is not None:
+            try:
+                deidentified = deidentifier.deidentify(payload, origin=str(path))
+            except RecordError as exc:
+                note_delivery(path, f"cannot be de-identified: {exc.reason}: {exc.detail}")
+                continue
+            key, value, headers = _wrap_deidentified(deidentified, source)
+        else:
+            key, value, headers = _wrap_file(path, payload, source, hide_names=hide_names)
+        publisher.publish(value, headers, key=key, token=path)
     publisher.flush()
     report.seconds = time.monotonic() - started
     return report
+
+
+def _wrap_file(
+    path: Path, payload: bytes, source: str, *, hide_names: bool
+) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
+    """Give the key, value and headers of a file as it is.
+
+    It is named by its content: publishing a folder again after a failure repeats ids, and adds no row to the table.
+    """
+    digest = hashlib.sha256(payload).hexdigest()
+    image_id = name_image(path, digest, hide_names=hide_names)
+    written_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    key = digest[:16] if hide_names else path.stem
+    return key.encode(), *image_message(payload, image_id=image_id, source=source, captured_at=written_at)
+
+
+def _wrap_deidentified(image: Deidentified, source: str) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
+    """Give the key, value and headers of a de-identified image; nothing of its file's name or time is in them."""
+    digest = hashlib.sha256(image.payload).hexdigest()
+    value, headers = image_message(image.payload, image_id=image.image_id or digest[:32], source=source)
+    # The library makes up a time, the present one, where none is given; it would count as that of the exposure.
+    headers = [(name, text) for name, text in headers if name != envelope.CE_TIME]
+    if image.flags:
+        headers.append((envelope.IMAGE_FLAGS, ",".join(image.flags).encode()))
+    return digest[:16].encode(), value, headers
 
 
 def _paced(files: Sequence[Path], rate: float | None, publisher: ImagePublisher) -> Iterator[Path]:

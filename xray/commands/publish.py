@@ -1,12 +1,15 @@
 """``xray publish``: image files into the images topic."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.settings import load_settings
+from streaming.settings import StreamSettings, load_settings
 from xray.commands.options import Json
 from xray.console import err, new_progress, out, print_json
+
+if TYPE_CHECKING:
+    from streaming.devices.deidentify import Deidentifier
 
 
 def publish(
@@ -15,6 +18,12 @@ def publish(
     source: Annotated[str, typer.Option(help="Who publishes (CloudEvents source).")] = "/xray/publish",
     hide_names: Annotated[
         bool, typer.Option("--hide-names", help="Name images by their content: a file's name may be a patient's.")
+    ] = False,
+    deidentify: Annotated[
+        bool,
+        typer.Option(
+            "--deidentify", help="Send the images without what names a patient, as the gateway does; hides names too."
+        ),
     ] = False,
     json_: Json = False,
 ) -> None:
@@ -27,6 +36,7 @@ def publish(
 
     settings = load_settings()
     files = find_files(paths)
+    deidentifier = _make_deidentifier(settings) if deidentify else None
     with new_progress() as progress:
         task = progress.add_task("publishing", total=len(files))
         report = publish_files(
@@ -35,6 +45,7 @@ def publish(
             source=source,
             rate=rate,
             hide_names=hide_names,
+            deidentifier=deidentifier,
             on_progress=lambda done: progress.update(task, completed=done),
         )
     failed = {str(path): why for path, why in report.failed.items()}
@@ -47,3 +58,13 @@ def publish(
         err.print(f"not published: {path}: {why}", markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _make_deidentifier(settings: StreamSettings) -> "Deidentifier":
+    """Make it with the gateway's key and settings, so that an image has one pseudonym by whichever way it comes."""
+    from streaming.devices.deidentify import Deidentifier
+    from streaming.devices.pseudonyms import Pseudonyms
+
+    pseudonyms = Pseudonyms(settings.pseudonyms_key)
+    pseudonyms.check_fingerprint(settings.gateway_folder)
+    return Deidentifier(pseudonyms, dates=settings.gateway.dates, limits=settings.score.to_limits())
