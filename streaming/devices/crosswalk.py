@@ -6,6 +6,7 @@ whether the key is the right one, and nothing else.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -37,8 +38,9 @@ _MOST_BYTES: Final = 8 << 20
 """What a kill may leave half written. A record has some 600 bytes; its texts are cut at 4 kB where they are read."""
 _FIRST: Final = b"xray crosswalk 1"
 _FIRST_BYTES: Final = _LENGTH.size + _NONCE_BYTES + len(_FIRST) + _TAG_BYTES
+_DIGEST_BYTES: Final = 16
 _MOST_KNOWN: Final = 100_000
-"""Identities of which it is remembered that they are kept: some 100 MB. One that is forgotten is kept twice."""
+"""Identities of which it is remembered that they are kept: some 10 MB. One that is forgotten is kept twice."""
 
 
 class Crosswalk:
@@ -64,7 +66,7 @@ class Crosswalk:
         self._turn = threading.Lock()
         self._writing = threading.Lock()
         self._group = _Group()
-        self._known: dict[Identity, None] = {}
+        self._known: dict[bytes, None] = {}
         self._is_soiled = False  # behind the end there may be half of a group
         try:
             self._descriptor = _open(file)
@@ -88,11 +90,13 @@ class Crosswalk:
         OSError
             It is not on disk: the disk is full or fails. It may be noted again.
         """
+        content = _encode(identity)
+        digest = hashlib.sha256(content).digest()[:_DIGEST_BYTES]
         with self._turn:
-            if identity in self._known:
+            if digest in self._known:
                 return
             group = self._group
-            group.identities[identity] = None
+            group.contents[digest] = content
         with self._writing:  # whoever is first writes for all of the group; the others find it done
             if not group.is_done:
                 with self._turn:
@@ -113,8 +117,8 @@ class Crosswalk:
                 os.ftruncate(self._descriptor, self._end)
             self._is_soiled = True
             records = bytearray()
-            for identity in group.identities:
-                records += _seal(self._cipher, _encode(identity), self._end + len(records))
+            for content in group.contents.values():
+                records += _seal(self._cipher, content, self._end + len(records))
             _append(self._descriptor, records, self._end)
         except OSError as exc:
             group.error = exc
@@ -122,7 +126,7 @@ class Crosswalk:
         self._is_soiled = False
         self._end += len(records)
         with self._turn:
-            self._known |= group.identities
+            self._known |= dict.fromkeys(group.contents)
             while len(self._known) > _MOST_KNOWN:
                 del self._known[next(iter(self._known))]
 
@@ -162,10 +166,10 @@ class Crosswalk:
 
 
 class _Group:
-    """Identities that are written together."""
+    """Identities that are written together, each by a hash of it."""
 
     def __init__(self) -> None:
-        self.identities: dict[Identity, None] = {}
+        self.contents: dict[bytes, bytes] = {}
         self.is_done = False
         self.error: OSError | None = None
 

@@ -238,7 +238,7 @@ def test_threads_share_a_sync(crosswalk: Crosswalk, file: Path, key: Path, monke
         while not syncs:
             threading.Event().wait(0.001)
         futures += [pool.submit(crosswalk.note, identity(number)) for number in range(1, 20)]
-        while len(crosswalk._group.identities) < 19:
+        while len(crosswalk._group.contents) < 19:
             threading.Event().wait(0.001)
         waiting.set()
         for future in futures:

@@ -166,7 +166,7 @@ def odd_files() -> dict[str, bytes]:
             bits_stored=8,
         ),
         "htj2k": testimages.encapsulated_dicom(
-            bytes(imagecodecs.htj2k_encode(deep, reversible=True)) if hasattr(imagecodecs, "htj2k_encode") else b"",
+            bytes(imagecodecs.htj2k_encode(deep, reversible=True)),
             HTJ2KLossless,
             deep,
         ),

@@ -26,7 +26,7 @@ VALUES = {
     "OL": b"secret!!", "SV": 17, "UV": 17,
 }  # fmt: skip
 # What option 113107 keeps in another form, and may look like the value before: a time of day.
-RETAINED_TIMES = {0x00080030, 0x00080031, 0x00080032, 0x00080033}
+RETAINED_TIMES = frozenset({0x00080030, 0x00080031, 0x00080032, 0x00080033})
 
 
 def tags() -> list[int]:
@@ -61,7 +61,7 @@ def images() -> Iterator[tuple[list[int], Dataset, bytes]]:
         yield listed[start : start + 40], dataset, testimages.write_dicom(dataset)
 
 
-def find_kept(deidentifier: Deidentifier, allowed: set[int] = frozenset()) -> list[int]:  # type: ignore[assignment]
+def find_kept(deidentifier: Deidentifier, allowed: frozenset[int] = frozenset()) -> list[int]:
     """Give the elements of the table that have the value that they had."""
     kept = []
     for listed, before, payload in images():
