@@ -9,7 +9,7 @@ DICOM PS3.15 annex E (Basic Application Confidentiality Profile).
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 
 from schemas.envelope import BURNED_IN
@@ -47,6 +47,8 @@ class Deidentified:
         ``schemas.envelope.BURNED_IN`` or none.
     identity : Identity or None
         What was replaced, for the crosswalk; None of PNG and JPEG, and where nothing was.
+    named : tuple of str or None
+        SOP Class UID and SOP Instance UID as the object had them, empty where it had none; None of PNG and JPEG.
     """
 
     payload: bytes
@@ -54,6 +56,7 @@ class Deidentified:
     image_id: str | None
     flags: tuple[str, ...] = ()
     identity: Identity | None = None
+    named: tuple[str, str] | None = field(default=None, repr=False)
 
 
 class Deidentifier:
@@ -117,7 +120,7 @@ class Deidentifier:
             file, payload, pseudonyms=self._pseudonyms, dates=self._dates, limits=self._limits, origin=origin
         )
         image_id = identity.sop_uid.pseudonym if identity.sop_uid.own else None
-        return Deidentified(cleaned, DICOM, image_id, _find_flags(file, origin), identity)
+        return Deidentified(cleaned, DICOM, image_id, _find_flags(file, origin), identity, _read_name(file, origin))
 
 
 def examine(payload: bytes, *, origin: str, limits: DecodeLimits = _LIMITS) -> Deidentified:
@@ -145,9 +148,15 @@ def examine(payload: bytes, *, origin: str, limits: DecodeLimits = _LIMITS) -> D
         return Deidentified(payload, media_type, None)
     with _ONE_AT_A_TIME:
         file = read_dicom(payload, origin=origin)
-        uid = read_text(file.dataset, "SOPInstanceUID")
+        named = _read_name(file, origin)
         # What is no UID may be any text, and an event's id is shown everywhere.
-        return Deidentified(payload, DICOM, uid if _UID.fullmatch(uid) else None, _find_flags(file, origin))
+        image_id = named[1] if _UID.fullmatch(named[1]) else None
+        return Deidentified(payload, DICOM, image_id, _find_flags(file, origin), named=named)
+
+
+def _read_name(file: DicomFile, origin: str) -> tuple[str, str]:
+    with parsing(origin, "the SOP class and instance"):
+        return read_text(file.dataset, "SOPClassUID"), read_text(file.dataset, "SOPInstanceUID")
 
 
 def _find_flags(file: DicomFile, origin: str) -> tuple[str, ...]:
