@@ -55,6 +55,9 @@ _PDU_SLACK_BYTES = 4096
 _LARGEST_PDU_BYTES = 64 * 1024 * 1024
 """Without a limit of the setting's."""
 _INVALID_PARAMETER = 6
+_CLOSING = "Sta13"
+"""State of an association that has been aborted or rejected: PS3.8 9.2.1."""
+_DISCARDED, _DISCARDED_BYTES = 16, 64 * 1024
 
 
 class UnfitMessageError(ValueError):
@@ -144,6 +147,9 @@ class DoorSocket(AssociationSocket):  # type: ignore[misc]  # pynetdicom is not 
         """Wait a little for bytes; tell whether there are any."""
         if self.socket is None:
             return False
+        if self.assoc.dul.state_machine.current_state == _CLOSING:
+            self._discard()
+            return False
         if self._first or getattr(self.socket, "pending", int)():
             return True
         rung = self._bell.fileno()
@@ -192,6 +198,14 @@ class DoorSocket(AssociationSocket):  # type: ignore[misc]  # pynetdicom is not 
             self._connection.shutdown(socket.SHUT_RDWR)
         except OSError as exc:
             log.debug("it has ended by itself: %s", exc.strerror)
+
+    def _discard(self) -> None:
+        """Read what the peer still sends after the last word to it: a close before would take that word from it."""
+        self._connection.settimeout(_LOOK_MS / 1000)
+        with suppress(OSError):
+            for _ in range(_DISCARDED):
+                if not self._connection.recv(_DISCARDED_BYTES):
+                    return
 
     def _send_abort(self) -> None:
         pdu = A_ABORT_RQ()

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -133,6 +134,8 @@ class DicomDoor:
         SettingsError
             The address cannot be listened on, the folder cannot be made, or a PEM file is not one; names the setting.
         """
+        # It quotes values of elements that are not what they should be.
+        warnings.filterwarnings("ignore", module="pydicom")
         certificates = Certificates(self._settings)
         self._make_folder()
         listener = _listen(self._settings)

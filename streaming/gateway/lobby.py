@@ -16,6 +16,7 @@ import ssl
 import struct
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -166,6 +167,11 @@ class Lobby:
             self._end(guest, TLS)
         except OSError:
             self._end(guest, TLS if guest.is_shaking_hands else None)
+        except Exception as exc:
+            # A connection's boundary: this thread serves all of them.
+            stack = "".join(traceback.format_tb(exc.__traceback__))
+            log.error("a connection from %s met %s:\n%s", guest.address[0], type(exc).__name__, stack)
+            self._end(guest, NOT_DICOM)
 
     def _read(self, guest: _Guest) -> None:
         if guest.is_shaking_hands:
@@ -218,8 +224,9 @@ class Lobby:
         guest.connection.close()
 
     def _forget(self, guest: _Guest) -> None:
-        del self._guests[guest]
-        self._selector.unregister(guest.connection)
+        if guest in self._guests:  # one that was handed over in vain is forgotten already
+            del self._guests[guest]
+            self._selector.unregister(guest.connection)
 
 
 def _is_readable(request: bytes) -> bool:
@@ -228,6 +235,6 @@ def _is_readable(request: bytes) -> bool:
         pdu = A_ASSOCIATE_RQ()
         pdu.decode(request)
         pdu.to_primitive()
-    except PYDICOM_ERRORS:
+    except (*PYDICOM_ERRORS, AssertionError):
         return False
     return True
