@@ -853,6 +853,18 @@ def test_a_slow_sender_is_served_and_holds_up_nobody(settings: StreamSettings, t
         assert slow.receive()[0] == RELEASED
 
 
+def test_small_objects_do_not_wait_for_delayed_acknowledgements(door: RunningDoor) -> None:
+    took = []
+    with peer(door.port) as one:  # with Nagle's algorithm on, as most senders
+        one.associate()
+        for _ in range(20):
+            began = time.monotonic()
+            one.send(*STORE)
+            assert one.status() == 0
+            took.append(time.monotonic() - began)
+    assert min(took) < 0.04, "each object waits for the acknowledgement of its request"
+
+
 def test_a_thousand_connections_that_say_nothing(settings: StreamSettings, tmp_path: Path) -> None:
     before = threading.active_count()
     with run_door(settings, folder=tmp_path / "in") as door, ExitStack() as stack:
