@@ -46,6 +46,7 @@ class Body:
         """
         self.size += len(data)
         if self.size > self._max_bytes:
+            self._waiting += data[: IN_MEMORY_BYTES - len(self._waiting)] if self._file is None else b""  # its name
             raise Refusal(Cause.TOO_LARGE, f"more than {self._max_bytes} bytes")
         self._waiting += data
 

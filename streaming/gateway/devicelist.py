@@ -46,6 +46,13 @@ def _network(text: str) -> str:
     return text
 
 
+class UnknownTokenError(Refusal):
+    """A token is wanted, or another one: an HTTP client is told so, rather than that it may not send."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Cause.NOT_ALLOWED, detail)
+
+
 class Device(BaseModel):
     """A device; see the module for its fields."""
 
@@ -120,16 +127,22 @@ class DeviceList:
 
         Raises
         ------
+        UnknownTokenError
+            It has none, or another one is wanted.
         Refusal
-            ``NOT_ALLOWED``.
+            ``NOT_ALLOWED``: not from there.
         """
         devices = self._current()
         if token is None:
-            return self._stranger("/http", address)
+            if not self._may_be_strange(address):
+                msg = "a bearer token is wanted"
+                raise UnknownTokenError(msg)
+            return Device(source="/http", is_named=False)
         given = "sha256:" + hashlib.sha256(token.encode()).hexdigest()
         found = [one for one in devices if any(hmac.compare_digest(given, known) for known in one.tokens)]
         if not found:
-            raise Refusal(Cause.NOT_ALLOWED, "no device has this token")
+            msg = "no device has this token"
+            raise UnknownTokenError(msg)
         return self._at(found, address)
 
     def find_peer(self, aet: str) -> tuple[str, int] | None:
@@ -168,9 +181,12 @@ class DeviceList:
         raise Refusal(Cause.NOT_ALLOWED, f"{found[0].source} may not send from {address}")
 
     def _stranger(self, source: str, address: str) -> Device:
-        if self._settings.anyone or (self._settings.devices is None and _parse(address).is_loopback):
+        if self._may_be_strange(address):
             return Device(source=source, is_named=False)
         raise Refusal(Cause.NOT_ALLOWED, f"{_SETTING} names no such device, at {address}")
+
+    def _may_be_strange(self, address: str) -> bool:
+        return self._settings.anyone or (self._settings.devices is None and _parse(address).is_loopback)
 
     def _current(self) -> tuple[Device, ...]:
         file = self._settings.devices

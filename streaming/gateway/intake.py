@@ -115,7 +115,15 @@ class Intake:
         spool = self._keeping.spool
         return self._publisher.is_up or (spool is not None and spool.has_room)
 
-    def take(self, door: str, device: Device, size: int, receive: Callable[[], Offer]) -> Taken:
+    def take(
+        self,
+        door: str,
+        device: Device,
+        size: int,
+        receive: Callable[[], Offer],
+        *,
+        on_named: Callable[[str], None] = lambda event_id: None,
+    ) -> Taken:
         """Take an object in, or raise why not; counts it either way.
 
         Parameters
@@ -128,6 +136,8 @@ class Intake:
             Bytes of the object as it came.
         receive : callable
             Gives the object, once there is memory for it: until then it is on disk, or on the network.
+        on_named : callable
+            Called with the event id before the object is published: who waits for its outcome begins there.
 
         Raises
         ------
@@ -137,7 +147,7 @@ class Intake:
         started = time.monotonic()
         result = Cause.FAILED.label
         try:
-            taken = self._take(size, receive)
+            taken = self._take(size, receive, on_named)
             result = SPOOLED if taken.place is None else PUBLISHED
             self._metrics.record_taken(device.label, taken.flags)
         except Refusal as exc:
@@ -160,7 +170,7 @@ class Intake:
         log.warning("%s: an object of %s is not taken: %s: %s", door, source, refusal.cause.label, refusal.detail)
         self._metrics.record_object(door, refusal.cause.label, size, 0.0)
 
-    def _take(self, size: int, receive: Callable[[], Offer]) -> Taken:
+    def _take(self, size: int, receive: Callable[[], Offer], on_named: Callable[[str], None]) -> Taken:
         if size > self._max_bytes:
             raise Refusal(Cause.TOO_LARGE, f"{size} bytes, at most {self._max_bytes} are taken")
         spool = self._keeping.spool
@@ -169,6 +179,7 @@ class Intake:
         with ExitStack() as stack:
             stack.enter_context(self._memory.reserve(size, self._gateway.answer_s * _BUSY_SHARE))
             outgoing = self._prepare(receive())
+            on_named(outgoing.event_id)
             return self._hand_over(outgoing, spool)
 
     def _prepare(self, offer: Offer) -> Outgoing:

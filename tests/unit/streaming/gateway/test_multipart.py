@@ -2,9 +2,11 @@
 
 import email
 import email.policy
+import itertools
 
 import pytest
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from streaming.gateway.multipart import (
     Event,
@@ -25,7 +27,7 @@ def read(body: bytes, cuts: list[int] | None = None, boundary: str = _BOUNDARY) 
     reader = PartReader(boundary)
     events: list[Event] = []
     edges = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts or [])})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         events += reader.feed(body[start:end])
     reader.finish()
     return collect(events)
