@@ -852,6 +852,19 @@ def test_requests_of_one_connection_are_answered_in_order(gate: Gate) -> None:
     assert re.findall(rb"HTTP/1.1 (\d+)", data) == [b"201", b"201", b"201", b"200"]
 
 
+def test_no_answer_waits_for_the_acknowledgement_of_its_first_half(gate: Gate) -> None:
+    """Nagle's algorithm would cost 40 ms: head and body of an answer are two writes."""
+    connection = http.client.HTTPConnection(_HOST, gate.port, timeout=10)
+    seconds = []
+    for _ in range(21):
+        started = time.monotonic()
+        connection.request("GET", "/openapi.json")
+        connection.getresponse().read()
+        seconds.append(time.monotonic() - started)
+    connection.close()
+    assert sorted(seconds)[10] < 0.035
+
+
 # --- TLS ------------------------------------------------------------------------------------------------------------
 
 
