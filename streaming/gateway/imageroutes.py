@@ -101,12 +101,16 @@ class ImageRoutes:
         if taken.place is None:
             return None
         answer = asyncio.wrap_future(waiter.future)
-        ends = [asyncio.ensure_future(one) for one in (self._ending.wait(), request.receive())]
+        waits: list[asyncio.Future[Any]] = [
+            answer,
+            asyncio.ensure_future(self._ending.wait()),
+            asyncio.ensure_future(request.receive()),
+        ]
         try:
-            await asyncio.wait([answer, *ends], timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             return answer.result() if answer.done() else None
         finally:
-            for one in (answer, *ends):
+            for one in waits:
                 one.cancel()
 
 
