@@ -4,13 +4,11 @@
 """
 
 import hashlib
-import json
 import threading
-from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -23,6 +21,8 @@ from streaming.gateway.gatewaymetrics import GatewayMetrics
 from streaming.gateway.intake import Intake, Keeping
 from streaming.gateway.offer import Outgoing
 from streaming.gateway.publisher import Publisher
+from streaming.gateway.receipt import Receipt
+from streaming.gateway.waiters import Answer, Waiter, Waiters
 from streaming.settings import StreamSettings
 
 
@@ -48,67 +48,39 @@ def plain_objects(payload: bytes, *, origin: str) -> PlainObject:
     return PlainObject(payload, media_type, hashlib.sha256(uid.encode()).hexdigest()[:32])
 
 
-@dataclass(frozen=True)
-class Note:
-    """Stands for a receipt."""
-
-    event_id: str
-    source: str
-    place: str | None
-
-    def to_json(self) -> bytes:
-        return json.dumps({"event_id": self.event_id, "state": "accepted", "place": self.place}).encode()
-
-
-@dataclass(frozen=True)
-class Word:
-    """Stands for `streaming.gateway.waiters.Answer`."""
-
-    prediction: dict[str, Any] | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Stands for `streaming.gateway.waiters.Waiter`."""
-
-    future: "Future[Word]"
-
-
-@dataclass
 class Book:
-    """Stands for the receipt book. ``told`` is what it answers whoever waits, the moment that an image is safe."""
+    """Stands for the receipt book: in memory, and without Kafka.
 
-    told: Word | None = None
-    notes: dict[str, Note] = field(default_factory=dict)
-    waits: "defaultdict[str, list[Future[Word]]]" = field(default_factory=lambda: defaultdict(list))
-    began: threading.Event = field(default_factory=threading.Event)
+    ``told`` is what it answers whoever waits, the moment that an image is safe.
+    """
+
+    def __init__(self) -> None:
+        self.told: Answer | None = None
+        self.receipts: dict[str, Receipt] = {}
+        self.waiters = Waiters()
+        self.waited_for: list[str] = []
+        self.began = threading.Event()
 
     def other_bytes(self, source: str, image_id: str, sha256: str) -> bool:
         return False
 
-    def note_accepted(self, outgoing: Outgoing, place: str | None) -> None:
-        self.notes[outgoing.event_id] = Note(outgoing.event_id, outgoing.header("ce_source"), place)
+    def note_accepted(self, outgoing: Outgoing, place: str | None, *, sha256: str | None = None) -> None:
+        self.receipts[outgoing.event_id] = Receipt.of_accepted(outgoing, place, datetime.now(UTC), sha256=sha256)
         if self.told is not None:
-            self.answer(outgoing.event_id, self.told)
+            self.waiters.answer(outgoing.event_id, self.told)
 
-    def find(self, event_id: str) -> Note | None:
-        return self.notes.get(event_id)
+    def find(self, event_id: str) -> Receipt | None:
+        return self.receipts.get(event_id)
 
     @contextmanager
-    def expect(self, event_id: str) -> Iterator[Wait]:
-        future: Future[Word] = Future()
-        future.set_running_or_notify_cancel()
-        self.waits[event_id].append(future)
-        self.began.set()
-        try:
-            yield Wait(future)
-        finally:
-            self.waits[event_id].remove(future)
-
-    def answer(self, event_id: str, word: Word) -> None:
-        for future in self.waits[event_id]:
-            future.set_result(word)
+    def expect(self, event_id: str) -> Iterator[Waiter]:
+        with self.waiters.expect(event_id) as waiter:
+            self.waited_for.append(event_id)
+            self.began.set()
+            try:
+                yield waiter
+            finally:
+                self.waited_for.remove(event_id)
 
 
 class Parts:

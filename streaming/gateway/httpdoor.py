@@ -6,7 +6,6 @@ For research use only; see `docs/security.md` for who may reach it.
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -23,12 +22,10 @@ from streaming.gateway.httpserver import HttpServer
 from streaming.gateway.imageroutes import ImageRoutes
 from streaming.gateway.intake import Intake
 from streaming.gateway.openapi import describe_door
+from streaming.gateway.receiptbook import ReceiptBook
 from streaming.gateway.reception import Reception
 from streaming.gateway.stowroutes import StowRoutes
 from streaming.settings import GatewaySettings
-
-if TYPE_CHECKING:
-    from streaming.gateway.receiptbook import ReceiptBook
 
 _MARGIN_S = 2.0
 """Beyond the time that an object may take: until its answer is on its way."""
@@ -64,7 +61,7 @@ class HttpDoor:
         intake: Intake,
         devices: DeviceList,
         metrics: GatewayMetrics,
-        book: "ReceiptBook",
+        book: ReceiptBook,
         *,
         folder: Path,
     ) -> None:

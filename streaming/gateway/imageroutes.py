@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,12 +15,10 @@ from streaming.gateway.devicelist import Device
 from streaming.gateway.multipart import read_media_type
 from streaming.gateway.offer import Offer, Taken
 from streaming.gateway.problems import ProblemError
+from streaming.gateway.receiptbook import ReceiptBook
 from streaming.gateway.reception import Reception, read_trace
 from streaming.gateway.refusals import Cause, Refusal
-
-if TYPE_CHECKING:
-    from streaming.gateway.receiptbook import ReceiptBook
-    from streaming.gateway.waiters import Answer, Waiter
+from streaming.gateway.waiters import Answer, Waiter
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "application/dicom")
 MAX_WAIT_S = 30.0
@@ -44,7 +42,7 @@ class ImageRoutes:
         Set when the door is about to end: nobody waits any more then.
     """
 
-    def __init__(self, reception: Reception, book: "ReceiptBook", *, max_waiters: int, ending: asyncio.Event) -> None:
+    def __init__(self, reception: Reception, book: ReceiptBook, *, max_waiters: int, ending: asyncio.Event) -> None:
         self._reception = reception
         self._book = book
         self._max_waiters = max_waiters
@@ -96,7 +94,7 @@ class ImageRoutes:
     def _leave(self) -> None:
         self._waiting -= 1
 
-    async def _wait(self, request: Request, taken: Taken, waiter: "Waiter", wait_s: float) -> "Answer | None":
+    async def _wait(self, request: Request, taken: Taken, waiter: Waiter, wait_s: float) -> Answer | None:
         """Give the answer if it comes in time; not to a client that is gone, nor of an image that is not in Kafka."""
         if taken.place is None:
             return None
@@ -148,7 +146,7 @@ def _read_key(text: str | None) -> str | None:
     return key
 
 
-def _tell(taken: Taken, answer: "Answer | None", *, waited: bool) -> Response:
+def _tell(taken: Taken, answer: Answer | None, *, waited: bool) -> Response:
     """Say where an image is: 201 of one in Kafka, 202 where something is still to be waited for."""
     where = f"/images/{taken.event_id}"
     content: dict[str, Any] = {"event_id": taken.event_id, "state": "accepted", "place": taken.place}

@@ -31,10 +31,11 @@ from streaming.gateway.httpdoor import HttpDoor
 from streaming.gateway.httpserver import MAX_HEAD_BYTES
 from streaming.gateway.offer import Outgoing, Taken
 from streaming.gateway.refusals import Cause, Refusal
+from streaming.gateway.waiters import Answer
 from streaming.kafka.producer import Delivery
 from streaming.settings import StreamSettings
 from tests import testimages
-from tests.gatewayparts import Parts, Word
+from tests.gatewayparts import Parts
 
 pytestmark = pytest.mark.kafka
 
@@ -346,13 +347,13 @@ def test_a_coding_of_the_body_is_refused(gate: Gate) -> None:
 
 def test_a_prediction_that_comes_in_time_is_told(gate: Gate) -> None:
     """It is there the moment that the image is safe: whoever began to wait only then would miss it."""
-    gate.parts.book.told = Word(prediction={"label": "NORMAL", "probabilities": {"NORMAL": 0.9}})
+    gate.parts.book.told = Answer(prediction={"label": "NORMAL", "probabilities": {"NORMAL": 0.9}})
     reply = gate.post(_PNG, path="/images?wait=20")
     assert reply.status == 201
     assert reply.json["state"] == "predicted"
     assert reply.json["prediction"]["label"] == "NORMAL"
     assert reply.json["place"]
-    gate.parts.book.told = Word(reason="png_corrupt")
+    gate.parts.book.told = Answer(reason="png_corrupt")
     reply = gate.post(_PNG, path="/images?wait=20")
     assert (reply.status, reply.json["state"], reply.json["reason"]) == (201, "dead_lettered", "png_corrupt")
 
@@ -363,7 +364,7 @@ def test_one_that_does_not_is_asked_for(gate: Gate) -> None:
     asked = gate.ask("GET", reply.headers["location"])
     assert (asked.status, asked.json["event_id"]) == (200, reply.json["event_id"])
     assert asked.headers["cache-control"] == "no-store"
-    assert not any(gate.parts.book.waits.values())
+    assert not gate.parts.book.waited_for
 
 
 @pytest.mark.parametrize("wait", ["-1", "31", "soon", "nan", "inf", "1e9", ""])
@@ -381,11 +382,11 @@ def test_no_more_wait_than_may(settings: StreamSettings, tmp_path: Path) -> None
         assert gate.parts.book.began.wait(10)
         second = gate.post(_PNG + b"x", path="/images?wait=30")
         assert (second.status, second.json["state"]) == (202, "accepted")
-        (event_id,) = (one for one, waits in gate.parts.book.waits.items() if waits)
-        gate.parts.book.answer(event_id, Word(prediction={"label": "NORMAL"}))
+        (event_id,) = gate.parts.book.waited_for
+        gate.parts.book.waiters.answer(event_id, Answer(prediction={"label": "NORMAL"}))
         thread.join(10)
         assert first[0].status == 201
-        gate.parts.book.told = Word(prediction={"label": "NORMAL"})
+        gate.parts.book.told = Answer(prediction={"label": "NORMAL"})
         assert gate.post(_PNG, path="/images?wait=5").status == 201  # the place is free again
 
 
@@ -394,7 +395,7 @@ def test_who_waits_and_goes_gives_its_place_back(gate: Gate) -> None:
         head = f"POST /images?wait=30 HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(_PNG)}"
         raw.sendall(head.encode() + b"\r\n\r\n" + _PNG)
         assert gate.parts.book.began.wait(10)
-    until(lambda: not any(gate.parts.book.waits.values()))
+    until(lambda: not gate.parts.book.waited_for)
 
 
 def test_the_end_of_the_door_ends_waiting_and_answers(settings: StreamSettings, tmp_path: Path) -> None:
