@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from schemas.errors import DependencyError
 
-Extra = Literal["train", "int8", "tracking", "tensorflow"]
+Extra = Literal["train", "int8", "tracking", "gateway", "tensorflow"]
 
 PACKAGE = "xray-stream"
 
@@ -26,6 +26,7 @@ _MODULES: dict[Extra, tuple[str, ...]] = {
     ),
     "int8": ("nncf",),
     "tracking": ("mlflow", "sqlalchemy"),  # a part of MLflow comes without the second
+    "gateway": ("pynetdicom", "starlette", "uvicorn", "httptools", "python_multipart", "cryptography"),
     "tensorflow": ("tensorflow",),
 }
 

@@ -11,6 +11,7 @@ from xray.commands.audit import audit
 from xray.commands.broker import down, up
 from xray.commands.deadletters import deadletters_app
 from xray.commands.demo import demo
+from xray.commands.devices import devices
 from xray.commands.featurize import featurize
 from xray.commands.label import label
 from xray.commands.models import models_app
@@ -73,6 +74,7 @@ for command in (
     featurize,
     audit,
     phantom,
+    devices,
     settings,
 ):
     app.command()(command)
