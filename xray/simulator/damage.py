@@ -45,7 +45,8 @@ def draw_damage(rng: np.random.Generator, share: float, way: Way) -> Damage | No
 def spoil(payload: bytes, damage: Damage | None, number: int) -> bytes:
     """Damage the bytes themselves, where the fault is in those."""
     if damage is Damage.TRUNCATED:
-        return payload[: len(payload) // 2]
+        # Half of them end within a word, which PS3.8 forbids of a fragment: some peers end the association then.
+        return payload[: len(payload) // 4 * 2 + number % 2]
     if damage is Damage.GARBAGE:
         return np.random.default_rng(number).bytes(_GARBAGE_BYTES)
     return payload

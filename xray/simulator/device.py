@@ -20,6 +20,8 @@ from xray.simulator.storing import AbortedOnPurposeError
 _MAX_QUEUE = 300
 """Images that wait in a device: its disk is full then, and nobody is examined."""
 _MAX_DOUBLINGS = 4
+_SPOILED_TRIES = 3
+"""An object that is broken may never have an answer: those behind it do not wait for that."""
 
 
 class Sender(Protocol):
@@ -138,7 +140,8 @@ class Device:
                 answer = None
             now = time.monotonic()
             settled = answer is not None and answer.verdict is not Verdict.LATER
-            gives_up = not settled and now - began > work.give_up_s
+            in_vain = damage is not None and damage.spoils and number >= _SPOILED_TRIES
+            gives_up = not settled and (in_vain or now - began > work.give_up_s)
             work.account.note(Try(shot, number, done_wrong, answer, now - started, gives_up))
             if settled or gives_up:
                 self._queue.popleft()

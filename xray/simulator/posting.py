@@ -25,6 +25,8 @@ _PART_BYTES = 65_536
 _MAX_ANSWER_BYTES = 1_000_000
 _BOUNDARY = "xray-devices-boundary"
 _REFERENCED, _FAILED, _REASON, _INSTANCE = "00081199", "00081198", "00081197", "00081155"
+_EVENT_ID = "00091001"
+"""A private element of the gateway's, in the answer's item of an instance."""
 
 
 @dataclass(frozen=True)
@@ -194,9 +196,10 @@ def _read_stored(response: HTTPResponse, body: bytes, sop_uid: str) -> Answer:
         if _first(item, _INSTANCE) in {None, sop_uid} and isinstance(reason, int):
             told = read_status(reason)
             return replace(told, name=f"{response.status} {told.name}")
-    if answer.verdict is Verdict.TAKEN and not list(_items(found, _REFERENCED)):
+    stored = [item for item in _items(found, _REFERENCED) if _first(item, _INSTANCE) == sop_uid]
+    if answer.verdict is Verdict.TAKEN and not stored:
         return replace(answer, name=f"{response.status} without reference", verdict=Verdict.REFUSED)
-    return answer
+    return replace(answer, event_id=_first(stored[0], _EVENT_ID) if stored else None)
 
 
 def _items(found: Any, tag: str) -> Iterator[dict[str, Any]]:

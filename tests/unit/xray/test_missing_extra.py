@@ -16,6 +16,7 @@ from xray import __main__ as program
         (["demo"], "train"),
         (["retrain"], "train"),
         (["featurize", "/is/not/there", "--out", "/is/not/there"], "train"),
+        (["devices", "--images", "1"], "gateway"),
     ],
 )
 def test_the_line_to_run_comes_first(
