@@ -8,6 +8,8 @@ from sparkdl.image.limits import RENDERING_VERSION
 from streaming.account.archived import topics_by_table
 from streaming.archive.archivemetrics import ArchiveMetrics
 from streaming.archive.process import ArchiveProcess
+from streaming.gateway.gatewaymetrics import GatewayMetrics
+from streaming.gateway.offer import BURNED_IN
 from streaming.metrics import StreamMetrics
 from streaming.settings import KafkaSettings, StreamSettings
 from training.figures.bootstrap import Estimate
@@ -62,4 +64,13 @@ def render_archive_page() -> str:
         metrics.lag.labels(table, topic, "0").set(0)
         metrics.retention_left.labels(table).set(7 * 86_400)
     metrics.record_turn(ok=True)
+    return generate_latest(registry).decode()
+
+
+def render_gateway_page() -> str:
+    """Render the page of a gateway that has taken an object with a flag, and rejected an association."""
+    registry = CollectorRegistry()
+    metrics = GatewayMetrics(registry)
+    metrics.record_taken("/ward-3/dx-1", (BURNED_IN,))
+    metrics.rejected.labels("transient").inc()
     return generate_latest(registry).decode()

@@ -19,10 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import Reason
+from streaming.gateway.refusals import Cause
 from streaming.metrics import serve_metrics
 from streaming.run.jars import KAFKA_JARS
-from streaming.settings import ArchiveSettings, MetricsSettings, ScoreSettings, variable_names
-from tests.metricspage import render_archive_page, render_stream_page
+from streaming.settings import ArchiveSettings, GatewaySettings, MetricsSettings, ScoreSettings, variable_names
+from tests.metricspage import render_archive_page, render_gateway_page, render_stream_page
 from tests.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -71,7 +72,7 @@ def instructions(name: str) -> list[str]:
 def exposed_metrics() -> dict[str, set[str]]:
     """Names on the real pages, each with the labels it can have."""
     names: dict[str, set[str]] = {}
-    for page in (render_stream_page(), render_archive_page()):
+    for page in (render_stream_page(), render_archive_page(), render_gateway_page()):
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
                 names.setdefault(sample.name, set()).update(sample.labels)
@@ -134,7 +135,7 @@ def anchors() -> set[str]:
 
 
 def test_compose_has_the_whole_stream() -> None:
-    assert set(compose()["services"]) == {"kafka", "init", "stream", "archive", "prometheus", "grafana"}
+    assert set(compose()["services"]) == {"kafka", "init", "stream", "archive", "gateway", "prometheus", "grafana"}
 
 
 @pytest.mark.parametrize(("name", "service"), services())
@@ -224,7 +225,8 @@ def test_only_known_settings_are_set() -> None:
     in_compose = {name for service in compose()["services"].values() for name in service.get("environment", {})}
     in_image = set(re.findall(r"^ENV (\w+)=", dockerfile(), re.MULTILINE))
     ours = {name for name in in_compose | in_image if name.startswith("XRAY_")}
-    assert ours == {"XRAY_HOME", "XRAY_KAFKA__BOOTSTRAP_SERVERS", "XRAY_METRICS__HOST"}
+    gateway = {"XRAY_GATEWAY__HOST", "XRAY_GATEWAY__ANYONE", "XRAY_GATEWAY__SPOOL"}
+    assert ours == {"XRAY_HOME", "XRAY_KAFKA__BOOTSTRAP_SERVERS", "XRAY_METRICS__HOST", *gateway}
     assert ours <= set(variable_names())
 
 
@@ -250,11 +252,17 @@ def test_addresses_agree() -> None:
     assert f"{listeners['HOST']}:19092" in found["kafka"]["ports"]
     scraped = read_yaml(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
     exposed = instructions("EXPOSE")[-1].split()
-    for name, port in (("stream", MetricsSettings().port), ("archive", ArchiveSettings().metrics_port)):
+    gateway = GatewaySettings()
+    ports = {
+        "stream": [MetricsSettings().port],
+        "archive": [ArchiveSettings().metrics_port],
+        "gateway": [gateway.dicom_port, gateway.http_port, gateway.metrics_port],
+    }
+    for name, own in ports.items():
         assert found[name]["environment"]["XRAY_KAFKA__BOOTSTRAP_SERVERS"] == listeners["INTERNAL"]
-        assert found[name]["ports"] == [f"127.0.0.1:{port}:{port}"]
-        assert str(port) in exposed
-        assert {"job_name": f"xray-{name}", "static_configs": [{"targets": [f"{name}:{port}"]}]} in scraped
+        assert found[name]["ports"] == [f"127.0.0.1:{port}:{port}" for port in own]
+        assert set(map(str, own)) <= set(exposed)
+        assert {"job_name": f"xray-{name}", "static_configs": [{"targets": [f"{name}:{own[-1]}"]}]} in scraped
     source = read_yaml(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"][0]
     assert source["url"] == "http://prometheus:9090"
 
@@ -396,10 +404,16 @@ def test_alert_of_the_archives_lag_begins_at_a_full_write() -> None:
     assert f"> {ArchiveSettings().max_records_per_batch}\n" in rule["expr"]
 
 
+def test_alert_of_the_spool_begins_at_half_of_it() -> None:
+    found = [rule["expr"] for rule in alert_rules() if rule["alert"] == "XrayGatewaySpool"]
+    (least,) = (float(expression.partition("> ")[2]) for expression in found if "_bytes" in expression)
+    assert least == GatewaySettings().spool_max_bytes / 2
+
+
 def test_alerts_name_jobs_that_are_scraped() -> None:
     scraped = {job["job_name"] for job in read_yaml(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]}
     named = {job for expression in expressions() for job in re.findall(r'job="([^"]*)"', expression)}
-    assert named == {"xray-stream", "xray-archive"}
+    assert named == {"xray-stream", "xray-archive", "xray-gateway"}
     assert named <= scraped
 
 
@@ -479,6 +493,18 @@ def test_runbook_links_lead_somewhere() -> None:
 def test_runbook_explains_every_reason() -> None:
     named = set(re.findall(r"`([a-z_0-9]+)`", RUNBOOK.read_text(encoding="utf-8")))
     assert {reason.value for reason in Reason} <= named
+
+
+def test_runbook_explains_every_refusal_as_devices_see_it() -> None:
+    text = RUNBOOK.read_text(encoding="utf-8")
+    _, _, table = text.partition("### XrayGatewayRefusing")
+    rows = [line.split("|")[1:4] for line in table.partition("\n### ")[0].splitlines() if line.startswith("| `")]
+    told = {}
+    for names, answers, _ in rows:
+        statuses, codes = (re.findall(pattern, answers) for pattern in (r"\b[0-9A-C]\w{3}\b", r"\b[45]\d\d\b"))
+        for name, status in zip(re.findall(r"`(\w+)`", names), statuses, strict=True):
+            told[name] = (int(status, 16), int(codes[-1]))
+    assert told == {cause.label: (cause.value.status, cause.value.http) for cause in Cause}
 
 
 def test_runbook_names_real_settings() -> None:

@@ -28,7 +28,7 @@ from schemas.modelcard import ModelCard, Remark
 from sparkdl.network.catalog import NETWORKS
 from streaming.kafka.topics import receipt_topics, wanted_topics
 from streaming.settings import ArchiveSettings, KafkaSettings, StreamSettings, variable_names
-from tests.metricspage import render_archive_page, render_stream_page
+from tests.metricspage import render_archive_page, render_gateway_page, render_stream_page
 from tests.paths import ROOT
 from tests.testimages import png
 from training.data import positive
@@ -162,7 +162,11 @@ def test_examples_are_valid(name: str) -> None:
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
-SERIES = {"Series of the stream": render_stream_page, "Series of the archive": render_archive_page}
+SERIES = {
+    "Series of the stream": render_stream_page,
+    "Series of the archive": render_archive_page,
+    "Series of the gateway": render_gateway_page,
+}
 
 
 def exposed_series(page: str) -> dict[str, tuple[str, frozenset[str]]]:
