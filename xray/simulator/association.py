@@ -163,7 +163,7 @@ class Association:
             self._send_slowly(list(parts), between)
         return self._status()
 
-    def send_encoded(self, message: bytes) -> int:
+    def send_encoded(self, message: bytes | bytearray) -> int:
         """Send what `encode_store` made before, and wait for its status."""
         self._send(message)
         return self._status()
@@ -198,7 +198,7 @@ class Association:
             between(place / len(parts))
             self._send(part)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes | bytearray) -> None:
         try:
             self._socket.sendall(data)
         except OSError as exc:
