@@ -21,8 +21,8 @@ from streaming.gateway.gatewaymetrics import GatewayMetrics
 from streaming.gateway.intake import Intake, Keeping
 from streaming.gateway.offer import Outgoing
 from streaming.gateway.publisher import Publisher
-from streaming.gateway.receipt import Receipt
-from streaming.gateway.waiters import Answer, Waiter, Waiters
+from streaming.gateway.receipts.receipt import Receipt
+from streaming.gateway.receipts.waiters import Answer, Waiter, Waiters
 from streaming.settings import StreamSettings
 
 

@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, TopicPartition
 from schemas.errors import BrokerError, ModelLoadError
 from schemas.modelcard import read_card
 from schemas.registry import champion_folder
-from streaming.gateway.spool import read_spool
+from streaming.gateway.keeping.spool import read_spool
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.topics import label_topics, receipt_topics, wanted_topics
 from streaming.settings import StreamSettings

@@ -4,8 +4,8 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from streaming.gateway.keeping.spool import Spool, SpoolState
 from streaming.gateway.refusals import Cause
-from streaming.gateway.spool import Spool, SpoolState
 
 ANSWER_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 DOORS = ("dicom", "http")

@@ -12,25 +12,22 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from schemas import envelope
 from schemas.errors import CorruptImageError, RecordError
+from streaming.devices.crosswalk import Crosswalk
+from streaming.devices.deidentify import Deidentified
 from streaming.devices.publish import image_message
 from streaming.gateway.devicelist import Device
 from streaming.gateway.gatewaymetrics import PUBLISHED, SPOOLED, GatewayMetrics
+from streaming.gateway.keeping.originals import Originals
+from streaming.gateway.keeping.spool import Spool
 from streaming.gateway.memory import Memory
 from streaming.gateway.offer import OTHER_BYTES, Offer, Outgoing, Taken
 from streaming.gateway.publisher import Publisher
+from streaming.gateway.receipts.receiptbook import ReceiptBook
 from streaming.gateway.refusals import Cause, Refusal
 from streaming.settings import StreamSettings
-
-if TYPE_CHECKING:
-    from streaming.devices.crosswalk import Crosswalk
-    from streaming.devices.deidentify import Deidentified
-    from streaming.gateway.originals import Originals
-    from streaming.gateway.receiptbook import ReceiptBook
-    from streaming.gateway.spool import Spool
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +53,9 @@ class Keeping:
         Where their ids stay beside the pseudonyms.
     """
 
-    spool: "Spool | None" = None
-    originals: "Originals | None" = None
-    crosswalk: "Crosswalk | None" = None
+    spool: Spool | None = None
+    originals: Originals | None = None
+    crosswalk: Crosswalk | None = None
 
 
 class Intake:
@@ -86,10 +83,10 @@ class Intake:
         self,
         settings: StreamSettings,
         *,
-        deidentify: "Callable[..., Deidentified]",
+        deidentify: Callable[..., Deidentified],
         name: Callable[[str], str],
         publisher: Publisher,
-        book: "ReceiptBook",
+        book: ReceiptBook,
         metrics: GatewayMetrics,
         keeping: Keeping,
     ) -> None:
@@ -178,30 +175,34 @@ class Intake:
             raise Refusal(Cause.BROKER_AWAY)
         with ExitStack() as stack:
             stack.enter_context(self._memory.reserve(size, self._gateway.answer_s * _BUSY_SHARE))
-            outgoing = self._prepare(receive())
+            outgoing, sha256 = self._prepare(receive())
             on_named(outgoing.event_id)
-            return self._hand_over(outgoing, spool)
+            taken = self._hand_over(outgoing, spool)
+            self._book.note_accepted(outgoing, taken.place, sha256=sha256)
+            return taken
 
-    def _prepare(self, offer: Offer) -> Outgoing:
+    def _prepare(self, offer: Offer) -> tuple[Outgoing, str]:
+        """Make the record of an object, and the SHA-256 of its value."""
         found = self._read(offer)
         sha256 = hashlib.sha256(found.payload).hexdigest()
         image_id = found.image_id or (sha256[:32] if offer.name is None else self._name(offer.name))
         flags = found.flags
         if self._book.other_bytes(offer.source, image_id, sha256):
             flags = (*flags, OTHER_BYTES)
-        if found.identity is not None and self._keeping.originals is not None:
-            identity = found.identity
-            self._keeping.originals.keep(identity.sop_class_uid, identity.sop_instance_uid, offer.payload)
+        if found.named is not None and self._keeping.originals is not None:
+            self._keeping.originals.keep(*found.named, offer.payload)
         if found.identity is not None and self._keeping.crosswalk is not None:
             self._note_crosswalk(self._keeping.crosswalk, found)
         value, headers = image_message(found.payload, image_id=image_id, source=offer.source)
+        # The library makes up a time, the present one, where none is given; it would count as that of the exposure.
+        headers = [(name, text) for name, text in headers if name != envelope.CE_TIME]
         headers.append(("traceparent", (offer.traceparent or _begin_trace()).encode()))
         if flags:
             headers.append((envelope.IMAGE_FLAGS, ",".join(flags).encode()))
         event_id = envelope.derive_image_event_id(offer.source, image_id, sha256)
-        return Outgoing(event_id, image_id.encode(), tuple(headers), value)
+        return Outgoing(event_id, image_id.encode(), tuple(headers), value), sha256
 
-    def _read(self, offer: Offer) -> "Deidentified":
+    def _read(self, offer: Offer) -> Deidentified:
         try:
             found = self._deidentify(offer.payload, origin=_ORIGIN)
         except CorruptImageError as exc:
@@ -210,35 +211,31 @@ class Intake:
             raise Refusal(Cause.UNSUPPORTED, exc.detail) from exc
         if offer.content_type is not None and offer.content_type != found.media_type:
             raise Refusal(Cause.UNSUPPORTED, f"the bytes are {found.media_type}, which is not what was announced")
-        if offer.announced is not None:
-            own = found.identity
-            if own is None or (own.sop_class_uid, own.sop_instance_uid) != offer.announced:
-                raise Refusal(Cause.WRONG_CLASS)
+        if offer.announced is not None and found.named != offer.announced:
+            raise Refusal(Cause.WRONG_CLASS)
         if len(found.payload) > self._max_bytes:
             raise Refusal(Cause.TOO_LARGE, f"{len(found.payload)} bytes, at most {self._max_bytes} are taken")
         return found
 
-    def _note_crosswalk(self, crosswalk: "Crosswalk", found: "Deidentified") -> None:
+    def _note_crosswalk(self, crosswalk: Crosswalk, found: Deidentified) -> None:
         assert found.identity is not None  # noqa: S101
         try:
             crosswalk.note(found.identity)
         except OSError as exc:
             raise Refusal(Cause.KEEP_FAILED, f"the crosswalk cannot be written: {exc.strerror}") from exc
 
-    def _hand_over(self, outgoing: Outgoing, spool: "Spool | None") -> Taken:
+    def _hand_over(self, outgoing: Outgoing, spool: Spool | None) -> Taken:
         taken = Taken(outgoing.event_id, None, outgoing.flags)
         # What comes while others wait in the spool goes behind them.
         if spool is None or (self._publisher.is_up and not spool.holds_anything):
             delivery = self._publisher.publish(outgoing)
             if delivery.error is None:
-                self._book.note_accepted(outgoing, delivery.place)
                 return replace(taken, place=delivery.place)
             if delivery.is_too_large:
                 raise Refusal(Cause.TOO_LARGE, f"Kafka refuses it: {delivery.error}")
             if spool is None:
                 raise Refusal(Cause.BROKER_AWAY, f"Kafka did not confirm it: {delivery.error}")
         spool.put(outgoing)
-        self._book.note_accepted(outgoing, None)
         return taken
 
 

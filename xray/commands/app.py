@@ -13,6 +13,7 @@ from xray.commands.deadletters import deadletters_app
 from xray.commands.demo import demo
 from xray.commands.devices import devices
 from xray.commands.featurize import featurize
+from xray.commands.gateway import gateway
 from xray.commands.label import label
 from xray.commands.models import models_app
 from xray.commands.phantom import phantom
@@ -67,6 +68,7 @@ for command in (
     publish,
     stream,
     archive,
+    gateway,
     watch,
     train,
     label,

@@ -12,8 +12,8 @@ import pytest
 from schemas.errors import DependencyError
 from schemas.registry import promote
 from sparkdl.image.limits import RENDERING_VERSION
+from streaming.gateway.keeping.spool import DAMAGED, Spool
 from streaming.gateway.offer import Outgoing
-from streaming.gateway.spool import DAMAGED, Spool
 from tests.savedmodels import add_model
 from xray import __main__ as program
 

@@ -14,7 +14,7 @@ from pydicom import dcmread
 from sparkdl.image.decode import sniff_media_type
 from sparkdl.image.dicomfile import read_dicom
 from streaming.gateway.devicelist import DeviceList
-from streaming.gateway.dicomdoor import DicomDoor
+from streaming.gateway.dicom.dicomdoor import DicomDoor
 from streaming.gateway.gatewaymetrics import GatewayMetrics
 from streaming.gateway.intake import Intake, Keeping
 from streaming.gateway.publisher import Publisher

@@ -21,7 +21,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel as PUSH
 from pynetdicom.sop_class import StorageCommitmentPushModelInstance as INSTANCE
 
 from benchmarks.ports import find_ports
-from streaming.gateway.commitment import (
+from streaming.gateway.dicom.commitment import (
     INVALID_ARGUMENT,
     MAX_OBJECTS,
     NO_SUCH_ACTION,
@@ -30,7 +30,7 @@ from streaming.gateway.commitment import (
     SUCCESS,
     Commitment,
 )
-from streaming.gateway.originals import Originals
+from streaming.gateway.keeping.originals import Originals
 
 CR, DX = str(ComputedRadiographyImageStorage), str(DigitalXRayImageStorageForPresentation)
 AET = "XRAY"
@@ -282,7 +282,7 @@ def test_disk_that_takes_no_transaction_is_told(door: Gateway, monkeypatch: pyte
 
 
 def test_no_more_than_so_many_wait(tmp_path: Path, peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.gateway.commitment._MAX_PENDING", 2)
+    monkeypatch.setattr("streaming.gateway.dicom.commitment._MAX_PENDING", 2)
     with gateway(tmp_path, peers, grace_s=3600) as door:
         objects = door.keep(1)
         assert [Device().ask(door.port, objects)[0] for _ in range(3)] == [SUCCESS, SUCCESS, RESOURCE_LIMITATION]

@@ -43,9 +43,9 @@ from pynetdicom.sop_class import Verification
 from benchmarks.ports import find_ports
 from schemas.errors import SettingsError
 from sparkdl.image.decode import decode_image
-from streaming.gateway.contexts import TRANSFER_SYNTAXES
 from streaming.gateway.devicelist import DeviceList
-from streaming.gateway.dicomdoor import DicomDoor
+from streaming.gateway.dicom.contexts import TRANSFER_SYNTAXES
+from streaming.gateway.dicom.dicomdoor import DicomDoor
 from streaming.gateway.gatewaymetrics import GatewayMetrics
 from streaming.gateway.intake import Keeping
 from streaming.gateway.publisher import Publisher

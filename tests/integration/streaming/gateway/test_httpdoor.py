@@ -26,12 +26,12 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from schemas import envelope
 from schemas.errors import SettingsError
-from streaming.gateway import reception, stowroutes
-from streaming.gateway.httpdoor import HttpDoor
-from streaming.gateway.httpserver import MAX_HEAD_BYTES
+from streaming.gateway.http import reception, stowroutes
+from streaming.gateway.http.httpdoor import HttpDoor
+from streaming.gateway.http.httpserver import MAX_HEAD_BYTES
 from streaming.gateway.offer import Outgoing, Taken
+from streaming.gateway.receipts.waiters import Answer
 from streaming.gateway.refusals import Cause, Refusal
-from streaming.gateway.waiters import Answer
 from streaming.kafka.producer import Delivery
 from streaming.settings import StreamSettings
 from tests import testimages

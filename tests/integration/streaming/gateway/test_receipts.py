@@ -24,10 +24,10 @@ from benchmarks.ports import find_ports
 from schemas.documents import load_schema
 from schemas.errors import BrokerError
 from streaming.gateway.offer import Outgoing
-from streaming.gateway.receipt import Receipt, State
-from streaming.gateway.receiptbook import ReceiptBook
-from streaming.gateway.receiptreader import ReceiptReader
-from streaming.gateway.receiptstore import ReceiptStore
+from streaming.gateway.receipts.receipt import Receipt, State
+from streaming.gateway.receipts.receiptbook import ReceiptBook
+from streaming.gateway.receipts.receiptreader import ReceiptReader
+from streaming.gateway.receipts.receiptstore import ReceiptStore
 from streaming.kafka.cluster import connect_admin, describe_cluster
 from streaming.kafka.reader import open_reader, read_spans
 from streaming.kafka.topics import create_topics, receipt_topics, wanted_topics
@@ -391,7 +391,7 @@ def _delete(kafka: KafkaSettings, *topics: str) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.gateway.receiptbook._TOPICS_S", 0.5)
+    monkeypatch.setattr("streaming.gateway.receipts.receiptbook._TOPICS_S", 0.5)
 
 
 @pytest.mark.usefixtures("quick")
@@ -462,7 +462,7 @@ def test_a_broker_that_is_away_is_told_once_and_delays_nobody(
         tries.append(None)
         return create_topics(*args)
 
-    monkeypatch.setattr("streaming.gateway.receiptbook.create_topics", create)
+    monkeypatch.setattr("streaming.gateway.receipts.receiptbook.create_topics", create)
     kafka, images = own.kafka, [outgoing() for _ in range(200)]
     caplog.set_level(logging.INFO, "streaming.gateway")
     with running(own) as book:
@@ -505,8 +505,8 @@ def test_without_a_broker_it_starts_answers_and_stops(place: StreamSettings) -> 
 
 _PROGRAM = """
 import os, signal, sys
-from streaming.gateway import receiptstore, receiptwriter
-from streaming.gateway.receiptbook import ReceiptBook
+from streaming.gateway.receipts import receiptstore, receiptwriter
+from streaming.gateway.receipts.receiptbook import ReceiptBook
 from streaming.settings import load_settings
 
 def die(*args, **options):

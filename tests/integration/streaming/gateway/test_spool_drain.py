@@ -14,9 +14,9 @@ from confluent_kafka import Consumer, TopicPartition
 
 from benchmarks.ports import find_ports
 from schemas.envelope import derive_image_event_id
+from streaming.gateway.keeping.spool import Spool, SpoolDrain, read_spool
 from streaming.gateway.offer import Outgoing
 from streaming.gateway.publisher import Publisher
-from streaming.gateway.spool import Spool, SpoolDrain, read_spool
 from streaming.kafka.topics import create_topics
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
 from xray.broker import LocalBroker

@@ -40,7 +40,7 @@ from streaming.archive.tables import describe_tables
 from streaming.deadletters.read import Selection, list_dead_letters, show_dead_letter
 from streaming.deadletters.redrive import plan_redrive, redrive
 from streaming.devices.publish import ImagePublisher, publish_files
-from streaming.gateway.receiptbook import ReceiptBook
+from streaming.gateway.receipts.receiptbook import ReceiptBook
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.producer import Delivery, RecordProducer
 from streaming.kafka.reader import open_reader, read_spans, scan_offsets

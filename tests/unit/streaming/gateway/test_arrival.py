@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from streaming.gateway.arrival import ENDLESS, Arrival, EndlessError
+from streaming.gateway.dicom.arrival import ENDLESS, Arrival, EndlessError
 
 ANNOUNCED = ("1.2", "1.2.3")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from streaming.gateway.bodies import IN_MEMORY_BYTES, Body
+from streaming.gateway.http.bodies import IN_MEMORY_BYTES, Body
 from streaming.gateway.refusals import Cause, Refusal
 
 
@@ -65,7 +65,9 @@ def test_a_disk_that_fails_is_a_reason_to_send_again(tmp_path: Path, executor: T
 
 
 def test_a_full_disk_is_a_reason_too(executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.gateway.bodies.tempfile.TemporaryFile", lambda **_: Path("/dev/full").open("wb", 0))
+    monkeypatch.setattr(
+        "streaming.gateway.http.bodies.tempfile.TemporaryFile", lambda **_: Path("/dev/full").open("wb", 0)
+    )
     body = Body(Path("/nowhere"), 10 * IN_MEMORY_BYTES, executor)
     with pytest.raises(Refusal, match="No space left"):
         fill(body, bytes(IN_MEMORY_BYTES + 1))

@@ -25,7 +25,7 @@ from pynetdicom import build_context
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
-from streaming.gateway.contexts import STORAGE_CLASSES, TRANSFER_SYNTAXES, choose_contexts
+from streaming.gateway.dicom.contexts import STORAGE_CLASSES, TRANSFER_SYNTAXES, choose_contexts
 from tests.paths import ROOT
 from tests.testimages import good_files
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from streaming.gateway import lobby as lobby_module
-from streaming.gateway.lobby import CROWDED, NOT_DICOM, SILENT, Lobby
+from streaming.gateway.dicom import lobby as lobby_module
+from streaming.gateway.dicom.lobby import CROWDED, NOT_DICOM, SILENT, Lobby
 from tests.dicomwire import ABORTED, Peer, associate_request, peer
 
 

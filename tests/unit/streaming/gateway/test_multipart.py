@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from streaming.gateway.multipart import (
+from streaming.gateway.http.multipart import (
     Event,
     MultipartError,
     PartBegin,

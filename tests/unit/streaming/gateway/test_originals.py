@@ -10,7 +10,7 @@ import pytest
 from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation
 
 from schemas.errors import SettingsError
-from streaming.gateway.originals import Found, Originals
+from streaming.gateway.keeping.originals import Found, Originals
 from streaming.gateway.refusals import Cause, Refusal
 from tests.unit.streaming.gateway.killing import kill_everywhere
 

@@ -12,8 +12,8 @@ import pytest
 
 from schemas import envelope
 from schemas.documents import load_schema
-from streaming.gateway.outcome import read_dead_letter, read_prediction
-from streaming.gateway.receipt import Receipt, Score, State, choose_last, read_receipt
+from streaming.gateway.receipts.outcome import read_dead_letter, read_prediction
+from streaming.gateway.receipts.receipt import Receipt, Score, State, choose_last, read_receipt
 from streaming.settings import KafkaSettings
 from tests.imageoutcomes import MODEL, Record, broken, outgoing, score
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from streaming.gateway.outcome import read_prediction
-from streaming.gateway.receipt import Receipt, State
-from streaming.gateway.receiptstore import ReceiptStore, Shown, StoreError
+from streaming.gateway.receipts.outcome import read_prediction
+from streaming.gateway.receipts.receipt import Receipt, State
+from streaming.gateway.receipts.receiptstore import ReceiptStore, Shown, StoreError
 from streaming.settings import KafkaSettings
 from tests.imageoutcomes import outgoing, score
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import SettingsError
+from streaming.gateway.keeping.spool import DAMAGED, REFUSED, Spool, SpoolDrain, read_spool
 from streaming.gateway.offer import Outgoing
 from streaming.gateway.refusals import Cause, Refusal
-from streaming.gateway.spool import DAMAGED, REFUSED, Spool, SpoolDrain, read_spool
 from streaming.kafka.producer import Delivery
 from streaming.settings import RetrySettings
 from tests.unit.streaming.gateway.killing import kill_everywhere
@@ -526,7 +526,7 @@ class TestDrain:
         assert len(files(tmp_path / "spool")) == 3
 
     def test_memory_is_bounded_by_bytes_as_well(self, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("streaming.gateway.spool._WINDOW_BYTES", 25_000)
+        monkeypatch.setattr("streaming.gateway.keeping.spool._WINDOW_BYTES", 25_000)
         for number, size in enumerate([9_000, 9_000, 9_000, 40_000, 9_000]):
             spool.put(record(number, size=size))
         windows = []

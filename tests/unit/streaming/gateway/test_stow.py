@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import ImplicitVRLittleEndian
 
-from streaming.gateway.objectnames import HEAD_BYTES, ObjectNames, is_uid, read_names
+from streaming.gateway.http.objectnames import HEAD_BYTES, ObjectNames, is_uid, read_names
+from streaming.gateway.http.stow import JSON_TYPE, XML_TYPE, StowAnswer, choose_type
 from streaming.gateway.refusals import Cause
-from streaming.gateway.stow import JSON_TYPE, XML_TYPE, StowAnswer, choose_type
 from tests import testimages
 
 _ONE, _TWO = ObjectNames("1.2.840.10008.5.1.4.1.1.1.1", "1.2.3"), ObjectNames("1.2.840.10008.5.1.4.1.1.1.1", "1.2.4")

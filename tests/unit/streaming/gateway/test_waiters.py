@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 
-from streaming.gateway.waiters import Answer, Waiters
+from streaming.gateway.receipts.waiters import Answer, Waiters
 
 _ANSWER = Answer(prediction={"label": "normal"})
 

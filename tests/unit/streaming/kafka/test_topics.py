@@ -7,7 +7,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.errors import BrokerError
-from streaming.gateway.receiptbook import KEPT
+from streaming.gateway.receipts.receiptbook import KEPT
 from streaming.kafka import topics as module
 from streaming.kafka.topicchecks import _Topic
 from streaming.kafka.topics import create_topics, label_topics, receipt_topics, wanted_topics

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any
 from xml.etree import ElementTree as ET  # only writes
 
-from streaming.gateway.objectnames import ObjectNames
+from streaming.gateway.http.objectnames import ObjectNames
 from streaming.gateway.refusals import Cause
 
 JSON_TYPE, XML_TYPE = "application/dicom+json", "application/dicom+xml"

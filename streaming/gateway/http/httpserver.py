@@ -19,8 +19,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from schemas.errors import SettingsError
-from streaming.gateway import problems
 from streaming.gateway.certificates import Certificates
+from streaming.gateway.http import problems
 
 MAX_HEAD_BYTES = 32 * 1024
 _MAX_CONNECTIONS = 4000

@@ -4,7 +4,7 @@ For research use only; see `docs/security.md` for who may reach it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -16,15 +16,15 @@ from starlette.routing import Route, Router
 from schemas import envelope
 from streaming.gateway.certificates import Certificates
 from streaming.gateway.devicelist import DeviceList
-from streaming.gateway.exchange import Border
 from streaming.gateway.gatewaymetrics import GatewayMetrics
-from streaming.gateway.httpserver import HttpServer
-from streaming.gateway.imageroutes import ImageRoutes
+from streaming.gateway.http.exchange import Border
+from streaming.gateway.http.httpserver import HttpServer
+from streaming.gateway.http.imageroutes import ImageRoutes
+from streaming.gateway.http.openapi import describe_door
+from streaming.gateway.http.reception import Reception
+from streaming.gateway.http.stowroutes import StowRoutes
 from streaming.gateway.intake import Intake
-from streaming.gateway.openapi import describe_door
-from streaming.gateway.receiptbook import ReceiptBook
-from streaming.gateway.reception import Reception
-from streaming.gateway.stowroutes import StowRoutes
+from streaming.gateway.receipts.receiptbook import ReceiptBook
 from streaming.settings import GatewaySettings
 
 _MARGIN_S = 2.0
@@ -120,21 +120,21 @@ async def _say_alive(_: Request) -> Response:
     return PlainTextResponse("alive\n")
 
 
-def _say_ready(intake: Intake) -> Callable[[Request], Response]:
+def _say_ready(intake: Intake) -> Callable[[Request], Awaitable[Response]]:
     async def say_ready(_: Request) -> Response:
         if intake.is_ready:
             return PlainTextResponse("ready\n")
         return PlainTextResponse("Kafka takes no images, and no spool does\n", 503)
 
-    return say_ready  # type: ignore[return-value]
+    return say_ready
 
 
-def _show_metrics(registry: CollectorRegistry) -> Callable[[Request], Response]:
+def _show_metrics(registry: CollectorRegistry) -> Callable[[Request], Awaitable[Response]]:
     async def show_metrics(request: Request) -> Response:
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"content-type": media_type})
 
-    return show_metrics  # type: ignore[return-value]
+    return show_metrics
 
 
 async def _describe(_: Request) -> Response:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from schemas import envelope
-from streaming.gateway.receipt import Receipt, choose_last, read_receipt
+from streaming.gateway.receipts.receipt import Receipt, choose_last, read_receipt
 
 log = logging.getLogger(__name__)
 

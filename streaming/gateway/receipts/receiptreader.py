@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from schemas.errors import BrokerError
-from streaming.gateway.outcome import Outcome, read_dead_letter, read_prediction
-from streaming.gateway.receipt import read_receipt
-from streaming.gateway.receiptstore import Partition, ReceiptStore, Shown, StoreError
+from streaming.gateway.receipts.outcome import Outcome, read_dead_letter, read_prediction
+from streaming.gateway.receipts.receipt import read_receipt
+from streaming.gateway.receipts.receiptstore import Partition, ReceiptStore, Shown, StoreError
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.reader import BOUNDED_FETCH, read_spans
 from streaming.kafka.topicids import read_topic_ids

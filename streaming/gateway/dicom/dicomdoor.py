@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
@@ -22,19 +22,20 @@ from pynetdicom.association import Association
 
 from schemas.errors import SettingsError
 from sparkdl.image.limits import DICOM
-from streaming.gateway.arrival import Arrival
-from streaming.gateway.associations import (
+from streaming.gateway.certificates import Certificates
+from streaming.gateway.devicelist import Device, DeviceList
+from streaming.gateway.dicom.arrival import Arrival
+from streaming.gateway.dicom.associations import (
     IMPLEMENTATION_UID,
     IMPLEMENTATION_VERSION,
     DoorAssociation,
     DoorMessages,
 )
-from streaming.gateway.certificates import Certificates
-from streaming.gateway.contexts import choose_contexts
-from streaming.gateway.devicelist import Device, DeviceList
+from streaming.gateway.dicom.commitment import Commitment
+from streaming.gateway.dicom.contexts import choose_contexts
+from streaming.gateway.dicom.lobby import CROWDED, REASONS, Lobby
 from streaming.gateway.gatewaymetrics import GatewayMetrics
 from streaming.gateway.intake import Intake
-from streaming.gateway.lobby import CROWDED, REASONS, Lobby
 from streaming.gateway.offer import Offer
 from streaming.gateway.refusals import MAX_COMMENT, Cause, Refusal
 from streaming.settings import GatewaySettings
@@ -59,14 +60,6 @@ _LOOK_S = 0.02
 # It logs titles, UIDs and elements of what it receives. What a device is told, and why, is in our own words.
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 _config.LOG_HANDLER_LEVEL = "none"
-
-
-class Commitment(Protocol):
-    """What answers requests for Storage Commitment."""
-
-    def act(self, event: evt.Event) -> tuple[int, Dataset | None]:
-        """Answer an N-ACTION: its status, and its action reply."""
-        ...
 
 
 class DicomDoor:
@@ -116,7 +109,7 @@ class DicomDoor:
             (evt.EVT_C_STORE, self._store),
         ]
         if commitment is not None:
-            self._handlers.append((evt.EVT_N_ACTION, commitment.act))
+            self._handlers.extend(commitment.handlers())
         for why in REJECTIONS:
             metrics.rejected.labels(why)
         metrics.connections.labels(DOOR).set_function(lambda: len(self._living(self._accepted)))

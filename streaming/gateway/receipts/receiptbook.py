@@ -13,12 +13,12 @@ from confluent_kafka import KafkaException
 
 from schemas.errors import BrokerError, XrayError
 from streaming.gateway.offer import Outgoing
-from streaming.gateway.outcome import Outcome
-from streaming.gateway.receipt import Receipt, format_time
-from streaming.gateway.receiptreader import Layout, ReceiptReader, read_layout
-from streaming.gateway.receiptstore import ReceiptStore, StoreError
-from streaming.gateway.receiptwriter import ReceiptWriter
-from streaming.gateway.waiters import Answer, Waiter, Waiters
+from streaming.gateway.receipts.outcome import Outcome
+from streaming.gateway.receipts.receipt import Receipt, format_time
+from streaming.gateway.receipts.receiptreader import Layout, ReceiptReader, read_layout
+from streaming.gateway.receipts.receiptstore import ReceiptStore, StoreError
+from streaming.gateway.receipts.receiptwriter import ReceiptWriter
+from streaming.gateway.receipts.waiters import Answer, Waiter, Waiters
 from streaming.kafka.topics import create_topics, receipt_topics
 from streaming.periodic import PeriodicTask, first_line
 from streaming.settings import StreamSettings

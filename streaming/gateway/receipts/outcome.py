@@ -11,7 +11,7 @@ from typing import Any
 from confluent_kafka import Message
 
 from schemas import envelope
-from streaming.gateway.receipt import Receipt, Score, State, format_time
+from streaming.gateway.receipts.receipt import Receipt, Score, State, format_time
 from streaming.kafka.places import header_text, read_headers, read_origin
 
 

@@ -10,15 +10,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from streaming.gateway.bodies import Body
 from streaming.gateway.devicelist import Device
-from streaming.gateway.multipart import read_media_type
+from streaming.gateway.http.bodies import Body
+from streaming.gateway.http.multipart import read_media_type
+from streaming.gateway.http.problems import ProblemError
+from streaming.gateway.http.reception import Reception, read_trace
 from streaming.gateway.offer import Offer, Taken
-from streaming.gateway.problems import ProblemError
-from streaming.gateway.receiptbook import ReceiptBook
-from streaming.gateway.reception import Reception, read_trace
+from streaming.gateway.receipts.receiptbook import ReceiptBook
+from streaming.gateway.receipts.waiters import Answer, Waiter
 from streaming.gateway.refusals import Cause, Refusal
-from streaming.gateway.waiters import Answer, Waiter
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "application/dicom")
 MAX_WAIT_S = 30.0

@@ -4,11 +4,11 @@ from importlib.metadata import version
 from typing import Any
 
 from schemas import envelope
-from streaming.gateway.imageroutes import MAX_KEY, MAX_WAIT_S, MEDIA_TYPES
+from streaming.gateway.http.imageroutes import MAX_KEY, MAX_WAIT_S, MEDIA_TYPES
+from streaming.gateway.http.problems import MEDIA_TYPE as PROBLEM_TYPE
+from streaming.gateway.http.stow import JSON_TYPE, XML_TYPE
 from streaming.gateway.offer import BURNED_IN, OTHER_BYTES
-from streaming.gateway.problems import MEDIA_TYPE as PROBLEM_TYPE
 from streaming.gateway.refusals import Cause
-from streaming.gateway.stow import JSON_TYPE, XML_TYPE
 
 Part = dict[str, Any]
 

@@ -10,15 +10,15 @@ from http import HTTPStatus
 from starlette.requests import Request
 from starlette.responses import Response
 
-from streaming.gateway.bodies import Body
 from streaming.gateway.devicelist import Device
-from streaming.gateway.multipart import MultipartError, PartBegin, PartData, PartReader, read_media_type
-from streaming.gateway.objectnames import HEAD_BYTES, ObjectNames, is_uid, read_names
+from streaming.gateway.http.bodies import Body
+from streaming.gateway.http.multipart import MultipartError, PartBegin, PartData, PartReader, read_media_type
+from streaming.gateway.http.objectnames import HEAD_BYTES, ObjectNames, is_uid, read_names
+from streaming.gateway.http.problems import ProblemError, retry_headers
+from streaming.gateway.http.reception import Reception, read_trace
+from streaming.gateway.http.stow import JSON_TYPE, XML_TYPE, StowAnswer, choose_type
 from streaming.gateway.offer import Offer
-from streaming.gateway.problems import ProblemError, retry_headers
-from streaming.gateway.reception import Reception, read_trace
 from streaming.gateway.refusals import Cause, Refusal
-from streaming.gateway.stow import JSON_TYPE, XML_TYPE, StowAnswer, choose_type
 
 MAX_PARTS = 1000
 _OBJECTS_IN_BODY = 100

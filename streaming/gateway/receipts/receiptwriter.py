@@ -4,8 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from streaming.gateway.receipt import Receipt, State
-from streaming.gateway.receiptstore import ReceiptStore, Shown
+from streaming.gateway.receipts.receipt import Receipt, State
+from streaming.gateway.receipts.receiptstore import ReceiptStore, Shown
 from streaming.kafka.producer import Delivery, RecordProducer
 from streaming.settings import KafkaSettings
 

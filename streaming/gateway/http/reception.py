@@ -11,12 +11,12 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from streaming.gateway.bodies import Body
 from streaming.gateway.devicelist import Device, DeviceList, UnknownTokenError
 from streaming.gateway.gatewaymetrics import GatewayMetrics
+from streaming.gateway.http.bodies import Body
+from streaming.gateway.http.problems import ProblemError, UnauthorizedError
 from streaming.gateway.intake import Intake
 from streaming.gateway.offer import Offer, Taken
-from streaming.gateway.problems import ProblemError, UnauthorizedError
 from streaming.gateway.refusals import Cause, Refusal
 from streaming.settings import GatewaySettings
 

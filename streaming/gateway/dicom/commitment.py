@@ -30,8 +30,8 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from sparkdl.image.dicomfile import PYDICOM_ERRORS
-from streaming.gateway.originals import Found, Originals
-from streaming.gateway.ownfolder import discard, make_folder, sync_folder
+from streaming.gateway.keeping.originals import Found, Originals
+from streaming.gateway.keeping.ownfolder import discard, make_folder, sync_folder
 
 log = logging.getLogger(__name__)
 

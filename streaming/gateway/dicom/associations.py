@@ -33,8 +33,8 @@ from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from sparkdl.image.dicomfile import PYDICOM_ERRORS
-from streaming.gateway.arrival import Arrival
-from streaming.gateway.contexts import STORAGE_CLASSES
+from streaming.gateway.dicom.arrival import Arrival
+from streaming.gateway.dicom.contexts import STORAGE_CLASSES
 
 log = logging.getLogger(__name__)
 

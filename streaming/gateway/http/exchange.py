@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
-from streaming.gateway.problems import ProblemError, tell_problem, tell_refusal
+from streaming.gateway.http.problems import ProblemError, tell_problem, tell_refusal
 from streaming.gateway.refusals import Cause, Refusal
 
 log = logging.getLogger(__name__)

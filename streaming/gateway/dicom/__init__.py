@@ -1,0 +1,1 @@
+"""The DICOM door: associations, objects that come in pieces, and what each device is answered."""

@@ -1,0 +1,1 @@
+"""The HTTP door: STOW-RS and plain images in, receipts out."""
