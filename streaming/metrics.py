@@ -30,6 +30,8 @@ BATCH_BUCKETS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 DEAD_LETTER_STAGE = "decode"
 
+_END_WITHIN_S = 0.05  # the page's end is waited for whenever a stream ends
+
 
 @dataclass
 class BatchTotals:
@@ -259,7 +261,7 @@ def serve_metrics(
     except OSError as exc:
         msg = f"{setting}: cannot listen on {host}:{port}: {exc.strerror}; choose another"
         raise SettingsError(msg) from exc
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(_END_WITHIN_S,), name="metrics", daemon=True)
     thread.start()
 
     def stop() -> None:
