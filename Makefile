@@ -44,7 +44,7 @@ test-long: $(DEV) ## The rest: the whole kill matrix, long days, benchmarks at t
 	@$(PYTEST) -m long
 
 check: lint ## Lint, types, import contracts and unit tests, in under two minutes
-	@$(BIN)/pytest -q -n 2 -m "not long" tests/unit
+	@$(BIN)/pytest -q -n 2 -m "not slow and not long" tests/unit
 
 lint: $(DEV)
 	@$(BIN)/ruff format --check --quiet .

@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,7 @@ def drawn_in_alpha_png() -> bytes:
     return png(np.stack([np.zeros_like(gray_pixels()), gray_pixels()], axis=-1))
 
 
+@cache
 def png_bomb(side: int = 20_000) -> bytes:
     """Claim side x side gray pixels in a few hundred kB or less: all are zero."""
     packer = zlib.compressobj(9)

@@ -1,5 +1,6 @@
 """The benchmarks start, and say what they take."""
 
+import json
 import subprocess
 import sys
 from functools import partial
@@ -8,16 +9,41 @@ import pytest
 
 from benchmarks import decoding
 from benchmarks.featurize import Result, summarize
+from tests.paths import ROOT
 
 _NAMES = ["decoding", "featurize", "fuzz", "latency", "peers", "precision", "starting", "throughput"]
 
 
-@pytest.mark.parametrize("name", _NAMES)
-def test_help_names_the_options(name: str) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+_ASK_ALL = """
+import contextlib, io, json, runpy, sys
+
+told = {}
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+        except SystemExit as exc:
+            told[name] = exc.code, said.getvalue()
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, tuple[int, str]]:
+    """What each benchmark says to --help, and its exit code; all in one process, for they import much the same."""
+    command = [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-c", _ASK_ALL, *_NAMES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--json" in done.stdout
+    found: dict[str, tuple[int, str]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_help_names_the_options(name: str, told: dict[str, tuple[int, str]]) -> None:
+    code, text = told[name]
+    assert code == 0
+    assert "--json" in text
 
 
 def test_ratios_are_taken_within_a_round() -> None:

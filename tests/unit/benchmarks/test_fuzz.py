@@ -229,6 +229,7 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600, check=False)
 
 
+@pytest.mark.slow
 def test_a_few_seconds_of_it(tmp_path):
     done = run("--seconds", "2", "--no-bombs", "--seed", "1", "--json", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-4000:]

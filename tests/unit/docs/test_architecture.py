@@ -24,6 +24,7 @@ _PATH = re.compile(rf"(?:[\w.\-]+/)+(?:[\w.\-]+\.(?:{_SUFFIXES}))?")
 _FOLDER = re.compile(r"[\w\-]+(?:/[\w\-]+)+")
 _BLOCK = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_]\w*")
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 _NOT_OURS = {"preprocess_input", "timeout_s"}  # Keras's, and an example of a name
 _TOPS = {path.name for path in ROOT.iterdir() if path.is_dir()}
 
@@ -33,7 +34,15 @@ def names_defined(path: Path) -> frozenset[str]:
     """Functions, classes, methods, constants and imports of a file, or of all files of a folder."""
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files if file.suffix == ".py"]
-    return frozenset(name for tree in trees for node in ast.walk(tree) for name in _defined_by(node))
+    return frozenset(name for tree in trees for node in _statements(tree) for name in _defined_by(node))
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All statements below a node: expressions are most of a tree, and define nothing."""
+    for block in _BLOCKS:
+        for statement in getattr(node, block, ()):
+            yield statement
+            yield from _statements(statement)
 
 
 def _defined_by(node: ast.AST) -> Iterator[str]:

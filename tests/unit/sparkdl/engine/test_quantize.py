@@ -115,6 +115,7 @@ def test_features_stay_close_to_those_in_fp32() -> None:
     assert found.max() < 1, "it must not be the same network"
 
 
+@pytest.mark.slow
 @needs_nncf
 @needs_keras
 @pytest.mark.train
@@ -177,6 +178,7 @@ INFER = """
 """
 
 
+@pytest.mark.slow
 @needs_nncf
 @needs_keras
 @pytest.mark.train

@@ -46,6 +46,11 @@ REFERENCE_GAIN = {"ResNet50": 0.5, "VGG16": 1.2, "VGG19": 1.2}
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
+def small_only(*names: str) -> list[Any]:
+    """Networks as cases; only EfficientNetLite0, the smallest, is quick to build."""
+    return [name if name == "EfficientNetLite0" else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @cache
 def built(name: str, weights: str = "random", pooling: str = "avg") -> Network:
     return build_network(name, weights=weights, pooling=pooling)
@@ -147,6 +152,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         build_network("ResNet50", weights="random")
 
 
+@pytest.mark.slow
 @pytest.mark.train
 def test_keras_on_another_backend_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = built("EfficientNetLite0")
@@ -183,7 +189,13 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.train
 @pytest.mark.parametrize(
     ("suffix", "include_top"),
-    [(".keras", False), (".keras", True), (".weights.h5", True), (".h5", False), (".h5", True)],
+    [
+        (".keras", True),
+        *[
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in ((".keras", False), (".weights.h5", True), (".h5", False), (".h5", True))
+        ],
+    ],
 )
 def test_every_keras_format_gives_the_same_network(tmp_path: Path, suffix: str, include_top: bool) -> None:
     keras = backends.import_keras()
@@ -249,6 +261,7 @@ print(build_network("EfficientNetLite0").sha256)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.train
 def test_another_process_builds_the_same_bytes_in_silence() -> None:
     done = subprocess.run([sys.executable, "-c", BUILD], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -270,7 +283,7 @@ def test_building_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", small_only(*NETWORKS))
 def test_every_network_gives_its_features(name: str) -> None:
     network = built(name)
     spec = NETWORKS[name]
@@ -326,7 +339,7 @@ def reference_model(keras: Any, name: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", small_only(*NETWORKS))
 def test_features_are_what_keras_computes(name: str, keras_fp32: Any, tmp_path: Path) -> None:
     image = image_of(NETWORKS[name].input_size)
     model, preprocess = reference_model(keras_fp32, name)

@@ -206,6 +206,7 @@ track_run(f"sqlite:///{home}/mlflow.db", "xray", card, None, None, home / "model
 """
 
 
+@pytest.mark.slow
 @needs_mlflow
 def test_a_new_store_is_made_without_a_word_and_leaves_nothing_elsewhere(tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
