@@ -4,6 +4,9 @@ The whole stream runs, ARCHIVE and canary included. Measured at idle (single ima
 of the throughput that this process reached before, and for the first image after three quiet minutes; beside them the
 baseline, one image through decoding and network in a bare process.
 
+``--one-image N`` measures something else instead: N images, each in a micro-batch of its own, with the parts of its
+time from the query's own progress.
+
 Run it: ``python -m benchmarks.latency`` (``--help``). Nothing else should run on the machine.
 """
 
@@ -23,7 +26,8 @@ import numpy as np
 import typer
 from pyspark.sql import SparkSession
 
-from benchmarks.stage import open_stage
+from benchmarks.oneimage import OneImage, listening, measure_one_image, show_one_image
+from benchmarks.stage import Stage, open_stage
 from benchmarks.throughput import WEIGHTS
 from schemas.envelope import CE_ID, CE_SOURCE
 from sparkdl.engine.openvino import OpenVinoEngine
@@ -38,6 +42,8 @@ from streaming.settings import KafkaSettings, StreamSettings
 from xray.console import err, new_table, step
 
 _READY_TIMEOUT_S = 180
+_WARM_UP_IMAGES = 30
+"""Before those that count: a stream runs for weeks, not for its first seconds."""
 
 
 @dataclass
@@ -57,11 +63,15 @@ def main(
     burst: Annotated[int, typer.Option(min=10, help="Images of the burst that measures the throughput.")] = 400,
     quiet_s: Annotated[float, typer.Option(min=0, help="Length of the quiet time.")] = 185,
     quiet_rounds: Annotated[int, typer.Option(min=0, help="How often to wait for it.")] = 2,
+    one_image: Annotated[int, typer.Option(min=0, help="Only this: so many single images, and the parts of each.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Measure the latency of each situation in one run of the stream."""
     with open_stage() as stage:
         model, _, folder = stage.train(network, WEIGHTS.get(network, "random"), "fp32")
+        if one_image:
+            report_one_image(measure_alone(stage, folder, one_image), as_json=json_)
+            return
         bare = measure_bare(featurizer_of(model).network, stage.images)
         settings = stage.fresh_settings()
         with streaming(stage.spark, settings, folder):
@@ -83,6 +93,25 @@ def main(
         document = {"throughput_img_s": throughput, "latency_seconds": [asdict(result) for result in results]}
         sys.stdout.write(json.dumps(document) + "\n")
     show(results)
+
+
+def measure_alone(stage: Stage, model: Path, count: int) -> OneImage:
+    """Let the whole stream score single images, a second apart."""
+    settings = stage.fresh_settings()
+    with (
+        streaming(stage.spark, settings, model),
+        listening(stage.spark, settings.kafka.images_topic) as batches,
+        step(f"{_WARM_UP_IMAGES + count} single images"),
+    ):
+        probe = Probe(settings, stage.images)
+        return measure_one_image(lambda images: probe.load(1.0, images), batches, count, _WARM_UP_IMAGES)
+
+
+def report_one_image(found: OneImage, *, as_json: bool) -> None:
+    """Print what single images took."""
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(found)) + "\n")
+    show_one_image(found)
 
 
 Watch = Callable[[KafkaSettings], Iterator[str | None]]

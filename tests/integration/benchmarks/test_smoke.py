@@ -62,6 +62,19 @@ def test_latency(jars: Path) -> None:
 
 @pytest.mark.kafka
 @pytest.mark.delta
+def test_latency_of_one_image(jars: Path) -> None:
+    found = run(jars, "latency", "--one-image", "4", "--json")
+    assert found["images"] == 4
+    assert 1 <= found["batches"] <= 4
+    whole, parts = found["parts_ms"].pop("triggerExecution"), found["parts_ms"]
+    assert parts.keys() == {"queryPlanning", "addBatch", "walCommit", "commitOffsets"}
+    assert all(0 <= part["median"] <= part["p95"] <= whole["p95"] for part in parts.values()), found
+    assert parts["addBatch"]["median"] > 0
+    assert 0 < found["latency_seconds"]["p50"] <= found["latency_seconds"]["p95"]
+
+
+@pytest.mark.kafka
+@pytest.mark.delta
 def test_peers(jars: Path) -> None:
     small = ("--images", "40", "--rounds", "1", "--seconds", "1", "--tutorial-images", "4")
     found = run(jars, "peers", *small, "--json")
