@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -55,6 +55,20 @@ _AUTHENTICATION = {
     "spark.network.crypto.cipher": "AES/GCM/NoPadding",
     "spark.network.crypto.saslFallback": "false",
 }
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What a session is started with; `start_session` says what each of them means."""
+
+    app_name: str
+    log_folder: Path
+    master: str
+    driver_memory: str
+    jars: Sequence[Path]
+    java_options: Sequence[str]
+    conf: Mapping[str, str] = field(repr=False)  # a cluster's secret may be among them
+    verbose: bool
 
 
 def start_session(  # noqa: PLR0913  each is a thing of its own, and named in every call
@@ -109,7 +123,26 @@ def start_session(  # noqa: PLR0913  each is a thing of its own, and named in ev
     JobError
         Spark did not start; the message has the line of its own that says why, and where the others are.
     """
-    plan = _plan(app_name, log_folder, master, driver_memory, jars, java_options, conf or {}, verbose=verbose)
+    options = SessionOptions(app_name, log_folder, master, driver_memory, jars, java_options, conf or {}, verbose)
+    return start_with(options, jvm)
+
+
+def start_with(options: SessionOptions, jvm: Jvm | None = None) -> SparkSession:
+    """Start Spark, or return the session that runs already, as `start_session` does with the same options.
+
+    Parameters
+    ----------
+    options : SessionOptions
+        Of the session.
+    jvm : Jvm, optional
+        Of `launch_jvm`, with the same options.
+
+    Returns
+    -------
+    SparkSession
+        See `start_session`, also for what is raised.
+    """
+    plan = _plan(options)
     before = jvm.printed_before if jvm is not None else plan.count_printed()
     try:
         with _console_to(plan.console), _same_interrupt_handler(), _own_address(plan.master):
@@ -124,23 +157,13 @@ def start_session(  # noqa: PLR0913  each is a thing of its own, and named in ev
         raise JobError(msg) from exc
 
 
-def launch_jvm(
-    *,
-    app_name: str,
-    log_folder: Path,
-    master: str = "local[*]",
-    driver_memory: str = "2g",
-    jars: Sequence[Path] = (),
-    java_options: Sequence[str] = (),
-    conf: Mapping[str, str] | None = None,
-    verbose: bool = False,
-) -> Jvm | None:
-    """Launch the JVM of a session that `start_session` will start with the same arguments, and return at once.
+def launch_jvm(options: SessionOptions) -> Jvm | None:
+    """Launch the JVM of a session that `start_with` will start with the same options, and return at once.
 
     Parameters
     ----------
-    app_name, log_folder, master, driver_memory, jars, java_options, conf, verbose
-        See `start_session`.
+    options : SessionOptions
+        Of the session.
 
     Returns
     -------
@@ -152,7 +175,7 @@ def launch_jvm(
     DependencyError, SettingsError
         See `start_session`.
     """
-    plan = _plan(app_name, log_folder, master, driver_memory, jars, java_options, conf or {}, verbose=verbose)
+    plan = _plan(options)
     if SparkContext._gateway is not None:
         return None
     with _own_address(plan.master):
@@ -175,34 +198,24 @@ class _Plan:
         return self.console.stat().st_size if self.console is not None and self.console.is_file() else 0
 
 
-def _plan(
-    app_name: str,
-    log_folder: Path,
-    master: str,
-    driver_memory: str,
-    jars: Sequence[Path],
-    java_options: Sequence[str],
-    conf: Mapping[str, str],
-    *,
-    verbose: bool,
-) -> _Plan:
-    master = conf.get("spark.master", master)
-    protection = {**protect(master), **conf}
+def _plan(options: SessionOptions) -> _Plan:
+    master = options.conf.get("spark.master", options.master)
+    protection = {**protect(master), **options.conf}
     _check_secret(master, protection)
     find_java()
-    log_folder.mkdir(parents=True, exist_ok=True)
+    options.log_folder.mkdir(parents=True, exist_ok=True)
     # Workers must run this very interpreter, whatever "python3" means on the search path.
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     settings = {
         "spark.master": master,
-        "spark.app.name": app_name,
-        "spark.driver.memory": driver_memory,
+        "spark.app.name": options.app_name,
+        "spark.driver.memory": options.driver_memory,
         **_BASE_CONF,
-        **_jvm_conf(log_folder, java_options, verbose=verbose),
-        **_jar_conf(master, jars),
+        **_jvm_conf(options),
+        **_jar_conf(master, options.jars),
         **protection,
     }
-    return _Plan(settings, None if verbose else log_folder / "spark-console.log")
+    return _Plan(settings, None if options.verbose else options.log_folder / "spark-console.log")
 
 
 def find_session() -> SparkSession:
@@ -328,11 +341,11 @@ def _find_cause(text: str) -> str:
     return found[1].strip() if found else next((line for line in text.splitlines() if line.strip()), "it said nothing")
 
 
-def _jvm_conf(log_folder: Path, java_options: Sequence[str], *, verbose: bool) -> dict[str, str]:
+def _jvm_conf(options: SessionOptions) -> dict[str, str]:
     config = files("sparkdl.spark") / "log4j2.properties"
-    level = "INFO" if verbose else "WARN"
-    logging = f'-Dlog4j2.configurationFile="{config}" -Dxray.log.dir="{log_folder}" -Dxray.log.level={level}'
-    return {"spark.driver.extraJavaOptions": " ".join([logging, *java_options])}
+    level = "INFO" if options.verbose else "WARN"
+    logging = f'-Dlog4j2.configurationFile="{config}" -Dxray.log.dir="{options.log_folder}" -Dxray.log.level={level}'
+    return {"spark.driver.extraJavaOptions": " ".join([logging, *options.java_options])}
 
 
 def _jar_conf(master: str, jars: Sequence[Path]) -> dict[str, str]:

@@ -1,13 +1,12 @@
 """The stream's Spark session, and its JVM ahead of it: that takes a while, in which Kafka can be checked."""
 
 from contextlib import suppress
-from typing import Any
 
 from pyspark.sql import SparkSession
 
 from schemas.errors import DependencyError
 from sparkdl.spark.jvm import Jvm
-from sparkdl.spark.session import is_one_process, launch_jvm, start_session
+from sparkdl.spark.session import SessionOptions, is_one_process, launch_jvm, start_with
 from streaming.folders import make_scratch
 from streaming.run.jars import SPARK_JARS, resolve_jars
 from streaming.run.sharedclasses import SharedClasses
@@ -31,7 +30,7 @@ def open_session(settings: StreamSettings, *, verbose: bool = False, jvm: Jvm | 
     SparkSession
         See `sparkdl.spark.session.start_session`, also for what is raised.
     """
-    return start_session(**_arguments(settings, verbose=verbose), jvm=jvm)
+    return start_with(_options(settings, verbose=verbose), jvm)
 
 
 def launch_ahead(settings: StreamSettings, *, verbose: bool = False) -> Jvm | None:
@@ -44,7 +43,7 @@ def launch_ahead(settings: StreamSettings, *, verbose: bool = False) -> Jvm | No
     if not fetched or not is_one_process(settings.spark.master):
         return None
     with suppress(DependencyError, OSError):
-        return launch_jvm(**_arguments(settings, verbose=verbose))
+        return launch_jvm(_options(settings, verbose=verbose))
     return None
 
 
@@ -61,26 +60,26 @@ def find_shared_classes(settings: StreamSettings) -> SharedClasses | None:
     return SharedClasses(settings.jars_folder, resolve_jars(SPARK_JARS, settings.jars_folder))
 
 
-def _arguments(settings: StreamSettings, *, verbose: bool) -> dict[str, Any]:
+def _options(settings: StreamSettings, *, verbose: bool) -> SessionOptions:
     shared = find_shared_classes(settings)
-    return {
-        "app_name": "xray-stream",
-        "log_folder": settings.logs_folder,
-        "master": settings.spark.master,
-        "driver_memory": settings.spark.driver_memory,
-        "jars": resolve_jars(SPARK_JARS, settings.jars_folder),
-        "java_options": [
+    return SessionOptions(
+        app_name="xray-stream",
+        log_folder=settings.logs_folder,
+        master=settings.spark.master,
+        driver_memory=settings.spark.driver_memory,
+        jars=resolve_jars(SPARK_JARS, settings.jars_folder),
+        java_options=[
             *_java_options(settings.spark.driver_memory),
             *([] if shared is None else shared.java_options()),
         ],
-        "conf": {
+        conf={
             **settings.spark.to_conf(),
             # Beyond the end of a process that is killed, nothing of it stays in /tmp for everybody to read.
             "spark.local.dir": str(make_scratch(settings.scratch_folder)),
             **_CONF,
         },
-        "verbose": verbose,
-    }
+        verbose=verbose,
+    )
 
 
 _CONF = {

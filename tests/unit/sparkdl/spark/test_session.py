@@ -10,7 +10,7 @@ from pyspark.errors import PySparkRuntimeError
 
 from schemas.errors import JobError, SettingsError
 from sparkdl.spark import session
-from sparkdl.spark.session import SECRET_PROPERTY, protect, start_session
+from sparkdl.spark.session import SECRET_PROPERTY, SessionOptions, protect, start_session
 from streaming.run import session as stream_session
 from streaming.settings import load_settings
 from training.data.dataset import Dataset
@@ -122,6 +122,13 @@ def test_only_one_process_finds_jars_by_the_class_path(
         assert found["spark.jars"] == "/a.jar,/b.jar"
 
 
+@pytest.mark.parametrize("master", CLUSTERS)
+def test_options_that_are_shown_show_no_secret(tmp_path: Path, master: str) -> None:
+    options = SessionOptions("x", tmp_path, master, "1g", (), (), {SECRET_PROPERTY: SECRET}, False)
+    assert SECRET not in f"{options} {options!r}"
+    assert master in repr(options)
+
+
 class _StartedError(Exception):
     """Raised in place of starting Spark."""
 
@@ -136,8 +143,9 @@ def test_every_command_hands_over_the_secret(monkeypatch: pytest.MonkeyPatch, tm
         found.update(options["conf"])
         raise _StartedError
 
-    module = {"stream": stream_session, "train": train, "featurize": featurize}[command]
-    monkeypatch.setattr(module, "start_session", start)
+    monkeypatch.setattr(stream_session, "start_with", lambda options, _: start(conf=options.conf))
+    for module in (train, featurize):
+        monkeypatch.setattr(module, "start_session", start)
     monkeypatch.setattr(stream_session, "resolve_jars", lambda *_: [])
     monkeypatch.setattr(train, "read_dataset", lambda *_, **__: Dataset((), ("normal", "ill"), True))
     monkeypatch.setattr(train, "train_model", lambda spark, *_, **__: spark())
