@@ -130,7 +130,7 @@ class _Run:
         command = command_line("stream", "--json")
         if (tree / "benchmarks" / "startlog.py").is_file():  # another tree may tell less
             command[2:3] = ["benchmarks.startlog", str(self._log)]
-        environ = _environ(settings) | {"PYTHONPATH": str(tree)}
+        environ = environ_of(settings) | {"PYTHONPATH": str(tree)}
         self.started = time.time()
         stderr = settings.home / "stream.stderr"
         stderr = settings.home / "stream.stderr"
@@ -199,7 +199,8 @@ class _Predictions:
         self._consumer.close()
 
 
-def _environ(settings: StreamSettings) -> dict[str, str]:
+def environ_of(settings: StreamSettings) -> dict[str, str]:
+    """Give the environment in which the installed command has these settings' broker, topics and folders."""
     topics = {f"XRAY_KAFKA__{name.upper()}_TOPIC": getattr(settings.kafka, f"{name}_topic") for name in _KAFKA}
     return (
         clean_environ()

@@ -1,1 +1,1 @@
-"""What sets a checkout up."""
+"""What sets a checkout up, and what makes a file of it anew."""

@@ -148,5 +148,5 @@ class SharedClasses:
 
 
 def _read_classes() -> bytes:
-    """Give the names of the classes, one a line, as ``-XX:DumpLoadedClassList`` wrote them."""
+    """Give the names of the classes, one a line: ``python -m tools.classlist`` writes them down."""
     return gzip.decompress((files("streaming.run") / _CLASSES).read_bytes())
