@@ -16,7 +16,6 @@ from pyspark.sql import SparkSession
 from schemas.errors import DataLossError, JobError, SettingsError
 from schemas.modelcard import ModelCard
 from schemas.registry import champion_folder
-from sparkdl.spark.jvm import Jvm
 from streaming.account.auditor import Auditor
 from streaming.account.losses import Loss, check_losses, find_losses
 from streaming.account.repetition import check_not_scored
@@ -29,7 +28,7 @@ from streaming.kafka.topics import create_topics
 from streaming.metrics import StreamMetrics, serve_metrics
 from streaming.run.models import ChampionWatch, ServedModel, check_card, load_model, warn_of_rendering
 from streaming.run.scoresupervisor import ScoreSupervisor
-from streaming.run.session import find_shared_classes, open_session
+from streaming.run.session import SessionStart, plan_start
 from streaming.run.sharedclasses import SharedClasses
 from streaming.run.sparkinternals import check_internals
 from streaming.run.warmup import WarmUp
@@ -74,7 +73,7 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
     on_ready: Callable[[StreamState], None] = lambda state: None,
     registry: CollectorRegistry | None = None,
     verbose: bool = False,
-    jvm: Jvm | None = None,
+    ahead: SessionStart | None = None,
 ) -> None:
     """Run the stream until it is told to end.
 
@@ -103,8 +102,8 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
         What the metrics page shows; series that the caller has put there are shown as well.
     verbose : bool
         Leave Spark's own words on the terminal.
-    jvm : Jvm, optional
-        Of `streaming.run.session.launch_ahead`, for the session that is started here; the caller ends it.
+    ahead : SessionStart, optional
+        Of `streaming.run.session.launch_ahead`, for the session that is started here; the caller ends its JVM.
 
     Raises
     ------
@@ -128,9 +127,10 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
         classes = None
         if spark is None:
             empty_scratch(settings.scratch_folder)
-            spark = open_session(settings, verbose=verbose, jvm=jvm)
+            start = ahead or plan_start(settings, verbose=verbose)
+            spark = start.open()
             stack.callback(spark.stop)
-            classes = find_shared_classes(settings)
+            classes = start.classes
         log.info("the session is up")
         check_internals(spark)
         served = ServedModel(folder, card, load_model(folder))
@@ -162,7 +162,8 @@ def run_stream(  # noqa: PLR0913  each is a thing of its own, and named in every
                 run_archive(settings, available_now=True, accept_loss=accept_loss, ended=ended)
         else:
             beside = ArchiveProcess(settings, metrics, accept_loss=accept_loss) if archive else None
-            _run_until_ended(score_query, beside, settings, metrics, ended, lambda: on_ready(state), classes)
+            parts = _Parts(score_query, beside, classes)
+            _run_until_ended(parts, settings, metrics, ended, lambda: on_ready(state))
 
 
 def _check_kafka(settings: StreamSettings, *, accept_loss: bool, from_beginning: bool) -> list[Loss]:
@@ -218,20 +219,27 @@ def _run_to_end(query: ScoreSupervisor, ended: threading.Event) -> None:
             return
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What runs until the stream is told to end: SCORE; ARCHIVE, and Java's classes made ready, where they shall."""
+
+    score: ScoreSupervisor
+    archive: ArchiveProcess | None
+    classes: SharedClasses | None
+
+
 def _run_until_ended(
-    score_query: ScoreSupervisor,
-    archive: ArchiveProcess | None,
+    parts: _Parts,
     settings: StreamSettings,
     metrics: StreamMetrics,
     ended: threading.Event,
     on_ready: Callable[[], None],
-    classes: SharedClasses | None,
 ) -> None:
     with ExitStack() as stack:  # ended in the order against this one: no new canary, then SCORE, then ARCHIVE
-        if archive:
-            stack.callback(archive.stop)
-        stack.push(_stop_at_exit(score_query.stop))
-        score_query.start()
+        if parts.archive:
+            stack.callback(parts.archive.stop)
+        stack.push(_stop_at_exit(parts.score.stop))
+        parts.score.start()
         log.info("the query is started")
         watch = TopicWatch(settings)
         stack.callback(watch.stop)
@@ -244,22 +252,22 @@ def _run_until_ended(
         archive_at = time.monotonic() + _ARCHIVE_TIMEOUT_S
         while not (readiness.check() or time.monotonic() > archive_at):
             watch.check()
-            score_query.check()
+            parts.score.check()
             if ended.wait(_POLL_S):
                 return
-        if archive:
-            archive.start()
+        if parts.archive:
+            parts.archive.start()
         auditor = Auditor(settings, metrics)
         stack.callback(auditor.stop)
         auditor.start()
-        if classes is not None:
-            stack.callback(classes.stop)
-            classes.start_making()
+        if parts.classes is not None:
+            stack.callback(parts.classes.stop)
+            parts.classes.start_making()
         while not ended.wait(_POLL_S):
             watch.check()
-            score_query.check()
-            if archive:
-                archive.check()
+            parts.score.check()
+            if parts.archive:
+                parts.archive.check()
             readiness.check()
 
 

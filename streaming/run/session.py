@@ -1,6 +1,7 @@
 """The stream's Spark session, and its JVM ahead of it: that takes a while, in which Kafka can be checked."""
 
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from pyspark.sql import SparkSession
 
@@ -13,7 +14,35 @@ from streaming.run.sharedclasses import SharedClasses
 from streaming.settings import StreamSettings
 
 
-def open_session(settings: StreamSettings, *, verbose: bool = False, jvm: Jvm | None = None) -> SparkSession:
+@dataclass(frozen=True)
+class SessionStart:
+    """How the stream's session is started, known before it is.
+
+    Parameters
+    ----------
+    options : SessionOptions
+        Of the session.
+    classes : SharedClasses or None
+        See `find_shared_classes`.
+    jvm : Jvm or None
+        Where it runs up already.
+    """
+
+    options: SessionOptions
+    classes: SharedClasses | None
+    jvm: Jvm | None = None
+
+    def open(self) -> SparkSession:
+        """Start Spark with the Kafka connector; see `sparkdl.spark.session.start_session`, also for what is raised."""
+        return start_with(self.options, self.jvm)
+
+    def end_jvm(self) -> None:
+        """End the JVM, where there is one and no session was opened."""
+        if self.jvm is not None:
+            self.jvm.end()
+
+
+def open_session(settings: StreamSettings, *, verbose: bool = False) -> SparkSession:
     """Start Spark with the Kafka connector.
 
     Parameters
@@ -22,28 +51,27 @@ def open_session(settings: StreamSettings, *, verbose: bool = False, jvm: Jvm | 
         All settings.
     verbose : bool
         Leave Spark's own words on the terminal.
-    jvm : Jvm, optional
-        Of `launch_ahead`, with the same arguments.
 
     Returns
     -------
     SparkSession
         See `sparkdl.spark.session.start_session`, also for what is raised.
     """
-    return start_with(_options(settings, verbose=verbose), jvm)
+    return plan_start(settings, verbose=verbose).open()
 
 
-def launch_ahead(settings: StreamSettings, *, verbose: bool = False) -> Jvm | None:
-    """Launch the JVM of `open_session`, and return at once; None where it is not the time for that.
+def launch_ahead(settings: StreamSettings, *, verbose: bool = False) -> SessionStart | None:
+    """Launch the JVM of a session, and return at once; None where it is not the time for that.
 
-    That is where something about it is missing or wrong: `open_session` says so, after what is checked before it. The
-    JVM does nothing until the session is opened. Whoever opens none ends it, with `Jvm.end`.
+    That is where something about it is missing or wrong: `plan_start` says so, after what is checked before it. The
+    JVM does nothing until the session is opened. Whoever opens none ends it, with `SessionStart.end_jvm`.
     """
     fetched = (settings.jars_folder / SPARK_JARS.name).is_dir()
     if not fetched or not is_one_process(settings.spark.master):
         return None
     with suppress(DependencyError, OSError):
-        return launch_jvm(_options(settings, verbose=verbose))
+        start = plan_start(settings, verbose=verbose)
+        return replace(start, jvm=launch_jvm(start.options))
     return None
 
 
@@ -60,9 +88,16 @@ def find_shared_classes(settings: StreamSettings) -> SharedClasses | None:
     return SharedClasses(settings.jars_folder, resolve_jars(SPARK_JARS, settings.jars_folder))
 
 
-def _options(settings: StreamSettings, *, verbose: bool) -> SessionOptions:
+def plan_start(settings: StreamSettings, *, verbose: bool = False) -> SessionStart:
+    """Find what the stream's session is started with.
+
+    Raises
+    ------
+    DependencyError
+        Java or the jars cannot be found.
+    """
     shared = find_shared_classes(settings)
-    return SessionOptions(
+    options = SessionOptions(
         app_name="xray-stream",
         log_folder=settings.logs_folder,
         master=settings.spark.master,
@@ -80,6 +115,7 @@ def _options(settings: StreamSettings, *, verbose: bool) -> SessionOptions:
         },
         verbose=verbose,
     )
+    return SessionStart(options, shared)
 
 
 _CONF = {

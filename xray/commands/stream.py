@@ -46,9 +46,9 @@ def stream(
 
     settings = load_settings()
     with ExitStack() as stack:
-        jvm = launch_ahead(settings, verbose=verbose)
-        if jvm is not None:
-            stack.callback(jvm.end)
+        ahead = launch_ahead(settings, verbose=verbose)
+        if ahead is not None:
+            stack.callback(ahead.end_jvm)
         from prometheus_client import CollectorRegistry
 
         from streaming.run.service import StreamState, run_stream
@@ -87,7 +87,7 @@ def stream(
             on_ready=on_ready,
             registry=registry,
             verbose=verbose,
-            jvm=jvm,
+            ahead=ahead,
         )
     if json_:
         print_json({"event": "ended"})
