@@ -498,10 +498,9 @@ def test_a_jpeg_that_cannot_be_followed_is_refused(
 
 @pytest.mark.parametrize("name", ["explicit.dcm", "jpeg_baseline.dcm", "bare_implicit.dcm"])
 def test_examined_dicom_is_as_it_was(name: str) -> None:
-    payload = testimages.good_files()[name]
-    assert examine(payload, origin="x") == Deidentified(
-        payload, "application/dicom", "1.2.826.0.1.3680043.8.498.1", (), None
-    )
+    payload, uid = testimages.good_files()[name], "1.2.826.0.1.3680043.8.498.1"
+    named = (str(testimages.dicom_dataset().SOPClassUID), uid)
+    assert examine(payload, origin="x") == Deidentified(payload, "application/dicom", uid, (), None, named)
 
 
 @pytest.mark.parametrize("uid", ["Doe^Jane", "1.2.3 4", ""])
