@@ -56,7 +56,7 @@ _WINDOW = 16
 """Records on their way at once: one by one, the broker's time for an answer would bound the rate to 100 a second."""
 _WINDOW_BYTES = 64 * 1024 * 1024
 """Of these records, unless a single one is larger."""
-_LOOK_S = 0.5
+_LOOK_S = 0.1
 _FOREVER = RetrySettings(first_wait_s=0.5, max_wait_s=5.0, give_up_s=float("inf"))
 """A record is tried for as long as Kafka is away, and a try itself takes the client's time for it."""
 

@@ -151,6 +151,7 @@ def test_many_threads_keep_at_once(tmp_path: Path) -> None:
     assert {originals.look_up(CR, uid) for uid, _ in objects} == {Found.WHOLE}
 
 
+@pytest.mark.slow
 def test_killed_anywhere_what_was_kept_is_whole(tmp_path: Path) -> None:
     def work(number: int, tell) -> None:
         originals = Originals(tmp_path / str(number))

@@ -539,6 +539,7 @@ class TestDrain:
         assert windows == [[9_000, 9_000], [9_000], [40_000], [9_000]]
 
 
+@pytest.mark.slow
 class TestKills:
     """A process is killed before each call that changes the disk."""
 
