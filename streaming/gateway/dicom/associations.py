@@ -45,8 +45,8 @@ IMPLEMENTATION_VERSION = "XRAY_GATEWAY_1"
 _LOOK_MS = 100
 """How long at most a thread waits to be woken: timers are looked at in between."""
 _MAX_COMMAND_BYTES = 64 * 1024
-_MAX_OTHER_BYTES = 1024 * 1024
-"""Data set of a message that is no C-STORE: references of a storage commitment."""
+_MAX_OTHER_BYTES = 8 * 1024 * 1024
+"""Data set of a message that is no C-STORE: a request for Storage Commitment, which has a lower limit of its own."""
 _MOST_WAITING = 4
 """Messages of one association that wait to be answered. No device may send a second one before it has the answer to the
 first, unless that was agreed, which it never is."""

@@ -16,7 +16,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 from pynetdicom.presentation import PresentationContext, build_context
-from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
+from pynetdicom.sop_class import Verification
 
 from sparkdl.image.codecs import SYNTAXES
 from sparkdl.image.dicomfile import NATIVE_SYNTAXES
@@ -32,7 +32,9 @@ TRANSFER_SYNTAXES: Final = (*NATIVE_SYNTAXES, *map(UID, sorted(SYNTAXES)), RLELo
 """All that decoding reads; the uncompressed ones come first."""
 
 
-def choose_contexts(proposed: Iterable[PresentationContext], *, commitment: bool = False) -> list[PresentationContext]:
+def choose_contexts(
+    proposed: Iterable[PresentationContext], *, others: Iterable[PresentationContext] = ()
+) -> list[PresentationContext]:
     """Give the contexts that are accepted of those which a device proposes; the rest is refused one by one.
 
     Where one context has several transfer syntaxes, an uncompressed one is chosen, of these the first that the device
@@ -42,15 +44,14 @@ def choose_contexts(proposed: Iterable[PresentationContext], *, commitment: bool
     ----------
     proposed : iterable of PresentationContext
         Of the A-ASSOCIATE-RQ.
-    commitment : bool
-        Whether Storage Commitment is accepted too.
+    others : iterable of PresentationContext
+        What is accepted too: Storage Commitment, where it is offered.
     """
     wanted: dict[UID | None, list[UID]] = {}
     for context in proposed:
         wanted.setdefault(context.abstract_syntax, []).extend(context.transfer_syntax)
-    others = (Verification, StorageCommitmentPushModel) if commitment else (Verification,)
     stored = [build_context(one, _order(wanted.get(one, []), TRANSFER_SYNTAXES)) for one in STORAGE_CLASSES]
-    return stored + [build_context(one, _order(wanted.get(one, []), NATIVE_SYNTAXES)) for one in others]
+    return [*stored, build_context(Verification, list(NATIVE_SYNTAXES)), *others]
 
 
 def _order(wanted: list[UID], known: tuple[UID, ...]) -> list[UID]:

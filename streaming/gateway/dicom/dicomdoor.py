@@ -223,7 +223,8 @@ class DicomDoor:
             return
         log.info("an association of %s, from %s", device.source, address)
         association.acceptor.supported_contexts = choose_contexts(
-            request.presentation_context_definition_list, commitment=self._commitment is not None
+            request.presentation_context_definition_list,
+            others=() if self._commitment is None else self._commitment.contexts(),
         )
 
     def _has_room_for(self, association: Association) -> bool:

@@ -14,6 +14,7 @@ from pydicom import dcmread
 from sparkdl.image.decode import sniff_media_type
 from sparkdl.image.dicomfile import read_dicom
 from streaming.gateway.devicelist import DeviceList
+from streaming.gateway.dicom.commitment import Commitment
 from streaming.gateway.dicom.dicomdoor import DicomDoor
 from streaming.gateway.gatewaymetrics import GatewayMetrics
 from streaming.gateway.intake import Intake, Keeping
@@ -25,13 +26,9 @@ def examine(payload: bytes, *, origin: str) -> Any:
     """Double of de-identification: leaves an object as it is, and reads whose it is."""
     read_dicom(payload, origin=origin)
     dataset = dcmread(io.BytesIO(payload), stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
-    identity = SimpleNamespace(sop_class_uid=str(dataset.SOPClassUID), sop_instance_uid=str(dataset.SOPInstanceUID))
+    named = (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
     return SimpleNamespace(
-        payload=payload,
-        media_type=sniff_media_type(payload),
-        image_id=identity.sop_instance_uid,
-        flags=(),
-        identity=identity,
+        payload=payload, media_type=sniff_media_type(payload), image_id=named[1], flags=(), named=named, identity=None
     )
 
 
@@ -44,7 +41,7 @@ class BookDouble:
     def other_bytes(self, source: str, image_id: str, sha256: str) -> bool:
         return False
 
-    def note_accepted(self, outgoing: Any, place: str | None) -> None:
+    def note_accepted(self, outgoing: Any, place: str | None, *, sha256: str) -> None:
         self.accepted.append(outgoing)
 
 
@@ -76,6 +73,7 @@ def run_door(
     deidentify: Any = examine,
     keeping: Keeping | None = None,
     publisher: Any = None,
+    commitment: Commitment | None = None,
     **changes: Any,
 ) -> Iterator[RunningDoor]:
     """Run a DICOM door in this process, on a free port; ``changes`` are settings of the gateway."""
@@ -93,7 +91,7 @@ def run_door(
         metrics=metrics,
         keeping=keeping or Keeping(),
     )
-    door = DicomDoor(gateway, intake, DeviceList(gateway), metrics, folder=folder)
+    door = DicomDoor(gateway, intake, DeviceList(gateway), metrics, folder=folder, commitment=commitment)
     try:
         yield RunningDoor(door.start(), door, metrics, book, folder)
     finally:

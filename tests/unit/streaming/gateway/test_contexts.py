@@ -30,14 +30,14 @@ from tests.paths import ROOT
 from tests.testimages import good_files
 
 
-def negotiate(*proposed: tuple[str, list[str]], commitment: bool = False) -> list[tuple[int, str]]:
+def negotiate(*proposed: tuple[str, list[str]], others: tuple[PresentationContext, ...] = ()) -> list[tuple[int, str]]:
     """Give result and transfer syntax of each context, in order."""
     contexts: list[PresentationContext] = []
     for number, (abstract, syntaxes) in enumerate(proposed):
         context = build_context(abstract, list(syntaxes))
         context.context_id = 2 * number + 1
         contexts.append(context)
-    results, _ = negotiate_as_acceptor(contexts, choose_contexts(contexts, commitment=commitment))
+    results, _ = negotiate_as_acceptor(contexts, choose_contexts(contexts, others=others))
     return [(one.result, one.transfer_syntax[0]) for one in results]
 
 
@@ -117,7 +117,10 @@ def test_a_context_for_each_syntax_is_accepted_with_its_own() -> None:
 def test_verification_and_commitment() -> None:
     proposed = [(Verification, [ImplicitVRLittleEndian]), (StorageCommitmentPushModel, [ExplicitVRLittleEndian])]
     assert [result for result, _ in negotiate(*proposed)] == [ACCEPTED, NO_CLASS]
-    assert [result for result, _ in negotiate(*proposed, commitment=True)] == [ACCEPTED, ACCEPTED]
+    assert [result for result, _ in negotiate(*proposed, others=(build_context(StorageCommitmentPushModel),))] == [
+        ACCEPTED,
+        ACCEPTED,
+    ]
 
 
 def test_nothing_proposed_is_no_error() -> None:

@@ -132,6 +132,7 @@ def test_an_association_that_cannot_begin_ends_its_connection_alone(error: Excep
             handed[0].close()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_requests_never_end_the_thread() -> None:
     chance = random.Random(15)
     request = associate_request()
