@@ -44,6 +44,8 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from benchmarks.ports import find_ports
 from schemas.errors import SettingsError
 from sparkdl.image.decode import decode_image
+from streaming.devices.deidentify import Deidentifier
+from streaming.devices.pseudonyms import Pseudonyms
 from streaming.gateway.devicelist import DeviceList
 from streaming.gateway.dicom.commitment import Commitment
 from streaming.gateway.dicom.contexts import TRANSFER_SYNTAXES
@@ -212,6 +214,22 @@ def test_pynetdicom_sends_each_class_in_each_syntax(door: RunningDoor, settings:
     assert_same_images(read_topic(settings.kafka, settings.kafka.images_topic), files)
     for count, sop_class in enumerate((ComputedRadiographyImageStorage, SecondaryCaptureImageStorage)):
         assert send(door.port, number(dicom(SOPClassUID=sop_class), 50 + count)).Status == 0
+
+
+def test_each_syntax_comes_through_de_identification(settings: StreamSettings, tmp_path: Path) -> None:
+    deidentifier = Deidentifier(Pseudonyms(tmp_path / "key"), dates="cut", limits=settings.score.to_limits())
+    files = syntax_files()
+    with run_door(settings, folder=tmp_path / "in", deidentify=deidentifier.deidentify) as door:
+        for name, payload in files.items():
+            assert send(door.port, payload).Status == 0, name
+        status = store_damaged(door.port, sop_instance="1.2.3.4")
+        assert status == Cause.WRONG_CLASS.value.status
+    records = read_topic(settings.kafka, settings.kafka.images_topic)
+    assert len(records) == len(files)
+    for secret in (PATIENT_NAME, PATIENT_ID, "1.2.826.0.1.3680043.8.498."):
+        assert not any(secret.encode() in bytes(part) for one in records for part in (one.value or b"", one.key or b""))
+    sent = sorted(pixels_of(one).tobytes() for one in files.values())
+    assert sorted(pixels_of(one.value or b"").tobytes() for one in records) == sent
 
 
 def test_high_throughput_jpeg_2000_is_taken_as_it_is(door: RunningDoor, settings: StreamSettings) -> None:
