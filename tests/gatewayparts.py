@@ -35,6 +35,7 @@ class PlainObject:
     image_id: str | None
     flags: tuple[str, ...] = ()
     identity: None = None
+    named: tuple[str, str] | None = None
 
 
 def plain_objects(payload: bytes, *, origin: str) -> PlainObject:
@@ -44,8 +45,9 @@ def plain_objects(payload: bytes, *, origin: str) -> PlainObject:
         raise UnsupportedImageError(Reason.UNSUPPORTED_FORMAT, origin, "no PNG, JPEG or DICOM")
     if media_type != "application/dicom":
         return PlainObject(payload, media_type, None)
-    uid = str(read_dicom(payload, origin=origin).dataset.SOPInstanceUID)
-    return PlainObject(payload, media_type, hashlib.sha256(uid.encode()).hexdigest()[:32])
+    found = read_dicom(payload, origin=origin).dataset
+    named = (str(found.SOPClassUID), str(found.SOPInstanceUID))
+    return PlainObject(payload, media_type, hashlib.sha256(named[1].encode()).hexdigest()[:32], named=named)
 
 
 class Book:
