@@ -3,7 +3,8 @@
 Four measurements, the same objects and the same senders for both receivers, which take turns in each round:
 
 (a) several senders of 10 MB DICOM objects: megabytes a second of the gateway, which answers once Kafka has them
-    (acks=all), and of storescp, which writes files; their ratio; the gateway's memory and processor time;
+    (acks=all), and of storescp, which writes files; their ratio; the gateway's memory and processor time; beside them a
+    bare producer with as many records on their way, which is what Kafka itself takes;
 (b) PNG of 50 kB over kept HTTP connections, the gateway on one core: requests a second, and their latency;
 (c) one sender of 1 MB objects, one behind the other: latency of each;
 (d) (a) once more with a sampler in the gateway: which of its code the processor time goes to.
@@ -25,7 +26,7 @@ import typer
 
 from benchmarks.gateway.objects import draw_dataset, draw_png
 from benchmarks.gateway.receivers import STORESCP, open_broker, run_gateway, run_storescp, watching
-from benchmarks.gateway.senders import Burst, send_dicom, send_http
+from benchmarks.gateway.senders import Burst, send_dicom, send_http, send_kafka
 from streaming.settings import StreamSettings
 from xray.console import err, new_table, out, print_json, step
 from xray.tabular import print_table
@@ -51,6 +52,7 @@ class Found:
 
     gateway: list[Burst] = field(default_factory=list)
     storescp: list[Burst] = field(default_factory=list)
+    kafka: list[Burst] = field(default_factory=list)
     gateway_alone: list[Burst] = field(default_factory=list)
     storescp_alone: list[Burst] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
@@ -135,13 +137,22 @@ def _take_turns(settings: StreamSettings, folder: Path, load: Load, small: Load,
             for file in folder.iterdir():
                 file.unlink()
 
+        def measure_kafka(turn: int) -> None:
+            records = load.senders * load.objects
+            burst = send_kafka(settings.kafka, load.dataset, window=load.senders, records=records)
+            if turn:
+                found.kafka.append(burst)
+
         for turn in range(rounds + 1):
             with step(f"round {turn} of {rounds}" if turn else "warming up"):
-                order = (measure_gateway, measure_storescp)
+                order = (measure_gateway, measure_kafka, measure_storescp)
                 for measure in order if turn % 2 else reversed(order):
                     measure(turn)
             if turn:
-                err.print(f"  gateway {found.gateway[-1].mb_s:.0f} MB/s, storescp {found.storescp[-1].mb_s:.0f} MB/s")
+                err.print(
+                    f"  gateway {found.gateway[-1].mb_s:.0f}, storescp {found.storescp[-1].mb_s:.0f}, "
+                    f"Kafka alone {found.kafka[-1].mb_s:.0f} MB/s"
+                )
     return found
 
 
@@ -179,6 +190,7 @@ def _describe_load(found: Found) -> dict[str, Any]:
     return {
         "gateway_mb_s": round(median(burst.mb_s for burst in found.gateway), 1),
         "storescp_mb_s": round(median(burst.mb_s for burst in found.storescp), 1),
+        "kafka_mb_s": round(median(burst.mb_s for burst in found.kafka), 1),
         "ratio": round(median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
         "later": sum(burst.later for burst in found.gateway),
@@ -201,7 +213,8 @@ def _show(figures: dict[str, Any]) -> None:
         table.add_row(name, str(figures[f"{name}_mb_s"]), *map(str, figures["single_latency_s"][name].values()))
     print_table(table)
     out.print(
-        f"Ratio {figures['ratio']} ({figures['ratios']}); {figures['later']} objects were told to come again. "
+        f"Ratio {figures['ratio']} ({figures['ratios']}); a bare producer: {figures['kafka_mb_s']} MB/s. "
+        f"{figures['later']} objects were told to come again. "
         f"Gateway: {figures['gateway_peak_pss_mb']} MB at most, {figures['gateway_cpu_s_per_object']} CPU s an object; "
         f"an object takes {figures['object_s']} s, of which {figures['answer_s']} s behind its last byte.",
         soft_wrap=True,

@@ -40,7 +40,7 @@ def draw_png(size: int) -> bytes:
 
 def name_object(sender: int, number: int) -> str:
     """Give a SOP Instance UID as long as the longest."""
-    return f"2.25.{3:03d}{sender:06d}{number:030d}"
+    return f"2.25.3{sender:08d}{number:030d}"
 
 
 @dataclass

@@ -28,6 +28,7 @@ from xray.console import step
 STORESCP = "storescp"
 _PDU_BYTES = 131_072
 """The largest that dcmtk takes, and what the gateway takes by default."""
+_OWN = "XRAY_GATEWAY__"
 _READY_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 60.0
 _SAMPLE_S = 0.1
@@ -133,7 +134,7 @@ def run_storescp(folder: Path) -> Iterator[Receiver]:
 def run_gateway(
     settings: StreamSettings, *, core: int | None = None, profile: Path | None = None
 ) -> Iterator[Receiver]:
-    """Run ``xray gateway`` on free ports, with all its defaults but those.
+    """Run ``xray gateway`` on free ports, with all else as it is by default, or as ``XRAY_GATEWAY__...`` says.
 
     Parameters
     ----------
@@ -147,7 +148,8 @@ def run_gateway(
     own = [str(profile or "none"), "all" if core is None else str(core)]
     command = [sys.executable, "-m", "benchmarks.gateway.profiler", *own]
     options = ["gateway", "--dicom-port", "0", "--http-port", "0", "--json"]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("XRAY_")} | {
+    kept = {name: value for name, value in os.environ.items() if name.startswith(_OWN) or not name.startswith("XRAY_")}
+    environ = kept | {
         "XRAY_HOME": str(settings.home),
         "XRAY_JARS": str(settings.jars_folder),
         "XRAY_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,

@@ -1,4 +1,4 @@
-"""Who sends: processes with a DICOM association each, and kept HTTP connections; what they send is encoded before."""
+"""Who sends: processes with a DICOM association each, kept HTTP connections, and a bare producer to Kafka itself."""
 
 import multiprocessing as mp
 import socket
@@ -6,10 +6,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
 from benchmarks.gateway.objects import SOP_CLASS, SYNTAX, Message, name_object
+from streaming.kafka.producer import Delivery, RecordProducer
+from streaming.settings import KafkaSettings
 from xray.simulator.answers import Verdict, read_http, read_status
 from xray.simulator.association import Association
 
@@ -18,6 +21,7 @@ _TIMEOUT_S = 120.0
 _AGAIN_S = 0.2
 """Before an object is sent again that the receiver cannot take now."""
 _LARGE_RECEIVE_BYTES = 65_536
+_POLL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,45 @@ def _post(
                 msg = f"the gateway answers {answer.name}"
                 raise RuntimeError(msg)
         return Sent(started, time.monotonic(), tuple(latencies), later)
+
+
+def send_kafka(kafka: KafkaSettings, value: bytes, *, window: int, records: int) -> Burst:
+    """Publish as the gateway does, with nothing before it: what Kafka itself takes.
+
+    Parameters
+    ----------
+    kafka : KafkaSettings
+        Broker and topic.
+    value : bytes
+        Of each record.
+    window, records : int
+        How many are on their way at once, and how many in all.
+
+    Raises
+    ------
+    RuntimeError
+        A record was not confirmed.
+    """
+    producer = RecordProducer(kafka, kafka.images_topic)
+    began: dict[int, float] = {}
+    latencies: list[float] = []
+    failed: list[str] = []
+
+    def note(number: int, delivery: Delivery) -> None:
+        latencies.append(time.monotonic() - began.pop(number))
+        failed.extend(filter(None, [delivery.error]))
+
+    started = time.monotonic()
+    for number in range(records):
+        while len(began) >= window:
+            producer.poll(_POLL_S)
+        began[number] = time.monotonic()
+        producer.send(value, key=b"%d" % number, headers=[], on_delivery=partial(note, number))
+    producer.flush()
+    if failed:
+        msg = f"{len(failed)} records were not confirmed: {failed[0]}"
+        raise RuntimeError(msg)
+    return Burst(len(value), time.monotonic() - started, tuple(latencies), 0)
 
 
 def _read_response(connection: socket.socket) -> int:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -130,6 +131,38 @@ def test_precision(jars: Path, tmp_path: Path) -> None:
     found = run(jars, "precision", str(manifest), "--folds", "2", "--json")
     assert [each["precision"] for each in found] == ["fp32", "bf16", "int8"]
     assert all(0 <= each["auroc"] <= 1 and 0.9 < each["cosine_mean"] <= 1.001 for each in found), found
+
+
+@pytest.mark.kafka
+@pytest.mark.skipif(find_spec("pynetdicom") is None, reason="DICOM needs the gateway extra")
+@pytest.mark.skipif(which("storescp") is None, reason="dcmtk is not installed (apt-get install dcmtk)")
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="processor time is read from /proc")
+def test_gateway(jars: Path) -> None:
+    small = (
+        "--senders",
+        "2",
+        "--megabytes",
+        "1",
+        "--objects",
+        "2",
+        "--single",
+        "2",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.5",
+    )
+    found = run(jars, "gateway", *small, "--json")
+    figures = ("gateway_mb_s", "storescp_mb_s", "kafka_mb_s", "ratio", "gateway_peak_pss_mb", "object_s", "answer_s")
+    assert all(is_figure(found[name]) for name in figures), found
+    assert found["answer_s"] < found["object_s"], "what is behind the last byte is a part of the whole"
+    for latency in (*found["single_latency_s"].values(), found["http"]["latency_s"]):
+        assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"], found
+    assert is_figure(found["http"]["requests_s"])
+    assert found["http"]["gateway_cpu_share"] <= 1.05, "it had one core"
+    assert 45 < found["http"]["png_kb"] < 55
+    assert found["profile"]["objects"] == 4
+    assert sum(found["profile"]["callers"].values()) == pytest.approx(found["profile"]["cpu_s"], rel=0.2)
 
 
 @pytest.mark.kafka

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import which
@@ -27,14 +29,16 @@ from benchmarks.ports import find_ports  # noqa: E402
 from tests.paths import ROOT  # noqa: E402
 from xray import __main__ as program  # noqa: E402
 from xray.simulator.account import Account  # noqa: E402
+from xray.simulator.answers import NO_CONTEXT  # noqa: E402
 from xray.simulator.association import Association, RejectedError  # noqa: E402
 from xray.simulator.damage import Damage  # noqa: E402
 from xray.simulator.fleet import Plan, run_devices  # noqa: E402
-from xray.simulator.habits import NATIVE, Way  # noqa: E402
+from xray.simulator.habits import CR, DX, NATIVE, Way, draw_habits  # noqa: E402
+from xray.simulator.objects import Shot  # noqa: E402
 from xray.simulator.patient import MARKER  # noqa: E402
 from xray.simulator.pictures import Pictures  # noqa: E402
 from xray.simulator.posting import HttpTarget  # noqa: E402
-from xray.simulator.storing import DicomTarget  # noqa: E402
+from xray.simulator.storing import DicomSender, DicomTarget  # noqa: E402
 
 needs_dcmtk = pytest.mark.skipif(which("storescp") is None, reason="dcmtk is not installed (apt-get install dcmtk)")
 pytestmark = pytest.mark.timeout(180)
@@ -109,8 +113,10 @@ def http_double(decide: Callable[[Double, bytes], tuple[int, bytes]]) -> Iterato
 
 
 @contextmanager
-def dicom_server(answer: Callable[[evt.Event], int], **limits: Any) -> Iterator[tuple[int, list[evt.Event]]]:
-    """pynetdicom as a receiver of CR alone."""
+def dicom_server(
+    answer: Callable[[evt.Event], int], classes: tuple[str, ...] = (ComputedRadiographyImageStorage,), **limits: Any
+) -> Iterator[tuple[int, list[evt.Event]]]:
+    """pynetdicom as a receiver, of CR alone unless told otherwise."""
     seen: list[evt.Event] = []
 
     def store(event: evt.Event) -> int:
@@ -119,7 +125,8 @@ def dicom_server(answer: Callable[[evt.Event], int], **limits: Any) -> Iterator[
 
     entity = AE(ae_title="XRAY")
     entity.add_supported_context(Verification)
-    entity.add_supported_context(ComputedRadiographyImageStorage, list(NATIVE))
+    for sop_class in classes:
+        entity.add_supported_context(sop_class, list(NATIVE))
     for name, value in limits.items():
         setattr(entity, name, value)
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
@@ -232,6 +239,21 @@ def test_a_class_that_nobody_takes_is_refused_for_good(pictures: Pictures) -> No
     assert figures["accepted"] == len(seen) > 0
 
 
+@pytest.mark.parametrize("own", [CR, DX])
+@pytest.mark.parametrize("number", [6, 7])
+def test_a_wrong_class_is_one_that_nobody_takes_or_not_the_objects(pictures: Pictures, own: str, number: int) -> None:
+    habits = replace(draw_habits(1, seed=1, http=False), sop_class=own, bits=12, syntaxes=NATIVE[:1], echoes=False)
+    with dicom_server(lambda event: 0, (CR, DX)) as (port, seen):
+        sender = DicomSender(habits, DicomTarget("127.0.0.1", port, "XRAY"), pictures, lambda seconds: None)
+        answer = sender.send(Shot(habits, number, number), Damage.WRONG_CLASS)
+        sender.close()
+    if number % 2 == 0:
+        assert (answer, seen) == (NO_CONTEXT, [])
+    else:
+        (event,) = seen
+        assert event.request.AffectedSOPClassUID != event.dataset.SOPClassUID == own
+
+
 @pytest.mark.parametrize(
     ("limits", "is_permanent"), [({"require_called_aet": True}, True), ({"require_calling_aet": ["OTHER"]}, True)]
 )
@@ -342,7 +364,11 @@ def test_broken_requests_end_in_the_middle_and_come_again(
         plan = Plan(20, 10, seed=6, broken=0.5, images=80, http=target)
         figures = run(plan, pictures, tmp_path / "account.jsonl")
         assert figures["failed"] == 0
-        assert len(server.cut) == figures["aborted_on_purpose"] > 0
+        assert figures["aborted_on_purpose"] > 0
+        until = time.monotonic() + 30
+        while len(server.cut) < figures["aborted_on_purpose"] and time.monotonic() < until:
+            time.sleep(0.01)  # the server's threads see the end a little after the sender has made it
+        assert len(server.cut) == figures["aborted_on_purpose"]
     assert {"aborted", "garbage", "slow", "truncated", "wrong class"} <= set(figures["broken"])
 
 
