@@ -11,7 +11,7 @@ from benchmarks import decoding
 from benchmarks.featurize import Result, summarize
 from tests.paths import ROOT
 
-_NAMES = ["decoding", "featurize", "fuzz", "latency", "peers", "precision", "starting", "throughput"]
+_NAMES = ["decoding", "featurize", "fuzz", "gateway", "latency", "peers", "precision", "starting", "throughput"]
 
 
 _ASK_ALL = """
