@@ -147,6 +147,7 @@ def _take_turns(settings: StreamSettings, folder: Path, load: Load, small: Load,
             with step(f"round {turn} of {rounds}" if turn else "warming up"):
                 order = (measure_gateway, measure_kafka, measure_storescp)
                 for measure in order if turn % 2 else reversed(order):
+                    os.sync()  # nobody waits for the disk on behalf of the one before
                     measure(turn)
             if turn:
                 err.print(
