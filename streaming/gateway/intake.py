@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from schemas import envelope
-from schemas.errors import CorruptImageError, RecordError
+from schemas.errors import CorruptImageError, Reason, RecordError
 from streaming.devices.crosswalk import Crosswalk
 from streaming.devices.deidentify import Deidentified
 from streaming.devices.publish import image_message
@@ -208,7 +208,8 @@ class Intake:
         except CorruptImageError as exc:
             raise Refusal(Cause.UNREADABLE, exc.detail) from exc
         except RecordError as exc:
-            raise Refusal(Cause.UNSUPPORTED, exc.detail) from exc
+            is_too_large = exc.reason is Reason.PAYLOAD_TOO_LARGE
+            raise Refusal(Cause.TOO_LARGE if is_too_large else Cause.UNSUPPORTED, exc.detail) from exc
         if offer.content_type is not None and offer.content_type != found.media_type:
             raise Refusal(Cause.UNSUPPORTED, f"the bytes are {found.media_type}, which is not what was announced")
         if offer.announced is not None and found.named != offer.announced:
