@@ -26,6 +26,7 @@ from xray.phantom import write_folder
 
 _GROUPS = {
     "tests/integration/streaming/archive/": "the rest",  # so that both take about as long
+    "tests/integration/streaming/gateway/": "the rest",
     "tests/integration/streaming/results/": "the rest",
     "tests/integration/streaming/": "stream",
     "tests/integration/": "the rest",

@@ -890,6 +890,7 @@ def test_an_association_that_ends_inside_an_object_leaves_nothing(door: RunningD
     wait_for(lambda: door.count("xray_gateway_connections", door="dicom") == 0, "associations are left")
 
 
+@pytest.mark.long
 def test_damaged_messages_end_their_own_association_alone(door: RunningDoor) -> None:
     chance, seen = random.Random(15), set()
     for _ in range(150):

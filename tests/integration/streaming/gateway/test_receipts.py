@@ -449,6 +449,7 @@ def own_broker(place: StreamSettings) -> Iterator[tuple[StreamSettings, LocalBro
         broker.stop()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quick")
 def test_a_broker_that_is_away_is_told_once_and_delays_nobody(
     own_broker: tuple[StreamSettings, LocalBroker],
@@ -487,6 +488,7 @@ def test_a_broker_that_is_away_is_told_once_and_delays_nobody(
     assert len([line for line in lines if "brought up to date again" in line]) == 1
 
 
+@pytest.mark.long
 def test_without_a_broker_it_starts_answers_and_stops(place: StreamSettings) -> None:
     kafka = place.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{find_ports()}"})
     image = outgoing()

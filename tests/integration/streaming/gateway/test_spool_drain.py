@@ -86,7 +86,7 @@ def check_all_there(kafka: KafkaSettings, count: int) -> None:
     assert all(value == record(number).value for _, number, value in found)
 
 
-@pytest.mark.parametrize("end", ["stop", "kill"])
+@pytest.mark.parametrize("end", ["stop", pytest.param("kill", marks=pytest.mark.long)])
 def test_broker_is_away_in_the_middle(own: tuple[LocalBroker, StreamSettings], tmp_path: Path, end: str) -> None:
     broker, settings = own
     spool = Spool(tmp_path / "spool", max_bytes=10**9, min_free_bytes=0)
