@@ -29,6 +29,12 @@ log = logging.getLogger(__name__)
 TLS, NOT_DICOM, SILENT, CROWDED = "tls", "not_dicom", "silent", "crowded"
 REASONS = (TLS, NOT_DICOM, SILENT, CROWDED)
 """Why a connection did not get as far as an association."""
+_WORDS = {
+    TLS: "its TLS handshake fails: it speaks no TLS, or one side does not accept the other's certificate",
+    NOT_DICOM: "it asks for no association: it speaks TLS where none is wanted, or no DICOM",
+    SILENT: "it says nothing",
+    CROWDED: "too many wait",
+}
 
 _MOST = 256
 """Connections that wait at once; the oldest gives way to a new one, which is the likelier to speak."""
@@ -163,8 +169,9 @@ class Lobby:
             self._selector.modify(guest.connection, selectors.EVENT_READ, guest)
         except ssl.SSLWantWriteError:
             self._selector.modify(guest.connection, selectors.EVENT_WRITE, guest)
-        except ssl.SSLError:
-            self._end(guest, TLS)
+        except ssl.SSLError as exc:
+            # Who goes without a word may be a load balancer that looks whether the port is open, every few seconds.
+            self._end(guest, TLS, is_told=not isinstance(exc, ssl.SSLEOFError))
         except OSError:
             self._end(guest, TLS if guest.is_shaking_hands else None)
         except Exception as exc:
@@ -185,11 +192,11 @@ class Lobby:
                 return
             guest.received += piece
             if len(guest.received) == _HEADER.size and not self._asks(guest):
-                self._end(guest, NOT_DICOM)
+                self._end(guest, NOT_DICOM, is_told=True)
                 return
         request = bytes(guest.received)
         if not _is_readable(request):
-            self._end(guest, NOT_DICOM)
+            self._end(guest, NOT_DICOM, is_told=True)
             return
         self._forget(guest)
         self._hand_over(guest.connection, guest.address, request)
@@ -211,10 +218,12 @@ class Lobby:
         if oldest is not None:
             self._end(oldest, CROWDED)
 
-    def _end(self, guest: _Guest, reason: str | None) -> None:
+    def _end(self, guest: _Guest, reason: str | None, *, is_told: bool = False) -> None:
+        """End a connection; the operator is told where somebody has set up a device wrongly."""
         self._forget(guest)
         if reason is not None:
-            log.info("a connection from %s ends without an association: %s", guest.address[0], reason)
+            level = logging.WARNING if is_told else logging.INFO
+            log.log(level, "a connection from %s ends without an association: %s", guest.address[0], _WORDS[reason])
             self._turn_away(reason)
         if reason == NOT_DICOM:
             try:

@@ -1,7 +1,9 @@
 """Where connections wait until they ask for an association."""
 
+import logging
 import random
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,9 +11,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
+import trustme
 
 from streaming.gateway.dicom import lobby as lobby_module
-from streaming.gateway.dicom.lobby import CROWDED, NOT_DICOM, SILENT, Lobby
+from streaming.gateway.dicom.lobby import CROWDED, NOT_DICOM, SILENT, TLS, Lobby
 from tests.dicomwire import ABORTED, Peer, associate_request, peer
 
 
@@ -24,7 +27,9 @@ class Running:
 
 
 @contextmanager
-def running(wait_s: float = 30, hand_over: Callable[..., None] | None = None) -> Iterator[Running]:
+def running(
+    wait_s: float = 30, hand_over: Callable[..., None] | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[Running]:
     listener = socket.create_server(("127.0.0.1", 0))
     found = Running(None, listener.getsockname()[1])  # type: ignore[arg-type]
 
@@ -32,7 +37,7 @@ def running(wait_s: float = 30, hand_over: Callable[..., None] | None = None) ->
         found.handed.append((connection, address, first))
 
     found.lobby = Lobby(
-        listener, tls=lambda: None, hand_over=hand_over or keep, turn_away=found.away.append, wait_s=wait_s
+        listener, tls=lambda: tls, hand_over=hand_over or keep, turn_away=found.away.append, wait_s=wait_s
     )
     found.lobby.start()
     try:
@@ -95,6 +100,51 @@ def test_who_goes_again_is_forgotten_and_not_counted() -> None:
             one.send(b"\x01")
         wait_for(lambda: found.lobby.waiting == 0)
         assert found.away == []
+
+
+@pytest.fixture(scope="module")
+def tls() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    return context
+
+
+TLS_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+
+
+@pytest.mark.parametrize(
+    ("said", "is_encrypted", "reason"),
+    [
+        (associate_request(), True, TLS),
+        (b"GET /images HTTP/1.1\r\n\r\n", True, TLS),
+        (TLS_HELLO, False, NOT_DICOM),
+        (b"GET /images HTTP/1.1\r\n\r\n", False, NOT_DICOM),
+    ],
+    ids=["DICOM where TLS is wanted", "HTTP where TLS is wanted", "TLS where none is wanted", "HTTP"],
+)
+def test_the_log_tells_of_who_speaks_something_else(
+    said: bytes, is_encrypted: bool, reason: str, tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tls=tls if is_encrypted else None) as found, peer(found.port) as one:
+        one.send(said)
+        wait_for(lambda: found.away == [reason])
+    told = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert [record.name for record in told] == ["streaming.gateway.dicom.lobby"]
+    assert "127.0.0.1" in told[0].getMessage()
+    assert "TLS" in told[0].getMessage()
+    assert "images" not in told[0].getMessage()
+
+
+@pytest.mark.parametrize("is_encrypted", [True, False])
+def test_who_looks_whether_the_port_is_open_fills_no_log(
+    is_encrypted: bool, tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tls=tls if is_encrypted else None) as found:
+        for _ in range(5):
+            with peer(found.port):
+                wait_for(lambda: found.lobby.waiting == 1)
+            wait_for(lambda: found.lobby.waiting == 0)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_the_oldest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
