@@ -12,6 +12,10 @@ from schemas.extras import check_extra
 from streaming.settings import load_settings
 from xray.commands.options import Json
 from xray.console import out, print_json, step
+from xray.simulator.answers import REJECTED
+
+_STRANGERS = {REJECTED.name, "401", "403"}
+"""Answers to devices that the gateway's file does not name."""
 
 
 def devices(
@@ -99,6 +103,12 @@ def _report(figures: dict[str, Any], *, as_json: bool) -> None:
     )
     for answer, times in figures["refused"].items():
         out.print(f"  {times:>6} refused: {answer}", markup=False)
+    if _STRANGERS & set(figures["refused"]):
+        out.print(
+            "The gateway does not know these devices. Their titles are SIM-001 and so on: name them in its file "
+            "(XRAY_GATEWAY__DEVICES) and give --token, or start one without a file.",
+            soft_wrap=True,
+        )
     for damage, answers in figures["broken"].items():
         told = ", ".join(f"{answer} ({times})" for answer, times in answers.items())
         out.print(f"  broken on purpose, {damage}: {told}", markup=False, soft_wrap=True)
