@@ -120,16 +120,33 @@ def _legend(picture: Picture, y: float, kinds: dict[str, str]) -> None:
     picture.write(x + 36, y, "where the code is", size=11)
 
 
+def _draw_what_goes_in(p: Picture) -> None:
+    p.box((20, 78, 84, 44), "device", "DICOM, HTTP", kind="outside")
+    p.box((112, 78, 108, 44), "xray publish", "files", kind="outside")
+    p.box((20, 144, 150, 66), "Intake", "one way in; spool", room="streaming/gateway")
+    p.arrow((62, 122), (62, 144))
+    p.arrow((95, 210), (95, 230))
+    p.arrow((196, 122), (196, 230))
+    p.box((20, 230, 200, 66), "xray.images", "the file's bytes, and headers", kind="topic")
+    p.box((20, 340, 200, 66), "canary", "own test image, own topics", room="streaming/score")
+    p.box((20, 460, 200, 82), "champion", "models/<version>, loaded", "between two micro-batches", kind="stored")
+    p.box((20, 632, 200, 66), "deadletters list, redrive", "the original bytes again", room="streaming/deadletters")
+    p.arrow((220, 263), (248, 263), (248, 139), (300, 139))
+    p.arrow((220, 373), (262, 373), (262, 159), (300, 159))
+    p.arrow((220, 501), (284, 501), dashed=True)
+
+
 def draw_image_way() -> Picture:
     """Draw an image's way from a device to the tables."""
     p = Picture(
         1240,
         750,
         "An image's way",
-        "A device publishes to xray.images. The query SCORE decodes, featurizes, classifies, decides and routes each "
-        "image to xray.predictions and xray.features, or to xray.deadletters. The program ARCHIVE reads these topics, "
-        "drops what a Delta table has already, and appends the rest with its place in one commit. The account compares "
-        "topics, SCORE's checkpoint and tables. Dead letters can be published again.",
+        "Devices store to the gateway, which publishes to xray.images what it has de-identified, or keeps it in its "
+        "spool; programs publish there themselves. The query SCORE decodes, featurizes, classifies, decides and "
+        "routes each image to xray.predictions and xray.features, or to xray.deadletters. The program ARCHIVE reads "
+        "these topics, drops what a Delta table has already, and appends the rest with its place in one commit. The "
+        "account compares topics, SCORE's checkpoint and tables. Dead letters can be published again.",
     )
     p.area(284, 78, 312, 560, "SCORE, one Spark query")
     p.area(890, 280, 330, 430, "ARCHIVE, a program of its own")
@@ -140,16 +157,7 @@ def draw_image_way() -> Picture:
     )
     p.box((890, 20, 330, 46), "run_archive: lock, turns, health, metrics", room="streaming/archive")
     p.arrow((866, 43), (890, 43), dashed=True)
-    # What goes in
-    p.box((20, 110, 200, 66), "device", "or xray publish", kind="outside", room="streaming/devices")
-    p.box((20, 230, 200, 66), "xray.images", "the file's bytes, and headers", kind="topic")
-    p.box((20, 340, 200, 66), "canary", "own test image, own topics", room="streaming/score")
-    p.box((20, 460, 200, 82), "champion", "models/<version>, loaded", "between two micro-batches", kind="stored")
-    p.box((20, 632, 200, 66), "deadletters list, redrive", "the original bytes again", room="streaming/deadletters")
-    p.arrow((120, 176), (120, 230))
-    p.arrow((220, 263), (248, 263), (248, 139), (300, 139))
-    p.arrow((220, 373), (262, 373), (262, 159), (300, 159))
-    p.arrow((220, 501), (284, 501), dashed=True)
+    _draw_what_goes_in(p)
     # SCORE
     ways = [
         ("decode_rows, decode_image", "bytes to pixels, or a reason", "streaming/score, sparkdl/image"),

@@ -136,7 +136,7 @@ def test_changes_name_real_places_and_tests() -> None:
             assert (ROOT / path).is_file(), path
 
 
-@pytest.mark.parametrize("heading", ["A walk along a PNG", "An outcome's way into a table"])
+@pytest.mark.parametrize("heading", ["An object's way in", "A walk along a PNG", "An outcome's way into a table"])
 def test_the_walk_names_real_functions(heading: str) -> None:
     rows = rows_of(section("architecture", heading), "step")
     assert [row[0] for row in rows] == [str(number) for number in range(1, len(rows) + 1)]
