@@ -31,7 +31,7 @@ from streaming.gateway.intake import _HEADROOM_BYTES
 from streaming.gateway.keeping.originals import Found
 from streaming.gateway.refusals import Cause, Refusal
 from streaming.settings import GatewaySettings, KafkaSettings
-from tests.testimages import png
+from tests.testimages import dicom, png
 from tests.unit.docs.test_docs import code_blocks, names_in, read_page, rows_of, run_example, section
 
 STATEMENT = "DICOM Conformance Statement"
@@ -242,6 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(status)
         self.send_header("Retry-After", "1")
+        self.send_header("Content-Type", JSON_TYPE)
         self.end_headers()
         self.wfile.write(json.dumps(content).encode())
 
@@ -310,6 +311,21 @@ def test_the_program_ends_with_the_reason_where_it_is_refused(
     assert len(server.seen) == 1
 
 
+def test_the_program_for_studies_tells_what_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("dicomweb_client", reason="the example is for dicomweb-client")
+    file = tmp_path / "a.dcm"
+    file.write_bytes(dicom())
+    with gateway((202, json.loads(code_blocks("devices", "json")[2]))) as (url, server):
+        monkeypatch.setattr(sys, "argv", ["store", url.removesuffix("/images"), "secret", str(file)])
+        run_example(code_blocks("devices", "python")[1])
+    [(head, _)] = server.seen
+    assert head["authorization"] == "Bearer secret"
+    assert head["content-type"].startswith("multipart/related")
+    assert capsys.readouterr().out == f"refused: 2.25.7 {Cause.UNREADABLE.value.status:04X}\n"
+
+
 def test_the_crosswalk_leads_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,3 +339,6 @@ def test_the_crosswalk_leads_back(
     monkeypatch.setattr(sys, "argv", ["back", str(file), str(key), "2.25.1.2"])
     run_example(code_blocks("devices", "python")[2])
     assert capsys.readouterr().out == "own-accession-1 1.2.1.2\n"
+    monkeypatch.setattr(sys, "argv", ["back", str(file), str(key), "2.25.9"])
+    with pytest.raises(SystemExit, match="not in this crosswalk"):
+        run_example(code_blocks("devices", "python")[2])
