@@ -16,7 +16,16 @@ from typing import Annotated, Any, Literal, get_args
 
 from dotenv.parser import parse_stream
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -32,6 +41,18 @@ _FORMER = {"XRAY_SCORE__MAX_BATCH_BYTES": "memory does not depend on how many by
 """Settings that were taken away, and why nothing takes their place."""
 _HIGHEST_PORT = 65535
 Port = Annotated[int, Field(ge=0, le=_HIGHEST_PORT)]
+_TITLE = re.compile(r"[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?")
+
+
+def _check_title(text: str) -> str:
+    if not _TITLE.fullmatch(text):
+        msg = "an AE title has 1 to 16 printable characters of ASCII, no backslash, and no space at either end"
+        raise ValueError(msg)
+    return text
+
+
+AeTitle = Annotated[str, AfterValidator(_check_title)]
+"""DICOM PS3.5 6.2: VR AE."""
 _MASTER = re.compile(r"local(\[(\d+|\*)(\s*,\s*\d+)?\])?|local-cluster\[[^\]]+\]|spark://.+|k8s://.+|yarn")
 
 
@@ -287,7 +308,7 @@ class GatewaySettings(_Section):
     """Port of the HTTP door; 0 takes a free one, ``off`` closes it."""
     metrics_port: Port = 9466
     """Port of its own ``/metrics`` and ``/health``, at XRAY_METRICS__HOST; 0 takes a free one."""
-    aet: str = Field(default="XRAY", pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
+    aet: AeTitle = "XRAY"
     """Application entity title of the gateway, at most 16 characters."""
     check_called_aet: bool = True
     """Whether an association that calls another title is refused."""

@@ -28,7 +28,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from schemas.errors import SettingsError
 from streaming.gateway.refusals import Cause, Refusal
-from streaming.settings import GatewaySettings, Port
+from streaming.settings import AeTitle, GatewaySettings, Port
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Device(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     source: str = Field(min_length=1, max_length=1024)
-    aet: str | None = Field(default=None, pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
+    aet: AeTitle | None = None
     addresses: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     tokens: tuple[Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")], ...] = Field(default=(), repr=False)
     rate_per_s: float | None = Field(default=None, ge=0)
@@ -231,7 +231,8 @@ def read_devices(file: Path) -> tuple[Device, ...]:
         raise SettingsError(msg) from exc
     except ValidationError as exc:
         first = exc.errors()[0]
-        msg = f"{_SETTING}: {file}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        where, why = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        msg = f"{_SETTING}: {file}: {where}: {why}"
         raise SettingsError(msg) from exc
 
 

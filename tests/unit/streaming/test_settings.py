@@ -252,3 +252,14 @@ def test_the_largest_message_may_be_an_image() -> None:
 def test_training_takes_the_images_that_the_stream_takes() -> None:
     settings = load_settings(score={"modalities": "MG", "for_processing": True}, train={"max_file_bytes": 5000})
     assert settings.to_file_limits() == DecodeLimits(5000, modalities=("MG",), for_processing=True)
+
+
+@pytest.mark.parametrize("title", ["", "SEVENTEEN_LETTERS", " XRAY", "XRAY ", "X\\RAY", "RÖNTGEN"])
+def test_what_is_no_title_is_told_what_one_is(title: str) -> None:
+    with pytest.raises(SettingsError, match="XRAY_GATEWAY__AET: an AE title has 1 to 16 printable characters"):
+        load_settings(gateway={"aet": title})
+
+
+@pytest.mark.parametrize("title", ["X", "SIXTEEN_LETTERS_", "X RAY", "x-ray.1"])
+def test_titles_of_the_standard_are_taken(title: str) -> None:
+    assert load_settings(gateway={"aet": title}).gateway.aet == title

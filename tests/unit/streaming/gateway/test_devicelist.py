@@ -165,7 +165,7 @@ def test_a_wrong_change_is_left_out(file: Path, clock: Clock, damage: str | None
     [
         ("[[device]\n", "is not TOML"),
         ('[[device]]\naet = "DX1"\n', "device.0.source"),
-        ('[[device]]\nsource = "/a"\naet = "much too long a title"\n', "device.0.aet"),
+        ('[[device]]\nsource = "/a"\naet = "much too long a title"\n', "device.0.aet: an AE title"),
         ('[[device]]\nsource = "/a"\naddresses = ["10.1.2.3/8"]\n', "device.0.addresses.0"),
         ('[[device]]\nsource = "/a"\ntokens = ["secret"]\n', "device.0.tokens.0"),
         ('[[device]]\nsource = "/a"\nport = 70000\n', "device.0.port"),
