@@ -65,17 +65,25 @@ class Device(BaseModel):
     rate_per_s: float | None = Field(default=None, ge=0)
     host: str | None = None
     port: Port | None = None
-    is_named: bool = Field(default=True, exclude=True)
 
     @property
     def label(self) -> str:
         """What metrics call it."""
-        return self.source if self.is_named else OTHER
+        return self.source
 
     def may_be_at(self, address: str) -> bool:
         """Tell whether it may send from an address."""
         own = _parse(address)
         return not self.addresses or any(own in ipaddress.ip_network(one) for one in self.addresses)
+
+
+class Stranger(Device):
+    """A device that no file names."""
+
+    @property
+    def label(self) -> str:
+        """What metrics call all of them: their names are whatever they say."""
+        return OTHER
 
 
 class _File(BaseModel):
@@ -137,7 +145,7 @@ class DeviceList:
             if not self._may_be_strange(address):
                 msg = "a bearer token is wanted"
                 raise UnknownTokenError(msg)
-            return Device(source="/http", is_named=False)
+            return Stranger(source="/http")
         given = "sha256:" + hashlib.sha256(token.encode()).hexdigest()
         found = [one for one in devices if any(hmac.compare_digest(given, known) for known in one.tokens)]
         if not found:
@@ -182,7 +190,7 @@ class DeviceList:
 
     def _stranger(self, source: str, address: str) -> Device:
         if self._may_be_strange(address):
-            return Device(source=source, is_named=False)
+            return Stranger(source=source)
         raise Refusal(Cause.NOT_ALLOWED, f"{_SETTING} names no such device, at {address}")
 
     def _may_be_strange(self, address: str) -> bool:

@@ -34,13 +34,9 @@ from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from sparkdl.image.dicomfile import PYDICOM_ERRORS
 from streaming.gateway.dicom.arrival import Arrival
-from streaming.gateway.dicom.contexts import STORAGE_CLASSES
+from streaming.gateway.dicom.contexts import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION, STORAGE_CLASSES
 
 log = logging.getLogger(__name__)
-
-IMPLEMENTATION_UID = UID("2.25.180429471283610954873341790842061357042")
-IMPLEMENTATION_VERSION = "XRAY_GATEWAY_1"
-"""Both are in the files that are made of what is received, and so in their hashes: a release must not change them."""
 
 _LOOK_MS = 100
 """How long at most a thread waits to be woken: timers are looked at in between."""

@@ -30,6 +30,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from sparkdl.image.dicomfile import PYDICOM_ERRORS
+from streaming.gateway.dicom.contexts import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 from streaming.gateway.keeping.originals import Found, Originals
 from streaming.gateway.keeping.ownfolder import discard, make_folder, sync_folder
 
@@ -294,6 +295,8 @@ class Commitment:
 
 def _make_entity(aet: str) -> AE:
     entity = AE(ae_title=aet)
+    entity.implementation_class_uid = IMPLEMENTATION_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION
     entity.connection_timeout = _CONNECT_S
     entity.acse_timeout = _CONNECT_S
     entity.dimse_timeout = _ANSWER_S

@@ -21,6 +21,10 @@ from pynetdicom.sop_class import Verification
 from sparkdl.image.codecs import SYNTAXES
 from sparkdl.image.dicomfile import NATIVE_SYNTAXES
 
+IMPLEMENTATION_UID = UID("2.25.180429471283610954873341790842061357042")
+IMPLEMENTATION_VERSION = "XRAY_GATEWAY_1"
+"""Both are in the files that are made of what is received, and so in their hashes: a release must not change them."""
+
 STORAGE_CLASSES: Final = (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,

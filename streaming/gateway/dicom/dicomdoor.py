@@ -26,13 +26,11 @@ from streaming.gateway.certificates import Certificates
 from streaming.gateway.devicelist import Device, DeviceList
 from streaming.gateway.dicom.arrival import Arrival
 from streaming.gateway.dicom.associations import (
-    IMPLEMENTATION_UID,
-    IMPLEMENTATION_VERSION,
     DoorAssociation,
     DoorMessages,
 )
 from streaming.gateway.dicom.commitment import Commitment
-from streaming.gateway.dicom.contexts import choose_contexts
+from streaming.gateway.dicom.contexts import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION, choose_contexts
 from streaming.gateway.dicom.lobby import CROWDED, REASONS, Lobby
 from streaming.gateway.gatewaymetrics import GatewayMetrics
 from streaming.gateway.intake import Intake

@@ -26,7 +26,7 @@ from schemas.envelope import DISCLAIMER, derive_event_id, derive_image_event_id
 from schemas.errors import Reason
 from schemas.modelcard import ModelCard, Remark
 from sparkdl.network.catalog import NETWORKS
-from streaming.gateway.dicom.associations import IMPLEMENTATION_VERSION
+from streaming.gateway.dicom.contexts import IMPLEMENTATION_VERSION
 from streaming.kafka.topics import receipt_topics, wanted_topics
 from streaming.settings import ArchiveSettings, KafkaSettings, StreamSettings, variable_names
 from tests.metricspage import render_archive_page, render_gateway_page, render_stream_page

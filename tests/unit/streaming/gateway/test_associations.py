@@ -11,7 +11,8 @@ from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.transport import AssociationSocket
 
-from streaming.gateway.dicom.associations import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION, RingingQueue, RungEvent
+from streaming.gateway.dicom.associations import RingingQueue, RungEvent
+from streaming.gateway.dicom.contexts import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 
 
 def test_private_names_and_what_is_relied_on_are_there() -> None:

@@ -170,6 +170,7 @@ def test_a_wrong_change_is_left_out(file: Path, clock: Clock, damage: str | None
         ('[[device]]\nsource = "/a"\ntokens = ["secret"]\n', "device.0.tokens.0"),
         ('[[device]]\nsource = "/a"\nport = 70000\n', "device.0.port"),
         ('[[devices]]\nsource = "/a"\n', "devices"),
+        ('[[device]]\nsource = "/a"\nis_named = false\n', "device.0.is_named"),
     ],
 )
 def test_a_wrong_file_stops_the_start(tmp_path: Path, text: str, said: str) -> None:
