@@ -21,7 +21,7 @@ from sparkdl.image.dicomfile import NATIVE_SYNTAXES
 from streaming.devices.crosswalk import Crosswalk
 from streaming.devices.identity import Identity, Known
 from streaming.gateway.devicelist import Device, read_devices
-from streaming.gateway.dicom import associations, commitment, dicomdoor
+from streaming.gateway.dicom import commitment, contexts, dicomdoor
 from streaming.gateway.dicom.contexts import STORAGE_CLASSES, TRANSFER_SYNTAXES
 from streaming.gateway.http import httpserver, imageroutes, problems, stowroutes
 from streaming.gateway.http.objectnames import ObjectNames
@@ -184,8 +184,8 @@ def test_the_overview_names_each_service() -> None:
 def test_association_policies_are_the_gateways() -> None:
     gateway = GatewaySettings()
     rows = {row[0]: row[1] for row in rows_of(part("Networking"), "association policy")}
-    assert rows["implementation class UID"] == str(associations.IMPLEMENTATION_UID)
-    assert rows["implementation version name"] == associations.IMPLEMENTATION_VERSION
+    assert rows["implementation class UID"] == str(contexts.IMPLEMENTATION_UID)
+    assert rows["implementation version name"] == contexts.IMPLEMENTATION_VERSION
     assert rows["associations at once, as acceptor"] == f"{gateway.max_associations} (setting)"
     assert rows["maximum PDU received"] == f"{gateway.max_pdu_bytes:,} bytes (setting)"
     rejected = [
