@@ -7,6 +7,7 @@ from concurrent.futures import Future
 
 from confluent_kafka import KafkaException
 
+from schemas.errors import BrokerError
 from streaming.gateway.offer import Outgoing
 from streaming.kafka.cluster import connect_admin
 from streaming.kafka.producer import Delivery, RecordProducer
@@ -41,6 +42,7 @@ class Publisher:
         self._timeout_s = timeout_s
         self._on_change = on_change
         self._producer = self._make_producer()
+        self._former: list[RecordProducer] = []
         self._admin = connect_admin(kafka)
         self._is_up: bool | None = None
         self._lock = threading.Lock()
@@ -59,7 +61,10 @@ class Publisher:
     def stop(self) -> None:
         """Wait for what is on its way, then end."""
         self._check.stop()
-        self._producer.flush()
+        try:
+            self._producer.flush()
+        except BrokerError as exc:
+            log.warning("%s", exc)  # each device has been told already that its object is not taken
         self._ended.set()
         self._poller.join()
 
@@ -91,6 +96,11 @@ class Publisher:
 
     def check(self) -> None:
         """Ask the broker for the topic: it may be back, or away though nobody sends."""
+        producer = self._producer
+        if producer.is_spent:
+            self._replace(producer)
+            self._note(False, "the client has given up")
+            return
         try:
             found = self._admin.list_topics(self._kafka.images_topic, timeout=_CHECK_S)
         except KafkaException as exc:
@@ -110,6 +120,7 @@ class Publisher:
             if self._producer is former:
                 log.error("the Kafka client will deliver nothing more; it is replaced")
                 self._producer = self._make_producer()
+                self._former = [*self._former, former]
 
     def _note(self, is_up: bool, why: str | None) -> None:
         with self._lock:
@@ -125,3 +136,7 @@ class Publisher:
     def _poll(self) -> None:
         while not self._ended.is_set():
             self._producer.poll(_POLL_S)
+            for former in self._former:
+                former.poll(0)  # devices wait for word of the records that it had
+            with self._lock:
+                self._former = [one for one in self._former if one.waiting]

@@ -78,6 +78,17 @@ class RecordProducer:
             "linger.ms": 5,
         }
         self._producer = Producer(kafka.to_librdkafka() | options, logger=None)
+        self._failure: KafkaException | None = None
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the client will deliver no record any more: another one is wanted."""
+        return self._failure is not None
+
+    @property
+    def waiting(self) -> int:
+        """Records of which is not known yet what became of them."""
+        return len(self._producer)
 
     def send(
         self,
@@ -122,15 +133,19 @@ class RecordProducer:
                 )
                 break
             except BufferError:
-                self._producer.poll(_POLL_S)  # the queue is full: wait for the broker to take some
+                self.poll(_POLL_S)  # the queue is full: wait for the broker to take some
             except KafkaException as exc:
                 on_delivery(_describe_failure(exc.args[0]))
                 break
-        self._producer.poll(0)
+        self.poll(0)
 
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports for so many seconds."""
-        self._producer.poll(timeout_s)
+        try:
+            self._producer.poll(timeout_s)
+        except KafkaException as exc:
+            # Said once, to whoever polls just then. Whose record it is hears of it by its delivery.
+            self._failure = exc
 
     def flush(self) -> None:
         """Wait until the delivery of every record is reported.
@@ -144,9 +159,13 @@ class RecordProducer:
             while self._producer.flush(_POLL_S):
                 pass
         except KafkaException as exc:
-            msg = f"cannot publish to {self._topic}: {exc.args[0].str()}. See the roles in docs/security.md."
-            raise BrokerError(msg) from exc
+            self._failure = exc
+        if self._failure is not None:
+            msg = f"cannot publish to {self._topic}: {self._failure.args[0].str()}. See the roles in docs/security.md."
+            raise BrokerError(msg) from self._failure
 
 
 def _describe_failure(error: KafkaError) -> Delivery:
-    return Delivery(error.str(), is_too_large=error.code() in _TOO_LARGE, is_fatal=error.fatal())
+    # A record that comes after a fatal error is refused for that, with an error that does not call itself fatal.
+    is_fatal = error.fatal() or error.code() == KafkaError._FATAL
+    return Delivery(error.str(), is_too_large=error.code() in _TOO_LARGE, is_fatal=is_fatal)

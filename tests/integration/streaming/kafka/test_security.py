@@ -40,6 +40,7 @@ from streaming.archive.tables import describe_tables
 from streaming.deadletters.read import Selection, list_dead_letters, show_dead_letter
 from streaming.deadletters.redrive import plan_redrive, redrive
 from streaming.devices.publish import ImagePublisher, publish_files
+from streaming.gateway.publisher import Publisher
 from streaming.gateway.receipts.receiptbook import ReceiptBook
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.producer import Delivery, RecordProducer
@@ -63,6 +64,8 @@ from xray.commands.label import BatchReport, follow_labels
 pytestmark = [pytest.mark.kafka]
 
 ROLES = ("device", "stream", "archive", "consumer", "operator", "gateway", "reporter", "labeller", "admin")
+_NEWCOMER = "newcomer"
+"""Has no right until a test gives it one."""
 _ANSWER_S = 20.0
 
 
@@ -82,7 +85,7 @@ def secure(
 ) -> Iterator[SecureBroker]:
     """A running broker where each role has the rights of the docs and no other; the admin has created the topics."""
     folder = tmp_path_factory.mktemp("secure-broker")
-    passwords = {name: secrets.token_hex(16) for name in (SUPER_USER, *ROLES)}
+    passwords = {name: secrets.token_hex(16) for name in (SUPER_USER, *ROLES, _NEWCOMER)}
     broker = SecureBroker(folder, jars, find_ports(), find_ports(), passwords)
     try:
         broker.start()
@@ -498,6 +501,23 @@ def test_receipts_are_written_with_the_rights_of_the_docs(secure: SecureBroker, 
         book.stop()
     written = b"".join(b"".join((key or b"", value or b"", *headers.values())) for key, value, headers in receipts)
     assert [marker for marker in MARKERS if marker.encode() in written] == []
+
+
+def test_a_gateway_that_is_given_its_rights_later_publishes_without_a_restart(secure: SecureBroker) -> None:
+    later = secure.by_password(SUPER_USER, images_topic="rights.later", partitions=1)
+    create_topics(later, {"rights.later": wanted_topics(later)["rights.later"]})
+    secure.allow(_NEWCOMER, "topic", "rights.later", ["Describe"])
+    publisher = Publisher(secure.by_password(_NEWCOMER, images_topic="rights.later"), timeout_s=5)
+    publisher.start()
+    try:
+        assert [publisher.publish(outgoing()).error is None for _ in range(3)] == [False] * 3
+        secure.allow(_NEWCOMER, "topic", "rights.later", ["Write"])
+        deadline = time.monotonic() + _ANSWER_S
+        while publisher.publish(outgoing()).error is not None:
+            assert time.monotonic() < deadline
+        assert publisher.is_up
+    finally:
+        publisher.stop()
 
 
 def test_a_labeller_without_a_right_says_which(secure: SecureBroker) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -24,16 +25,26 @@ class Client:
 
     def __init__(self, kafka: KafkaSettings, topic: str, *, timeout_s: float) -> None:
         self.timeout_s = timeout_s
-        self.flushed = False
+        self.flushed = self.is_spent = False
+        self.held: list[Callable[[Delivery], None]] = []
+        self.kept = 0
         self.made.append(self)
 
     def send(self, value: bytes, *, key: bytes, headers: Any, on_delivery: Callable[[Delivery], None]) -> None:
         assert (value, key, headers) == (b"image", b"key", (("a", b"b"),))
-        if self.answers:
+        if len(self.held) < self.kept:
+            self.held.append(on_delivery)
+        elif self.answers:
             on_delivery(self.answers.pop(0))
+
+    @property
+    def waiting(self) -> int:
+        return len(self.held)
 
     def poll(self, timeout_s: float) -> None:
         threading.Event().wait(0.001)
+        if self.is_spent and self.held:
+            self.held.pop()(Delivery("purged"))
 
     def flush(self) -> None:
         self.flushed = True
@@ -111,6 +122,33 @@ def test_a_client_that_delivers_nothing_more_is_replaced(running: Publisher) -> 
     assert len(Client.made) == 2
     assert running.publish(_IMAGE).error is None
     assert Client.made[1].timeout_s == Client.made[0].timeout_s
+
+
+def test_a_client_that_gave_up_while_nobody_sent_is_replaced_before_kafka_counts_as_up(
+    running: Publisher, changes: list[bool]
+) -> None:
+    Client.made[0].is_spent = True
+    running.check()
+    assert len(Client.made) == 2
+    assert not running.is_up
+    running.check()
+    assert running.is_up
+    assert changes == [True, False, True]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_who_waits_at_a_client_that_gave_up_is_told(
+    running: Publisher, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(running, "_timeout_s", 30.0)
+    Client.made[0].kept = count
+    with ThreadPoolExecutor(count) as pool:
+        told = [pool.submit(running.publish, _IMAGE) for _ in range(count)]
+        while len(Client.made[0].held) < count:
+            threading.Event().wait(0.001)
+        Client.made[0].is_spent = True
+        running.check()
+        assert {one.result(10).error for one in told} == {"purged"}
 
 
 @pytest.mark.parametrize("kind", ["away", "no topic"])

@@ -34,6 +34,7 @@ class Client:
         self.room = 2
         self.refusal: KafkaError | None = None
         self.flush_fails = False
+        self.fatal: KafkaError | None = None
         self.produced: list[tuple[str, bytes | None, dict[str, Any]]] = []
         self.waiting: list[Report] = []
         Client.made = self
@@ -47,8 +48,14 @@ class Client:
         self.waiting.append(on_delivery)
 
     def poll(self, timeout_s: float) -> None:
+        if self.fatal is not None:
+            said, self.fatal = self.fatal, None
+            raise KafkaException(said)
         if timeout_s and self.waiting:
             self.waiting.pop(0)(None, Confirmed())
+
+    def __len__(self) -> int:
+        return len(self.waiting)
 
     def flush(self, timeout_s: float) -> int:
         if self.flush_fails:
@@ -98,6 +105,27 @@ def test_a_user_without_any_right_is_told_so(sender: RecordProducer) -> None:
     Client.made.flush_fails = True
     with pytest.raises(BrokerError, match=r"cannot publish to xray\.images: .*docs/security\.md"):
         sender.flush()
+
+
+@pytest.mark.parametrize("said_in", ["send", "poll", "flush"])
+def test_a_client_that_gives_up_says_so_and_the_deliveries_are_still_told(sender: RecordProducer, said_in: str) -> None:
+    told: list[Delivery] = []
+    sender.send(b"x", key=None, headers=[], on_delivery=told.append)
+    assert (sender.is_spent, sender.waiting) == (False, 1)
+    Client.made.fatal = KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED)
+    if said_in == "send":
+        sender.send(b"y", key=None, headers=[], on_delivery=told.append)
+    elif said_in == "poll":
+        sender.poll(0)
+    with pytest.raises(BrokerError, match=r"cannot publish to xray\.images: .*docs/security\.md"):
+        sender.flush()
+    assert sender.is_spent
+    while sender.waiting:
+        sender.poll(1)
+    assert {one.error for one in told} == {None}
+    Client.made.refusal = KafkaError(KafkaError._FATAL)
+    sender.send(b"z", key=None, headers=[], on_delivery=told.append)
+    assert told[-1].is_fatal
 
 
 @pytest.mark.parametrize("max_message_bytes", [1024 * 1024, 500_000_000])
