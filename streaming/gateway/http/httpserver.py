@@ -12,9 +12,11 @@ import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -87,7 +89,13 @@ class LimitedProtocol(HttpToolsProtocol):
         """Read on; see `asyncio.Protocol`."""
         if self._is_in_head:  # the first piece is not counted: it may have the end of another request's body
             self._head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        except httptools.HttpParserUpgrade as exc:
+            self._stay_with_http(data[exc.args[0] :])
         if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._fault = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             self.send_400_response("")
@@ -113,7 +121,13 @@ class LimitedProtocol(HttpToolsProtocol):
         """Have the request answered."""
         self._is_in_head = False
         self._end_deadline()
-        super().on_headers_complete()
+        if not self._asks_for_another_protocol:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Have the whole body."""
+        if not self._asks_for_another_protocol:
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Say what is wrong with what came, and end; ``msg`` is the parser's own and is not told."""
@@ -138,6 +152,24 @@ class LimitedProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         """Whether something of an answer is on its way already."""
         return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+
+    @property
+    def _asks_for_another_protocol(self) -> bool:
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    def _stay_with_http(self, rest: bytes) -> None:
+        """Read a request again as one that asks for no other protocol, which a server may do (RFC 9110, 7.8).
+
+        Java's client offers HTTP/2 with the first request of a connection. The parser takes its body for that already.
+        """
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
+        for name, value in self.headers:
+            if name != b"upgrade":
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        with suppress(AttributeError):  # as uvicorn has it; not before httptools 0.6.3
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(b"".join([*head, b"\r\n", rest]))
 
     def _count(self, size: int) -> None:
         self._named_bytes += size

@@ -853,6 +853,34 @@ def test_requests_of_one_connection_are_answered_in_order(gate: Gate) -> None:
     assert re.findall(rb"HTTP/1.1 (\d+)", data) == [b"201", b"201", b"201", b"200"]
 
 
+_OFFERS = {
+    "as Java's client": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",
+    "WebSocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+    "several": b"connection: keep-alive, upgrade\r\nupgrade: a/1\r\nUpgrade: b/2\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", _OFFERS.values(), ids=_OFFERS)
+@pytest.mark.parametrize("size", [1, 150, 100_000])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_client_that_offers_another_protocol_is_answered_in_this_one(
+    gate: Gate, offer: bytes, size: int, is_chunked: bool
+) -> None:
+    length = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % len(_PNG)
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(_PNG), _PNG) if is_chunked else _PNG
+    first = b"POST /images HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n" + offer + length + b"\r\n\r\n" + body
+    sent = first + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with socket.create_connection((_HOST, gate.port)) as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(sent), size):
+            raw.sendall(sent[start : start + size])
+        raw.settimeout(15)
+        data = b""
+        while chunk := raw.recv(65_536):
+            data += chunk
+    assert re.findall(rb"HTTP/1.1 (\d+)", data) == [b"201", b"200"]
+
+
 def test_no_answer_waits_for_the_acknowledgement_of_its_first_half(gate: Gate) -> None:
     """Nagle's algorithm would cost 40 ms: head and body of an answer are two writes."""
     connection = http.client.HTTPConnection(_HOST, gate.port, timeout=10)
