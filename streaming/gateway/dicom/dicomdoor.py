@@ -31,9 +31,10 @@ from streaming.gateway.dicom.associations import (
 )
 from streaming.gateway.dicom.commitment import Commitment
 from streaming.gateway.dicom.contexts import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION, choose_contexts
-from streaming.gateway.dicom.lobby import CROWDED, REASONS, Lobby
+from streaming.gateway.dicom.lobby import BACKLOG, CROWDED, REASONS, Lobby
 from streaming.gateway.gatewaymetrics import GatewayMetrics
 from streaming.gateway.intake import Intake
+from streaming.gateway.listeners import open_listener
 from streaming.gateway.offer import Offer
 from streaming.gateway.refusals import MAX_COMMENT, Cause, Refusal
 from streaming.settings import GatewaySettings
@@ -129,7 +130,9 @@ class DicomDoor:
         warnings.filterwarnings("ignore", module="pydicom")
         certificates = Certificates(self._settings)
         self._make_folder()
-        listener = _listen(self._settings)
+        port = self._settings.dicom_port
+        assert port != "off"  # noqa: S101
+        listener = open_listener(self._settings.host, port, "XRAY_GATEWAY__DICOM_PORT", backlog=BACKLOG)
         self._local = listener.getsockname()[:2]
         self._lobby = Lobby(
             listener, tls=certificates.current, hand_over=self._begin, turn_away=self._count, wait_s=_ASK_S
@@ -314,15 +317,3 @@ def _make_entity(settings: GatewaySettings) -> AE:
     entity.dimse_timeout = settings.idle_s
     entity.acse_timeout = _ASK_S
     return entity
-
-
-def _listen(settings: GatewaySettings) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            settings.host, settings.dicom_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as exc:
-        where = f"XRAY_GATEWAY__HOST, XRAY_GATEWAY__DICOM_PORT: {settings.host}:{settings.dicom_port}"
-        msg = f"{where} cannot be listened on: {exc.strerror}"
-        raise SettingsError(msg) from exc

@@ -45,7 +45,7 @@ _MAX_REQUEST_BYTES = 512 * 1024
 _ABORT = bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 0))
 """A-ABORT by the service provider, no reason given."""
 _TURN_S = 0.2
-_BACKLOG = 512
+BACKLOG = 512
 
 HandOver = Callable[[socket.socket, tuple[str, int], bytes], None]
 
@@ -77,7 +77,7 @@ class Lobby:
     Parameters
     ----------
     listener : socket
-        Bound; it is closed by `stop`.
+        It listens; it is closed by `stop`.
     tls : callable
         Gives the TLS context for a new connection, or None.
     hand_over : callable
@@ -110,7 +110,6 @@ class Lobby:
     def start(self) -> None:
         """Begin to accept."""
         self._listener.setblocking(False)
-        self._listener.listen(_BACKLOG)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._thread.start()
 

@@ -20,9 +20,9 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from schemas.errors import SettingsError
 from streaming.gateway.certificates import Certificates
 from streaming.gateway.http import problems
+from streaming.gateway.listeners import open_listener
 
 MAX_HEAD_BYTES = 32 * 1024
 _MAX_CONNECTIONS = 4000
@@ -249,7 +249,7 @@ class HttpServer:
         SettingsError
             It cannot listen there.
         """
-        listener = _listen(host, port)
+        listener = open_listener(host, port, "XRAY_GATEWAY__HTTP_PORT", backlog=_BACKLOG)
         self._thread = threading.Thread(target=self._run, args=(listener,), name="gateway-http", daemon=True)
         self._thread.start()
         bound: int = listener.getsockname()[1]
@@ -275,24 +275,6 @@ class HttpServer:
         with asyncio.Runner() as runner:
             self._loop.set_result(runner.get_loop())
             runner.run(self._server.serve(sockets=[listener]))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # Of a socket that does not name TCP, asyncio leaves Nagle's algorithm on: 40 ms for each answer.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as exc:
-        msg = f"XRAY_GATEWAY__HOST, XRAY_GATEWAY__HTTP_PORT: cannot listen at {host}, port {port}: {exc.strerror}"
-        raise SettingsError(msg) from exc
-    return listener
 
 
 def _count_connections() -> int:
