@@ -9,6 +9,7 @@ from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRL
 from pynetdicom import build_context
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import encode
 from pynetdicom.pdu import A_ASSOCIATE_RQ, P_DATA_TF
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
@@ -50,11 +51,14 @@ def store_request(
     """Give the PDUs of a C-STORE-RQ; the first one is its command set."""
     request = C_STORE()
     request.MessageID, request.Priority = message_id, 2
-    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = UID(sop_class), UID(sop_instance)
+    request.AffectedSOPClassUID = request.AffectedSOPInstanceUID = UID("1")
     if data is not None:
         request.DataSet = BytesIO(data)
     message = C_STORE_RQ()
     message.primitive_to_message(request)
+    # Here, since pynetdicom writes no UID that is none; of what is empty the element stays.
+    message.command_set.AffectedSOPClassUID, message.command_set.AffectedSOPInstanceUID = sop_class, sop_instance
+    message.command_set.CommandGroupLength = len(encode(message.command_set, True, True) or b"") - 12
     return [P_DATA_TF(part).encode() for part in message.encode_msg(CONTEXT_ID, pdu_bytes)]
 
 

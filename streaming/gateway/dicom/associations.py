@@ -43,6 +43,9 @@ _LOOK_MS = 100
 _MAX_COMMAND_BYTES = 64 * 1024
 _MAX_OTHER_BYTES = 8 * 1024 * 1024
 """Data set of a message that is no C-STORE: a request for Storage Commitment, which has a lower limit of its own."""
+MAX_UID = 64
+_NO_UID = UID("0")
+"""In place of what a request has instead of the UID of an object."""
 _MOST_WAITING = 4
 """Messages of one association that wait to be answered. No device may send a second one before it has the answer to the
 first, unless that was agreed, which it never is."""
@@ -302,13 +305,16 @@ class DoorMessages(DIMSEServiceProvider):  # type: ignore[misc]
             msg = "an object is sent in a context that was not accepted"
             raise UnfitMessageError(msg)
         context, request = agreed[message.context_id], message.command_set
-        announced = (str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
+        announced = (str(request.get("AffectedSOPClassUID") or ""), str(request.get("AffectedSOPInstanceUID") or ""))
+        # With other classes than it has services for, and with what is no UID, pynetdicom would end the association,
+        # and no object behind this one would ever come: so this one alone is refused, or named by its content.
         if announced[0] != context.abstract_syntax:
-            # pynetdicom knows no service for other classes, and would end the association; now the handler refuses it.
             request.AffectedSOPClassUID = STORAGE_CLASSES[0]
+        if not 0 < len(announced[1]) <= MAX_UID:
+            request.AffectedSOPInstanceUID = _NO_UID
         meta = create_file_meta(
-            sop_class_uid=UID(announced[0]),
-            sop_instance_uid=UID(announced[1]),
+            sop_class_uid=UID(request.AffectedSOPClassUID),
+            sop_instance_uid=UID(request.AffectedSOPInstanceUID),
             transfer_syntax=context.transfer_syntax[0],
             implementation_uid=IMPLEMENTATION_UID,
             implementation_version=IMPLEMENTATION_VERSION,

@@ -26,6 +26,7 @@ from streaming.gateway.certificates import Certificates
 from streaming.gateway.devicelist import Device, DeviceList
 from streaming.gateway.dicom.arrival import Arrival
 from streaming.gateway.dicom.associations import (
+    MAX_UID,
     DoorAssociation,
     DoorMessages,
 )
@@ -301,7 +302,7 @@ def _answer(arrival: Any, cause: Cause | None) -> Dataset:
     status.Status = _SUCCESS if cause is None else cause.value.status
     if cause is not None:
         status.ErrorComment = cause.value.comment[:MAX_COMMENT]
-    if isinstance(arrival, Arrival):
+    if isinstance(arrival, Arrival) and 0 < len(arrival.announced[0]) <= MAX_UID:
         status.AffectedSOPClassUID = arrival.announced[0]
     return status
 

@@ -506,6 +506,14 @@ def dataset_of(payload: bytes) -> bytes:
     return payload[132 + 12 + int.from_bytes(payload[140:144], "little") :]
 
 
+def rename(data: bytes, sop_instance: bytes) -> bytes:
+    """Put a text in place of the SOP Instance UID of a data set in explicit VR."""
+    start = data.index(b"\x08\0\x18\0UI")
+    end = start + 8 + int.from_bytes(data[start + 6 : start + 8], "little")
+    value = sop_instance + bytes(len(sop_instance) % 2)
+    return data[: start + 6] + len(value).to_bytes(2, "little") + value + data[end:]
+
+
 @pytest.mark.parametrize("what", ["instance", "class"])
 def test_wrong_class(door: RunningDoor, what: str) -> None:
     payload = dicom() if what == "instance" else dicom(SOPClassUID=ComputedRadiographyImageStorage)
@@ -514,6 +522,31 @@ def test_wrong_class(door: RunningDoor, what: str) -> None:
         door.port, data=data, sop_instance="1.2.3.4" if what == "instance" else "1.2.826.0.1.3680043.8.498.1"
     )
     assert status == Cause.WRONG_CLASS.value.status
+
+
+@pytest.mark.parametrize("sop_instance", ["", "1." * 33 + "1", "1.2." + "9" * 200])
+def test_what_is_no_uid_costs_that_object_alone(door: RunningDoor, sop_instance: str) -> None:
+    with peer(door.port) as one:
+        one.associate()
+        one.send(*store_request(dataset_of(dicom()), sop_instance=sop_instance))
+        assert one.status() == Cause.WRONG_CLASS.value.status
+        one.send(*store_request(dataset_of(dicom()), message_id=2, sop_class="1.2." + "9" * 200))
+        assert one.status() == Cause.SOP_CLASS.value.status
+        one.send(*store_request(dataset_of(dicom()), message_id=3))
+        assert one.status() == 0, "the association goes on"
+
+
+@pytest.mark.parametrize("sop_instance", ["", "1." * 33 + "1", "no UID"])
+def test_an_object_that_has_no_uid_itself_is_taken(settings: StreamSettings, tmp_path: Path, sop_instance: str) -> None:
+    pseudonyms = Pseudonyms(tmp_path / "key")
+    pixels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    data, other = (rename(dataset_of(payload), sop_instance.encode()) for payload in (dicom(), dicom(pixels)))
+    with run_door(settings, folder=tmp_path / "in", deidentify=Deidentifier(pseudonyms).deidentify) as door:
+        assert store_damaged(door.port, data=data, sop_instance=sop_instance) == 0
+        assert store_damaged(door.port, data=data, sop_instance=sop_instance) == 0
+        assert store_damaged(door.port, data=other, sop_instance=sop_instance) == 0
+        first, again, second = (one.event_id for one in door.book.accepted)
+        assert first == again != second
 
 
 @pytest.mark.parametrize("data", [b"\0", b"\x08\0\x05\0CS\xff\xff" + b"x" * 100, dataset_of(dicom())[:150]])
