@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 _HEADROOM_BYTES = 64 * 1024
 """Of a Kafka message: key, headers, and the record's own frame."""
-_BUSY_SHARE = 0.25
-"""Of the time for an answer: how long an object may wait for memory. The rest is Kafka's."""
+BUSY_SHARE = 0.25
+"""Of the time for an answer: how long an object may wait for its turn, and for memory. The rest is Kafka's."""
 _ORIGIN = "the object"
 """What errors call it: its own names may be a patient's."""
 
@@ -120,6 +120,7 @@ class Intake:
         receive: Callable[[], Offer],
         *,
         on_named: Callable[[str], None] = lambda event_id: None,
+        waited_s: float = 0.0,
     ) -> Taken:
         """Take an object in, or raise why not; counts it either way.
 
@@ -135,16 +136,18 @@ class Intake:
             Gives the object, once there is memory for it: until then it is on disk, or on the network.
         on_named : callable
             Called with the event id before the object is published: who waits for its outcome begins there.
+        waited_s : float
+            How long it has waited in its door since its last byte: its device waits for all of it.
 
         Raises
         ------
         Refusal
             It is not taken.
         """
-        started = time.monotonic()
+        started = time.monotonic() - waited_s
         result = Cause.FAILED.label
         try:
-            taken = self._take(size, receive, on_named)
+            taken = self._take(size, receive, on_named, started)
             result = SPOOLED if taken.place is None else PUBLISHED
             self._metrics.record_taken(device.label, taken.flags)
         except Refusal as exc:
@@ -167,14 +170,15 @@ class Intake:
         log.warning("%s: an object of %s is not taken: %s: %s", door, source, refusal.cause.label, refusal.detail)
         self._metrics.record_object(door, refusal.cause.label, size, 0.0)
 
-    def _take(self, size: int, receive: Callable[[], Offer], on_named: Callable[[str], None]) -> Taken:
+    def _take(self, size: int, receive: Callable[[], Offer], on_named: Callable[[str], None], started: float) -> Taken:
         if size > self._max_bytes:
             raise Refusal(Cause.TOO_LARGE, f"{size} bytes, at most {self._max_bytes} are taken")
         spool = self._keeping.spool
         if spool is None and not self._publisher.is_up:
             raise Refusal(Cause.BROKER_AWAY)
         with ExitStack() as stack:
-            stack.enter_context(self._memory.reserve(size, self._gateway.answer_s * _BUSY_SHARE))
+            left_s = started + self._gateway.answer_s * BUSY_SHARE - time.monotonic()
+            stack.enter_context(self._memory.reserve(size, max(0.0, left_s)))
             outgoing, sha256 = self._prepare(receive())
             on_named(outgoing.event_id)
             taken = self._hand_over(outgoing, spool)

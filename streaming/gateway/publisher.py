@@ -10,7 +10,7 @@ from confluent_kafka import KafkaException
 from schemas.errors import BrokerError
 from streaming.gateway.offer import Outgoing
 from streaming.kafka.cluster import connect_admin
-from streaming.kafka.producer import Delivery, RecordProducer
+from streaming.kafka.producer import QUEUE_BYTES, Delivery, RecordProducer
 from streaming.periodic import PeriodicTask
 from streaming.settings import KafkaSettings
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 _CHECK_S = 2.0
 _POLL_S = 0.05
-_GRACE_S = 2.0
+GRACE_S = 2.0
 """The client tells of a record that it gave up a little after its time."""
 
 
@@ -31,15 +31,23 @@ class Publisher:
         Broker and topic.
     timeout_s : float
         How long a record is tried. What is told as failed is not sent later.
+    queue_bytes : int, optional
+        How much may wait for the broker; what comes beyond waits before its time begins.
     on_change : callable
         Called with whether the broker takes records, at the start and when that changes.
     """
 
     def __init__(
-        self, kafka: KafkaSettings, *, timeout_s: float, on_change: Callable[[bool], None] = lambda is_up: None
+        self,
+        kafka: KafkaSettings,
+        *,
+        timeout_s: float,
+        queue_bytes: int = QUEUE_BYTES,
+        on_change: Callable[[bool], None] = lambda is_up: None,
     ) -> None:
         self._kafka = kafka
         self._timeout_s = timeout_s
+        self._queue_bytes = queue_bytes
         self._on_change = on_change
         self._producer = self._make_producer()
         self._former: list[RecordProducer] = []
@@ -85,7 +93,7 @@ class Publisher:
         producer = self._producer
         producer.send(outgoing.value, key=outgoing.key, headers=outgoing.headers, on_delivery=told.set_result)
         try:
-            delivery = told.result(self._timeout_s + _GRACE_S)
+            delivery = told.result(self._timeout_s + GRACE_S)
         except TimeoutError:
             delivery = Delivery("no word of the record from the client")
         if delivery.is_fatal:
@@ -113,7 +121,9 @@ class Publisher:
             self._note(True, None)
 
     def _make_producer(self) -> RecordProducer:
-        return RecordProducer(self._kafka, self._kafka.images_topic, timeout_s=self._timeout_s)
+        return RecordProducer(
+            self._kafka, self._kafka.images_topic, timeout_s=self._timeout_s, queue_bytes=self._queue_bytes
+        )
 
     def _replace(self, former: RecordProducer) -> None:
         with self._lock:

@@ -30,7 +30,7 @@ from streaming.gateway.intake import Intake, Keeping
 from streaming.gateway.keeping.originals import Originals
 from streaming.gateway.keeping.spool import Spool, SpoolDrain
 from streaming.gateway.offer import Outgoing
-from streaming.gateway.publisher import Publisher
+from streaming.gateway.publisher import GRACE_S, Publisher
 from streaming.gateway.receipts.receiptbook import ReceiptBook
 from streaming.kafka.producer import Delivery
 from streaming.kafka.topics import create_topics, receipt_topics, wanted_topics
@@ -43,9 +43,10 @@ log = logging.getLogger(__name__)
 _TOPICS_S = 5.0
 _INCOMING = "incoming"
 _SHORTEST_S = 0.5
-_KAFKA_SHARE = 0.6
-"""Of the time for an answer: how long Kafka is tried. The rest is for waiting for memory, and for the way back."""
-_KAFKA_SHARE_SPOOLED = 0.25
+_KAFKA_SHARE = 0.7
+"""Of the time for an answer: until the Kafka client has told what became of a record. The rest is for waiting for
+memory, and for the way back."""
+_KAFKA_SHARE_SPOOLED = 0.35
 """The same where there is a spool, which wants time as well."""
 
 
@@ -230,7 +231,8 @@ def _open_publisher(settings: StreamSettings, metrics: GatewayMetrics, *, has_sp
     share = _KAFKA_SHARE_SPOOLED if has_spool else _KAFKA_SHARE
     return Publisher(
         settings.kafka,
-        timeout_s=max(_SHORTEST_S, settings.gateway.answer_s * share),
+        timeout_s=max(_SHORTEST_S, settings.gateway.answer_s * share - GRACE_S),
+        queue_bytes=settings.gateway.max_pending_bytes,
         on_change=lambda is_up: metrics.kafka_up.set(int(is_up)),
     )
 

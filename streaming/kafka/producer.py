@@ -13,7 +13,7 @@ from schemas.errors import BrokerError
 from streaming.settings import KafkaSettings
 
 _DELIVERY_TIMEOUT_S = 60.0
-_QUEUE_BYTES = 64 * 1024 * 1024
+QUEUE_BYTES = 64 * 1024 * 1024
 """What may wait for the broker: a sender takes about this much memory, however much it sends."""
 _POLL_S = 0.1
 _ANY_PARTITION = -1
@@ -60,10 +60,18 @@ class RecordProducer:
         How much larger than ``kafka.max_message_bytes`` a record may be.
     timeout_s : float
         How long a record is tried before it is told as failed.
+    queue_bytes : int
+        In place of the 64 MiB.
     """
 
     def __init__(
-        self, kafka: KafkaSettings, topic: str, *, headroom_bytes: int = 0, timeout_s: float = _DELIVERY_TIMEOUT_S
+        self,
+        kafka: KafkaSettings,
+        topic: str,
+        *,
+        headroom_bytes: int = 0,
+        timeout_s: float = _DELIVERY_TIMEOUT_S,
+        queue_bytes: int = QUEUE_BYTES,
     ) -> None:
         self._topic = topic
         largest = kafka.max_message_bytes + headroom_bytes
@@ -74,7 +82,7 @@ class RecordProducer:
             "message.max.bytes": largest,
             "delivery.timeout.ms": int(timeout_s * 1000),
             # A message larger than the queue would wait for ever.
-            "queue.buffering.max.kbytes": max(_QUEUE_BYTES, 2 * largest) // 1024,
+            "queue.buffering.max.kbytes": max(queue_bytes, 2 * largest) // 1024,
             "linger.ms": 5,
         }
         self._producer = Producer(kafka.to_librdkafka() | options, logger=None)

@@ -15,7 +15,7 @@ from streaming.gateway.devicelist import Device, DeviceList, UnknownTokenError
 from streaming.gateway.gatewaymetrics import GatewayMetrics
 from streaming.gateway.http.bodies import Body
 from streaming.gateway.http.problems import ProblemError, UnauthorizedError
-from streaming.gateway.intake import Intake
+from streaming.gateway.intake import BUSY_SHARE, Intake
 from streaming.gateway.offer import Offer, Taken
 from streaming.gateway.refusals import Cause, Refusal
 from streaming.settings import GatewaySettings
@@ -27,8 +27,6 @@ _TAKERS = 64
 """Objects that wait for Kafka at once. They are threads that sleep; memory is bounded by bytes, in `Intake`."""
 _LOOKERS = 4
 _WRITERS = 4
-_BUSY_SHARE = 0.25
-"""Of the time for an answer: how long an object may wait for one of these threads."""
 _SLOWEST_BYTES_PER_S = 1024
 """On average, beyond `idle_s`: who drips a byte now and then holds a place for nothing."""
 _BEARER = "bearer "
@@ -175,17 +173,21 @@ class Reception:
         Refusal
             See there; ``RATE`` too.
         """
+        loop = asyncio.get_running_loop()
+        received = loop.time()
         try:
             self._devices.admit(device)
-            async with asyncio.timeout(self._answer_s * _BUSY_SHARE):
+            async with asyncio.timeout(self._answer_s * BUSY_SHARE):
                 await self._free.acquire()
         except TimeoutError:
             raise self.refuse(device, Refusal(Cause.BUSY), body.size) from None
         except Refusal as exc:
             raise self.refuse(device, exc, body.size) from exc
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._takers, lambda: self.intake.take(DOOR, device, body.size, make_offer, on_named=on_named)
+            waited_s = loop.time() - received
+            return await loop.run_in_executor(
+                self._takers,
+                lambda: self.intake.take(DOOR, device, body.size, make_offer, on_named=on_named, waited_s=waited_s),
             )
         finally:
             self._free.release()

@@ -23,7 +23,7 @@ class Client:
     made: "list[Client]"
     answers: "list[Delivery]"
 
-    def __init__(self, kafka: KafkaSettings, topic: str, *, timeout_s: float) -> None:
+    def __init__(self, kafka: KafkaSettings, topic: str, *, timeout_s: float, queue_bytes: int) -> None:
         self.timeout_s = timeout_s
         self.flushed = self.is_spent = False
         self.held: list[Callable[[Delivery], None]] = []
@@ -69,7 +69,7 @@ def admin(monkeypatch: pytest.MonkeyPatch) -> Admin:
     Client.made, Client.answers = [], []
     monkeypatch.setattr(publisher, "RecordProducer", Client)
     monkeypatch.setattr(publisher, "connect_admin", lambda kafka: admin)
-    monkeypatch.setattr(publisher, "_GRACE_S", 0.05)
+    monkeypatch.setattr(publisher, "GRACE_S", 0.05)
     return admin
 
 

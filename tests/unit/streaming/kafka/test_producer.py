@@ -138,3 +138,5 @@ def test_memory_is_bounded_and_the_largest_message_has_room(
     assert options["message.max.bytes"] == max_message_bytes + 1000
     bound = options["queue.buffering.max.kbytes"] * 1024
     assert options["message.max.bytes"] < bound <= max(64 * 1024 * 1024, 2 * options["message.max.bytes"])
+    RecordProducer(KafkaSettings(), "t", queue_bytes=900_000_000)
+    assert Client.made.options["queue.buffering.max.kbytes"] == 900_000_000 // 1024
