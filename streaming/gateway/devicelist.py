@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from schemas.errors import SettingsError
 from streaming.gateway.refusals import Cause, Refusal
@@ -90,6 +90,26 @@ class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     device: tuple[Device, ...] = ()
+
+    @field_validator("device")
+    @classmethod
+    def _each_has_its_use(cls, devices: tuple[Device, ...]) -> tuple[Device, ...]:
+        """Refuse a device that could never send, or never be reported to: its engineer would look for the reason."""
+        everywhere: dict[str, str] = {}
+        for device in devices:
+            if device.aet is None and not device.tokens:
+                msg = f"{device.source} has neither aet nor tokens, so it could not send"
+                raise ValueError(msg)
+            if (device.host is None) != (device.port is None):
+                msg = f"{device.source} has host or port alone, which are wanted both or neither"
+                raise ValueError(msg)
+            for name in filter(None, (device.aet, *device.tokens)):
+                if name in everywhere:
+                    msg = f"{device.source} has an aet or a token of {everywhere[name]}, which may send from everywhere"
+                    raise ValueError(msg)
+                if not device.addresses:
+                    everywhere[name] = device.source
+        return devices
 
 
 class DeviceList:

@@ -171,6 +171,14 @@ def test_a_wrong_change_is_left_out(file: Path, clock: Clock, damage: str | None
         ('[[device]]\nsource = "/a"\nport = 70000\n', "device.0.port"),
         ('[[devices]]\nsource = "/a"\n', "devices"),
         ('[[device]]\nsource = "/a"\nis_named = false\n', "device.0.is_named"),
+        ('[[device]]\nsource = "/a"\n', "/a has neither aet nor tokens"),
+        ('[[device]]\nsource = "/a"\naet = "A"\nhost = "h"\n', "/a has host or port alone"),
+        ('[[device]]\nsource = "/a"\naet = "A"\nport = 104\n', "/a has host or port alone"),
+        (_TWO + '[[device]]\nsource = "/a"\naet = "DX2"\n', "/a has an aet or a token of /ward-4/dx-1"),
+        (
+            f'[[device]]\nsource = "/a"\ntokens = ["{_HASH}"]\n[[device]]\nsource = "/b"\ntokens = ["{_HASH}"]\n',
+            "/b has an aet or a token of /a",
+        ),
     ],
 )
 def test_a_wrong_file_stops_the_start(tmp_path: Path, text: str, said: str) -> None:
@@ -196,3 +204,13 @@ def test_where_a_device_listens(file: Path, clock: Clock) -> None:
     assert known.find_peer("DX1") == ("10.1.2.3", 11112)
     assert known.find_peer("DX2") is None
     assert known.find_peer("DX9") is None
+
+
+def test_one_title_may_be_of_several_devices_at_their_addresses(file: Path, clock: Clock) -> None:
+    file.write_text(
+        "".join(f'[[device]]\nsource = "/dx-{i}"\naet = "DX"\naddresses = ["10.0.0.{i}"]\n' for i in range(3))
+        + '[[device]]\nsource = "/any"\naet = "DX"\n'
+    )
+    known = devices(file, clock)
+    found = [known.find_by_title("DX", f"10.0.0.{i}").source for i in range(4)]
+    assert found == ["/dx-0", "/dx-1", "/dx-2", "/any"]
