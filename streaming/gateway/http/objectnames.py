@@ -22,6 +22,8 @@ HEAD_BYTES = 4096
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _MAX_UID = 64
+_MOST_READ = _MAX_UID + 2
+"""Of a text: one that is too long is none, rather than another UID; the padding may be one character more."""
 _START = 132
 _MAGIC = b"DICM"
 _META_GROUP = 0x0002
@@ -92,7 +94,8 @@ def _walk_meta(payload: bytes, offset: int) -> Iterator[tuple[int, str, int]]:
             offset += 4
         if group != _META_GROUP or offset + length > len(payload):
             return
-        yield element, payload[offset : offset + min(length, _MAX_UID)].decode("latin-1").rstrip("\0 "), offset + length
+        text = payload[offset : offset + min(length, _MOST_READ)].decode("latin-1").rstrip("\0 ")
+        yield element, text, offset + length
         offset += length
 
 

@@ -128,6 +128,14 @@ def test_of_a_cut_object_the_file_meta_information_tells() -> None:
     assert read_names(payload[:150]) == ObjectNames()
 
 
+@pytest.mark.parametrize("length", [63, 64, 65, 66, 67, 300])
+def test_a_uid_that_is_too_long_is_none_rather_than_its_begin(length: int) -> None:
+    text = "1." + "9" * (length - 2)
+    value = text.encode() + bytes(length % 2)
+    payload = bytes(128) + b"DICM\2\0\3\0UI" + len(value).to_bytes(2, "little") + value
+    assert read_names(payload).sop_instance == (text if is_uid(text) else None)
+
+
 def test_deflated_objects_are_named_without_inflating_them() -> None:
     assert read_names(testimages.deflated_dicom()).sop_instance == "1.2.826.0.1.3680043.8.498.1"
 
