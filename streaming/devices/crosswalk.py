@@ -5,6 +5,7 @@ bound to its place in the file, so that none can be moved, changed or left out i
 whether the key is the right one, and nothing else.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -113,6 +114,8 @@ class Crosswalk:
     def _write(self, group: "_Group") -> None:
         group.is_done = True
         try:
+            if not os.fstat(self._descriptor).st_nlink:
+                raise OSError(errno.ENOENT, "somebody has removed the file")
             if self._is_soiled:
                 os.ftruncate(self._descriptor, self._end)
             self._is_soiled = True

@@ -268,6 +268,24 @@ def test_what_is_not_on_disk_is_told_and_may_be_noted_again(
     assert numbers_in(file, key) == [1, 2, 4]
 
 
+@pytest.mark.parametrize("how", ["removed", "replaced", "with its folder"])
+def test_what_would_go_into_a_file_that_is_gone_is_told(crosswalk: Crosswalk, file: Path, key: Path, how: str) -> None:
+    crosswalk.note(identity(1))
+    if how == "replaced":
+        other = file.with_name("other")
+        other.touch()
+        other.rename(file)
+    else:
+        file.unlink()
+    if how == "with its folder":
+        key.unlink()
+        file.parent.rmdir()
+    for _ in range(2):
+        with pytest.raises(OSError, match="removed") as raised:
+            crosswalk.note(identity(2))
+        assert raised.value.errno == errno.ENOENT
+
+
 @pytest.mark.parametrize("written", [1, 4, 200, 3000])
 def test_half_a_write_is_written_over(file: Path, key: Path, monkeypatch: pytest.MonkeyPatch, written: int) -> None:
     write, calls = os.pwrite, list[int]()
