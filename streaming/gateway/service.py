@@ -194,6 +194,12 @@ def _open_keeping(settings: StreamSettings, stack: ExitStack) -> Keeping:
     if gateway.spool is not None:
         spool = Spool(gateway.spool, max_bytes=gateway.spool_max_bytes, min_free_bytes=gateway.spool_min_free_bytes)
         stack.callback(spool.close)
+        if not spool.has_room:
+            log.warning(
+                "XRAY_GATEWAY__SPOOL: there is no room in %s: while Kafka is away, no image is taken. Give it room, or "
+                "change XRAY_GATEWAY__SPOOL_MAX_BYTES or XRAY_GATEWAY__SPOOL_MIN_FREE_BYTES",
+                gateway.spool,
+            )
     if gateway.keep_originals is not None:
         originals = Originals(gateway.keep_originals)
         stack.callback(originals.close)
