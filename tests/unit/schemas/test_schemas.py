@@ -6,6 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from schemas import envelope
 from schemas.documents import SCHEMA_NAMES, load_schema, load_tables
 from schemas.envelope import derive_event_id
 from schemas.errors import Reason
@@ -38,6 +39,7 @@ def test_what_consumers_read_stays_promised(name: str) -> None:
 def test_publishers_are_asked_for_nothing_new() -> None:
     assert "required" not in load_schema("image_headers")
     jsonschema.validate({}, load_schema("image_headers"))
+    assert envelope.IMAGE_FLAGS in load_schema("image_headers")["properties"]
     assert load_schema("label")["required"] == ["label"]
     for name in ({"sha256": "a" * 64}, {"event_id": "B" * 32}, {"source": "/dx-1", "id": "a", "sha256": None}):
         jsonschema.validate({"label": "any", **name}, load_schema("label"))
