@@ -10,7 +10,6 @@ import ssl
 import subprocess
 import threading
 import time
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -68,6 +67,7 @@ from tests.dicomwire import (
 )
 from tests.integration.consumers import Record, read_topic
 from tests.integration.streaming.gateway.doors import RunningDoor, examine, run_door
+from tests.orthanc import call, run_orthanc
 from tests.testimages import (
     PATIENT_ID,
     PATIENT_NAME,
@@ -317,43 +317,6 @@ def with_study(payload: bytes) -> bytes:
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.826.0.1.3680043.8.498.2", "1.2.826.0.1.3680043.8.498.3"
     dataset.save_as(buffer)
     return buffer.getvalue()
-
-
-@contextmanager
-def run_orthanc(folder: Path, port: int) -> Iterator[str]:
-    http = find_ports(2)
-    configuration = {
-        "Name": "TEST",
-        "StorageDirectory": str(folder / "orthanc"),
-        "HttpPort": http,
-        "DicomPort": http + 1,
-        "DicomAet": "ORTHANC",
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomModalities": {"xray": ["XRAY", "127.0.0.1", port]},
-        "Plugins": [],
-    }
-    file = folder / "orthanc.json"
-    file.write_text(json.dumps(configuration))
-    with (folder / "orthanc.log").open("wb") as log, subprocess.Popen(["Orthanc", file], stdout=log, stderr=log) as own:
-        address = f"http://127.0.0.1:{http}"
-        try:
-            wait_for(lambda: _answers(f"{address}/system"), "Orthanc did not start", 60)
-            yield address
-        finally:
-            own.terminate()
-
-
-def _answers(address: str) -> bool:
-    with suppress(OSError):
-        call(address)
-        return True
-    return False
-
-
-def call(address: str, body: bytes | None = None) -> Any:
-    with urllib.request.urlopen(address, body, timeout=60) as answer:  # noqa: S310
-        return json.loads(answer.read())
 
 
 # --- each status ------------------------------------------------------------------------------------------------------
