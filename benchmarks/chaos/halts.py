@@ -1,6 +1,6 @@
-"""Points of the archive's work at which its process can be halted, to be killed or frozen there.
+"""Points of the archive's and the gateway's work at which their processes can be halted, to be killed or frozen there.
 
-See ``halting/sitecustomize.py``, which is on that process's path and nowhere else.
+See ``halting/sitecustomize.py``, which is on those processes' path and nowhere else.
 """
 
 import os
@@ -10,10 +10,12 @@ from pathlib import Path
 
 _ON_THE_PATH = Path(__file__).parent / "halting"
 
-POINTS: tuple[str, ...] = tuple(runpy.run_path(str(_ON_THE_PATH / "sitecustomize.py"))["POINTS"])
+_KNOWN = runpy.run_path(str(_ON_THE_PATH / "sitecustomize.py"))
+_OF_ARCHIVE: tuple[str, ...] = tuple(_KNOWN["OF_ARCHIVE"])
 AT_START = ("claim-begun", "table-made", "claimed", "places-taken-over", "claim-done")
-"""Those of the claim; the others are in its work."""
-AT_WORK = tuple(point for point in POINTS if point not in AT_START)
+"""Those of the archive's claim; its others are in its work."""
+AT_WORK = tuple(point for point in _OF_ARCHIVE if point not in AT_START)
+OF_GATEWAY: tuple[str, ...] = tuple(_KNOWN["OF_GATEWAY"])
 
 
 class Halts:
@@ -30,7 +32,7 @@ class Halts:
         self._folder = folder
 
     def environ(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """Give what an archive's process, or the stream that starts it, needs in its environment."""
+        """Give what such a process, or the stream that starts an archive's, needs in its environment."""
         path = os.pathsep.join(filter(None, [str(_ON_THE_PATH), inherited.get("PYTHONPATH")]))
         return {"CHAOS_HALTS": str(self._folder), "PYTHONPATH": path}
 

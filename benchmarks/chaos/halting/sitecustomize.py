@@ -1,4 +1,4 @@
-"""On the path of an archive's process, it halts it at a point of its work, for somebody to kill or freeze it there.
+"""On the path of an archive's or a gateway's process, it halts it at a point of its work, to be killed or frozen there.
 
 The product has no hook for this: functions are wrapped as their modules are imported. A point is asked for with a file
 of its name in the folder that ``CHAOS_HALTS`` names; once the process stands there, the file is named ``POINT.halted``.
@@ -20,7 +20,7 @@ FOLDER = os.environ.get("CHAOS_HALTS")
 _LONGEST_S = 300.0
 
 # Point: module, function in it, and whether it halts before the function or behind it.
-POINTS = {
+OF_ARCHIVE = {
     "read": ("streaming.archive.archivetable", "ArchiveTable.append", "before"),
     "ids-checked": ("streaming.archive.archivetable", "append_rows", "before"),
     "appended": ("streaming.archive.archivetable", "append_rows", "behind"),
@@ -39,10 +39,32 @@ POINTS = {
     "claim-done": ("streaming.archive.archivetable", "ArchiveTable.claim", "behind"),
 }
 
+# In the order in which an object comes by them; the last four are of the spool's drain.
+OF_GATEWAY = {
+    "object-received": ("streaming.gateway.intake", "Intake._prepare", "before"),
+    "original-unkept": ("streaming.gateway.keeping.originals", "Originals.keep", "before"),
+    "original-kept": ("streaming.gateway.keeping.originals", "Originals.keep", "behind"),
+    "crosswalk-noted": ("streaming.devices.crosswalk", "Crosswalk.note", "behind"),
+    "unpublished": ("streaming.gateway.publisher", "Publisher.publish", "before"),
+    "confirmed": ("streaming.gateway.publisher", "Publisher.publish", "behind"),
+    "receipt-noted": ("streaming.gateway.receipts.receiptbook", "ReceiptBook.note_accepted", "behind"),
+    "unspooled": ("streaming.gateway.keeping.spool", "Spool.put", "before"),
+    "spool-written": ("streaming.gateway.keeping.ownfolder", "OwnFolder.write", "behind"),
+    "spool-unsynced": ("streaming.gateway.keeping.ownfolder", "OwnFolder.sync", "before"),
+    "spooled": ("streaming.gateway.keeping.spool", "Spool.put", "behind"),
+    "drain-began": ("streaming.gateway.keeping.spool", "SpoolDrain._turn", "before"),
+    "drain-read": ("streaming.gateway.keeping.spool", "SpoolDrain._read_window", "behind"),
+    "drain-confirmed": ("streaming.gateway.keeping.spool", "Spool.remove", "before"),
+    "drain-removed": ("streaming.gateway.keeping.spool", "Spool.remove", "behind"),
+}
+
 # Upkeep that is due every hour or hundred commits is due at once.
 BRISK = {
     "streaming.archive.upkeep": {"_LOOK_EVERY": 1, "_CHECKPOINT_EVERY": 4, "_TIDY_S": 1.0, "_VACUUM_S": 1.0},
 }
+
+
+_HOMES = {*BRISK, *(home for home, _, _ in (*OF_ARCHIVE.values(), *OF_GATEWAY.values()))}
 
 
 def halt(point: str) -> None:
@@ -73,7 +95,7 @@ def _wrap(function: Callable[..., Any], point: str, when: str) -> Callable[..., 
 def _prepare(module: ModuleType) -> None:
     for name, value in BRISK.get(module.__name__, {}).items():
         setattr(module, name, value)
-    for point, (home, path, when) in POINTS.items():
+    for point, (home, path, when) in {**OF_ARCHIVE, **OF_GATEWAY}.items():
         if home == module.__name__:
             *owners, name = path.split(".")
             owner: Any = module
@@ -86,7 +108,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in BRISK and name not in {home for home, _, _ in POINTS.values()}:
+        if name not in _HOMES:
             return None
         found = PathFinder.find_spec(name, path)
         if found is not None and found.loader is not None:
@@ -106,7 +128,7 @@ class _Loader(Loader):
         _prepare(module)
 
 
-if FOLDER and "streaming.archive" in sys.orig_argv:
+if FOLDER and ("streaming.archive" in sys.orig_argv or sys.orig_argv[2:4] == ["xray", "gateway"]):
     if "CHAOS_UNLOCKED" in os.environ:
         fcntl.flock = lambda *_: None  # as on an object store
     sys.meta_path.insert(0, _Finder())
