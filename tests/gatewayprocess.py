@@ -79,6 +79,12 @@ class Gateway:
         self.dicom_port, self.http_port, self.metrics = ready["dicom_port"], ready["http_port"], ready["metrics"]
         return self
 
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """End it as a power cut would."""
         self._end(signal.SIGKILL)

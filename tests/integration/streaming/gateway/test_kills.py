@@ -7,7 +7,6 @@ scores what the tests before it have left behind.
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -18,15 +17,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.chaos.halts import OF_GATEWAY, Halts
-from benchmarks.ports import find_ports
 from streaming.gateway.keeping.spool import read_spool
-from streaming.kafka.topics import create_topics
-from streaming.settings import load_settings
 from tests.conftest import Trained
 from tests.gatewayprocess import Gateway, frozen, predicted_event_ids, wait_until
 from tests.integration.consumers import read_topic
-from tests.integration.streaming.gateway.ward import DICOM, HTTP, TAKEN, Ward, read_account
-from xray.broker import LocalBroker
+from tests.integration.streaming.gateway.ward import DICOM, HTTP, TAKEN, Ward, run_ward
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
@@ -40,30 +35,16 @@ SHORT_ANSWER = {"answer_s": "4", "spool_min_free_bytes": "0"}
 @pytest.fixture(scope="module")
 def ward(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
     """A broker that may be stopped, and devices."""
-    home = tmp_path_factory.mktemp("ward")
-    kafka = {"bootstrap_servers": f"127.0.0.1:{find_ports()}", "partitions": 2}
-    settings = load_settings(home=home, jars=jars, kafka=kafka)
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("XRAY_")} | {
-        "XRAY_HOME": str(home),
-        "XRAY_JARS": str(jars),
-        "XRAY_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
-        "XRAY_KAFKA__PARTITIONS": "2",
-        "XRAY_METRICS__PORT": "0",
-        "XRAY_ARCHIVE__METRICS_PORT": "0",
-        "XRAY_ARCHIVE__TRIGGER_S": "1",
-    }
-    broker = LocalBroker.of(settings)
-    broker.start()
-    create_topics(settings.kafka)
-    yield Ward(settings, broker, environ, home / "gateway.log")
-    broker.stop()
+    with run_ward(tmp_path_factory.mktemp("ward"), jars) as ward:
+        yield ward
 
 
 @pytest.fixture
-def halts(tmp_path: Path, ward: Ward) -> Halts:
-    halts = Halts(tmp_path / "halts")
-    ward.environ |= halts.environ(os.environ)
-    return halts
+def halts(tmp_path: Path, ward: Ward) -> Iterator[Halts]:
+    halts, before = Halts(tmp_path / "halts"), ward.environ
+    ward.environ = before | halts.environ(os.environ)
+    yield halts
+    ward.environ = before
 
 
 @pytest.mark.parametrize("turn", [0, pytest.param(1, marks=pytest.mark.long)])
@@ -216,7 +197,7 @@ def test_each_object_is_predicted_once(ward: Ward, trained: Trained) -> None:
         gateway.stop()
     published = ward.published()
     assert len(set(published)) >= len(ward.taken)
-    scored = run(ward, "stream", "--available-now", "--model", str(trained.folder), "--json")
+    scored = ward.run("stream", "--available-now", "--model", str(trained.folder), "--json")
     assert scored.returncode == 0, scored.stderr
     predictions = read_topic(ward.settings.kafka, ward.settings.kafka.predictions_topic)
     # An object that came into Kafka twice has two predictions of one event id, which a consumer takes for one.
@@ -225,11 +206,6 @@ def test_each_object_is_predicted_once(ward: Ward, trained: Trained) -> None:
     assert set(predicted_event_ids(predictions)) == set(published)
     assert len(by_event) == len(set(published)) == len(ward.taken)
     assert read_topic(ward.settings.kafka, ward.settings.kafka.deadletters_topic) == []
-    audit = run(ward, "audit", "--json")
+    audit = ward.run("audit", "--json")
     assert audit.returncode == 0, audit.stdout + audit.stderr
-    assert read_account(audit.stdout)["predicted"] == len(published)
-
-
-def run(ward: Ward, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "xray", *arguments]
-    return subprocess.run(command, env=ward.environ, capture_output=True, text=True, timeout=240, check=False)
+    assert json.loads(audit.stdout.splitlines()[-1])["predicted"] == len(published)

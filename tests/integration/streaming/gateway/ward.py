@@ -1,15 +1,20 @@
 """A ward in front of a real gateway: devices that send an object until they are told that it is taken."""
 
-import json
-from collections.abc import Iterable
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
+from benchmarks.ports import find_ports
 from streaming.devices.crosswalk import read_crosswalk
 from streaming.gateway.keeping.spool import Spool
-from streaming.settings import StreamSettings
+from streaming.kafka.topics import create_topics
+from streaming.settings import StreamSettings, load_settings
 from tests.gatewayprocess import Gateway, image_event_ids, wait_until
 from tests.integration.consumers import Record, read_topic
 from xray.broker import LocalBroker
@@ -22,6 +27,29 @@ TAKEN = {0x0000, 201, 202}
 LATER = {0xA700, 0xA701, 503}
 _SYNTAXES = tuple(map(str, (ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless)))
 _SEED = 11
+
+
+@contextmanager
+def run_ward(home: Path, jars: Path) -> Iterator["Ward"]:
+    """Start a broker of its own, which may be stopped, in an empty state folder."""
+    kafka = {"bootstrap_servers": f"127.0.0.1:{find_ports()}", "partitions": 2}
+    settings = load_settings(home=home, jars=jars, kafka=kafka)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("XRAY_")} | {
+        "XRAY_HOME": str(home),
+        "XRAY_JARS": str(jars),
+        "XRAY_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+        "XRAY_KAFKA__PARTITIONS": "2",
+        "XRAY_METRICS__PORT": "0",
+        "XRAY_ARCHIVE__METRICS_PORT": "0",
+        "XRAY_ARCHIVE__TRIGGER_S": "1",
+    }
+    broker = LocalBroker.of(settings)
+    broker.start()
+    try:
+        create_topics(settings.kafka)
+        yield Ward(settings, broker, environ, home / "gateway.log")
+    finally:
+        broker.stop()
 
 
 @dataclass
@@ -89,6 +117,11 @@ class Ward:
         wait_until(is_taken, f"{door} object is not taken")
         return told
 
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command to its end."""
+        command = [sys.executable, "-m", "xray", *arguments]
+        return subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=240, check=False)
+
     # --- what is safe -----------------------------------------------------------------------------------------------
 
     def read_images(self) -> list[Record]:
@@ -121,9 +154,3 @@ def _read_spool(folder: Path) -> Iterable[tuple[str, str]]:
     finally:
         spool.close()
     return [(one.header("ce_source"), one.key.decode()) for one in found]
-
-
-def read_account(stdout: str) -> dict[str, object]:
-    """Read what ``xray audit --json`` says."""
-    account: dict[str, object] = json.loads(stdout.splitlines()[-1])
-    return account

@@ -35,7 +35,10 @@ _PATTERNS = (
     re.compile(b"Z\0Q\0(?:[0-9]\0){7}"),  # UTF-16, either order: between the letters it is the same
     re.compile(b"\0Z\0Q(?:\0[0-9]){7}"),
 )
-_ZLIB_STARTS = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
+_ZLIB_STARTS = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda", b"\x1f\x8b\x08")
+_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
+_MOST_DEFLATED_BYTES = 256 * 1024
+"""Of a stream that is inflated: nearly all that look like the beginning of one are none."""
 
 _numbers = itertools.count()
 
@@ -57,7 +60,8 @@ def find_markers(content: bytes) -> list[bytes]:
         at = content.find(start)
         while at >= 0:
             try:
-                inflated = zlib.decompressobj().decompress(content[at:], 1 << 20)
+                deflated = memoryview(content)[at : at + _MOST_DEFLATED_BYTES]
+                inflated = zlib.decompressobj(_ZLIB_OR_GZIP).decompress(deflated, 1 << 20)
             except zlib.error:
                 inflated = b""
             found += [match for pattern in _PATTERNS for match in pattern.findall(inflated)]
