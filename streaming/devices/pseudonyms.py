@@ -108,3 +108,30 @@ class Pseudonyms:
     def _hash(self, purpose: str, text: str) -> bytes:
         """Hash a text for one purpose: as another thing's name the same text has an unrelated pseudonym."""
         return hmac.digest(self._key, f"xray {purpose}\0{text}".encode("utf-8", "surrogatepass"), hashlib.sha256)
+
+
+def open_pseudonyms(file: Path, folder: Path) -> Pseudonyms:
+    """Open the key that was used first; make one where none was used yet.
+
+    Parameters
+    ----------
+    file : Path
+        The key's.
+    folder : Path
+        Where the first key's fingerprint is kept.
+
+    Raises
+    ------
+    SettingsError
+        The key is lost, cannot be used, or is another one.
+    """
+    if not file.exists() and (folder / FINGERPRINT_FILE).exists():
+        msg = (
+            f"{file} is gone, and images have been published under its pseudonyms. Bring it back from a backup, or "
+            f"name it with {KEY_SETTING}. To begin anew, with other event ids for all images, remove "
+            f"{folder / FINGERPRINT_FILE}."
+        )
+        raise SettingsError(msg)
+    pseudonyms = Pseudonyms(file)
+    pseudonyms.check_fingerprint(folder)
+    return pseudonyms

@@ -10,7 +10,6 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from schemas import envelope
@@ -176,9 +175,8 @@ class Intake:
         spool = self._keeping.spool
         if spool is None and not self._publisher.is_up:
             raise Refusal(Cause.BROKER_AWAY)
-        with ExitStack() as stack:
-            left_s = started + self._gateway.answer_s * BUSY_SHARE - time.monotonic()
-            stack.enter_context(self._memory.reserve(size, max(0.0, left_s)))
+        left_s = started + self._gateway.answer_s * BUSY_SHARE - time.monotonic()
+        with self._memory.reserve(size, max(0.0, left_s)):
             outgoing, sha256 = self._prepare(receive())
             on_named(outgoing.event_id)
             taken = self._hand_over(outgoing, spool)

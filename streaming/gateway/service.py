@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from schemas.errors import BrokerError, SettingsError
 from streaming.devices.crosswalk import Crosswalk
 from streaming.devices.deidentify import Deidentified, Deidentifier, examine
-from streaming.devices.pseudonyms import Pseudonyms
+from streaming.devices.pseudonyms import open_pseudonyms
 from streaming.folders import check_folder, make_scratch
 from streaming.gateway.devicelist import DeviceList
 from streaming.gateway.dicom.commitment import Commitment
@@ -250,8 +250,7 @@ def _open_intake(
     deidentify: Callable[..., Deidentified] = partial(examine, limits=limits)
     name: Callable[[str], str] = str
     if settings.gateway.deidentify:
-        pseudonyms = Pseudonyms(settings.pseudonyms_key)
-        pseudonyms.check_fingerprint(settings.gateway_folder)
+        pseudonyms = open_pseudonyms(settings.pseudonyms_key, settings.gateway_folder)
         deidentify = Deidentifier(pseudonyms, dates=settings.gateway.dates, limits=limits).deidentify
         name = pseudonyms.identifier
     return Intake(

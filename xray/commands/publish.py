@@ -63,8 +63,7 @@ def publish(
 def _make_deidentifier(settings: StreamSettings) -> "Deidentifier":
     """Make it with the gateway's key and settings, so that an image has one pseudonym by whichever way it comes."""
     from streaming.devices.deidentify import Deidentifier
-    from streaming.devices.pseudonyms import Pseudonyms
+    from streaming.devices.pseudonyms import open_pseudonyms
 
-    pseudonyms = Pseudonyms(settings.pseudonyms_key)
-    pseudonyms.check_fingerprint(settings.gateway_folder)
+    pseudonyms = open_pseudonyms(settings.pseudonyms_key, settings.gateway_folder)
     return Deidentifier(pseudonyms, dates=settings.gateway.dates, limits=settings.score.to_limits())

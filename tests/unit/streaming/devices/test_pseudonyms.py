@@ -10,7 +10,7 @@ import pytest
 
 from schemas.errors import SettingsError
 from streaming.devices.keyfiles import read_key
-from streaming.devices.pseudonyms import FINGERPRINT_FILE, KEY_SETTING, Pseudonyms
+from streaming.devices.pseudonyms import FINGERPRINT_FILE, KEY_SETTING, Pseudonyms, open_pseudonyms
 
 KEY = bytes(range(32))
 
@@ -137,3 +137,20 @@ def test_a_fingerprint_that_cannot_be_kept_refuses_the_start(tmp_path: Path, pse
 def test_the_fingerprint_does_not_hold_the_key(tmp_path: Path, pseudonyms: Pseudonyms) -> None:
     pseudonyms.check_fingerprint(tmp_path)
     assert KEY[:4].hex() not in (tmp_path / FINGERPRINT_FILE).read_text()
+
+
+def test_a_key_that_is_lost_is_not_made_anew(tmp_path: Path) -> None:
+    file, folder = tmp_path / "keys" / "key", tmp_path / "state"
+    folder.mkdir()
+    first = open_pseudonyms(file, folder)
+    assert open_pseudonyms(file, folder).uid("1.2") == first.uid("1.2")
+    key = file.read_bytes()
+    file.unlink()
+    with pytest.raises(SettingsError, match="is gone"):
+        open_pseudonyms(file, folder)
+    assert not file.exists()
+    write_key(file, key)
+    assert open_pseudonyms(file, folder).uid("1.2") == first.uid("1.2")
+    file.unlink()
+    (folder / FINGERPRINT_FILE).unlink()
+    assert open_pseudonyms(file, folder).uid("1.2") != first.uid("1.2")
