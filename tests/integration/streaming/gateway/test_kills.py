@@ -190,6 +190,7 @@ def fill(ballast: Path) -> None:
             pass
 
 
+@pytest.mark.long
 @pytest.mark.spark
 def test_each_object_is_predicted_once(ward: Ward, trained: Trained) -> None:
     with ward.gateway(**SHORT_ANSWER) as gateway:
