@@ -2,7 +2,6 @@
 
 import io
 import struct
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -377,7 +376,6 @@ def test_several_threads_get_the_same(deidentifier: Deidentifier) -> None:
     names = [*FILES] * 3
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda name: deidentifier.deidentify(FILES[name], origin="x"), names))
-    assert threading.active_count() < 50
     for name, cleaned in zip(names, found, strict=True):
         assert cleaned == deidentifier.deidentify(FILES[name], origin="x")
 
