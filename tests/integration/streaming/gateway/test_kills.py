@@ -73,7 +73,8 @@ def test_killed_at_each_point_between_reception_and_answer(ward: Ward, halts: Ha
     assert ward.lost() == set()
 
 
-@pytest.mark.parametrize("turn", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("turn", [0, 1])
 def test_killed_at_each_point_of_the_drain(ward: Ward, halts: Halts, tmp_path: Path, turn: int) -> None:
     spool = tmp_path / "spool"
     gateway = ward.gateway("--spool", str(spool), **SHORT_ANSWER).start()
