@@ -23,6 +23,7 @@ from types import EllipsisType
 from typing import Any, BinaryIO, Literal
 
 from schemas.errors import ChampionChangedError, ModelLoadError
+from schemas.folders import sync_folder
 from schemas.modelcard import ModelCard, read_card
 
 CHAMPION_FILE = "champion"
@@ -461,7 +462,7 @@ def _move(models_folder: Path, history: BinaryIO, move: Move) -> None:
     if move.after is None:
         _append(history, move)
         path.unlink(missing_ok=True)
-        _sync_folder(models_folder)
+        sync_folder(models_folder)
         return
     descriptor, scratch = tempfile.mkstemp(dir=models_folder, prefix=f".{move.alias}-")
     try:
@@ -473,7 +474,7 @@ def _move(models_folder: Path, history: BinaryIO, move: Move) -> None:
         Path(scratch).chmod(0o644)
         _append(history, move)
         Path(scratch).replace(path)
-        _sync_folder(models_folder)
+        sync_folder(models_folder)
     finally:
         Path(scratch).unlink(missing_ok=True)
 
@@ -489,14 +490,6 @@ def _append(history: BinaryIO, move: Move) -> None:
     history.write(line)
     history.flush()
     os.fsync(history.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _now() -> str:

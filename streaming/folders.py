@@ -72,6 +72,28 @@ def empty_scratch(folder: Path) -> None:
         raise SettingsError(msg) from exc
 
 
+def make_own_folder(folder: Path, setting: str) -> None:
+    """Make a folder for its owner alone, where objects are that may name patients.
+
+    Parameters
+    ----------
+    folder : Path
+        It may be there.
+    setting : str
+        What to change where that is not possible.
+
+    Raises
+    ------
+    SettingsError
+        It cannot be made.
+    """
+    try:
+        make_scratch(folder)
+    except OSError as exc:
+        msg = f"{setting}: {folder} cannot be made: {exc.strerror}"
+        raise SettingsError(msg) from exc
+
+
 def make_scratch(folder: Path) -> Path:
     """Make a folder for its owner alone; rows that wait on disk in it may hold patients' images.
 
@@ -80,6 +102,6 @@ def make_scratch(folder: Path) -> Path:
     Path
         The same.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     return folder

@@ -24,8 +24,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from schemas.errors import SettingsError
+from schemas.folders import sync_folder
 from streaming.devices.identity import Identity, Known
-from streaming.devices.keyfiles import read_key, sync_folder
+from streaming.devices.keyfiles import read_key
 
 FILE_SETTING = "XRAY_GATEWAY__CROSSWALK"
 KEY_SETTING = "XRAY_GATEWAY__CROSSWALK_KEY"

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from schemas.errors import SettingsError
+from schemas.folders import sync_folder
 
 KEY_BYTES = 32
 
@@ -67,12 +68,3 @@ def _make_key(file: Path) -> None:
         except FileExistsError:
             return
     sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

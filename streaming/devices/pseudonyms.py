@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 
 from schemas.errors import SettingsError
-from streaming.devices.keyfiles import read_key, sync_folder
+from schemas.folders import sync_folder
+from streaming.devices.keyfiles import read_key
 
 KEY_SETTING = "XRAY_GATEWAY__DEIDENTIFY_KEY"
 FINGERPRINT_FILE = "pseudonyms.fingerprint"

@@ -29,10 +29,11 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
+from schemas.folders import sync_folder
 from sparkdl.image.dicomfile import PYDICOM_ERRORS
 from streaming.gateway.dicom.contexts import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 from streaming.gateway.keeping.originals import Found, Originals
-from streaming.gateway.keeping.ownfolder import discard, make_folder, sync_folder
+from streaming.gateway.keeping.ownfolder import discard, make_folder
 
 log = logging.getLogger(__name__)
 

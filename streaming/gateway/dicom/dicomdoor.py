@@ -20,8 +20,8 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 
-from schemas.errors import SettingsError
 from sparkdl.image.limits import DICOM
+from streaming.folders import make_own_folder
 from streaming.gateway.certificates import Certificates
 from streaming.gateway.devicelist import Device, DeviceList
 from streaming.gateway.dicom.arrival import Arrival
@@ -130,7 +130,7 @@ class DicomDoor:
         # It quotes values of elements that are not what they should be.
         warnings.filterwarnings("ignore", module="pydicom")
         certificates = Certificates(self._settings)
-        self._make_folder()
+        make_own_folder(self._folder, "XRAY_HOME")
         port = self._settings.dicom_port
         assert port != "off"  # noqa: S101
         listener = open_listener(self._settings.host, port, "XRAY_GATEWAY__DICOM_PORT", backlog=BACKLOG)
@@ -159,14 +159,6 @@ class DicomDoor:
             association.cut()
         self._wait_while(lambda one: one.is_alive(), _ABORTING_S)
         self._lobby = None
-
-    def _make_folder(self) -> None:
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._folder.chmod(0o700)
-        except OSError as exc:
-            msg = f"XRAY_HOME: {self._folder} cannot be made: {exc.strerror}"
-            raise SettingsError(msg) from exc
 
     def _wait_while(self, holds: Callable[[DoorAssociation], bool], most_s: float) -> None:
         until = time.monotonic() + most_s

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from streaming.folders import make_own_folder
 from streaming.gateway.devicelist import Device, DeviceList, UnknownTokenError
 from streaming.gateway.gatewaymetrics import GatewayMetrics
 from streaming.gateway.http.bodies import Body
@@ -65,8 +66,7 @@ class Reception:
         self._free = asyncio.Semaphore(_TAKERS)
         self._lookers = ThreadPoolExecutor(_LOOKERS, "gateway-http-look")
         self._writers = ThreadPoolExecutor(_WRITERS, "gateway-http-write")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        make_own_folder(folder, "XRAY_HOME")
 
     def close(self) -> None:
         """Wait for what its threads do."""

@@ -13,7 +13,8 @@ import re
 from enum import Enum
 from pathlib import Path
 
-from streaming.gateway.keeping.ownfolder import OwnFolder, discard, make_folder, sync_folder
+from schemas.folders import sync_folder
+from streaming.gateway.keeping.ownfolder import OwnFolder, discard, make_folder
 from streaming.gateway.refusals import Cause, Refusal
 
 SETTING = "XRAY_GATEWAY__KEEP_ORIGINALS"

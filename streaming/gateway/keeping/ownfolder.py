@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from schemas.errors import SettingsError
+from schemas.folders import sync_folder
 
 TEMPORARY = ".tmp"
 _LOCK = "lock"
@@ -147,21 +148,6 @@ def make_folder(path: Path) -> None:
     with suppress(FileExistsError):  # another thread was quicker
         path.mkdir(_FOLDER_MODE)
     sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk.
-
-    Raises
-    ------
-    OSError
-        The disk did not take them.
-    """
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def discard(path: Path) -> None:

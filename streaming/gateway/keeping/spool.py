@@ -32,7 +32,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from streaming.gateway.keeping.ownfolder import OwnFolder, discard, make_folder, sync_folder
+from schemas.folders import sync_folder
+from streaming.gateway.keeping.ownfolder import OwnFolder, discard, make_folder
 from streaming.gateway.offer import Outgoing
 from streaming.gateway.refusals import Cause, Refusal
 from streaming.kafka.producer import Delivery
