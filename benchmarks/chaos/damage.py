@@ -225,11 +225,11 @@ class ArchiveKilled:
         stream = scene.ensure_running()
         point = rng.choice(self.points)
         scene.halts.ask_for(point)
-        with scene.publishing(before, seconds=2):
-            hit = await_halt(scene, point)
-            pid = stream.archive_pid()
-            if pid is not None:
-                os.kill(pid, signal.SIGKILL)
+        scene.publish(before, seconds=2)
+        hit = await_halt(scene, point)
+        pid = stream.archive_pid()
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
         again = self._await_another(stream, pid)
         scene.publish(after)
         went_on = hit and again and stream.alive

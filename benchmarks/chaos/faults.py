@@ -16,6 +16,7 @@ from benchmarks.chaos.stream import Checkpoint
 ATTEMPTS = 4
 TICK_S = 0.0005
 WATCH_S = 30.0
+_FEED_S = 2.0
 COMMAND_TIMEOUT_S = 90
 
 Kind = Literal["clean", "killed", "replayed"]
@@ -160,13 +161,21 @@ def next_batch(checkpoint: Checkpoint, topic: str, after: int, *, skip: int = 0)
 
 
 def await_halt(scene: Scene, point: str) -> bool:
-    """Wait until the archive's process stands at a point of its work; False where it does not come there."""
+    """Publish now and then until the archive's process stands at a point of its work; False where it never does.
+
+    Its upkeep comes after some commits, and how many a number of images makes is the stream's own choice. What is not
+    reached is not asked for any more: the next archive would stand there, and nobody would kill it.
+    """
     deadline = time.monotonic() + WATCH_S
+    next_one = time.monotonic() + _FEED_S
     while time.monotonic() < deadline:
         if scene.halts.has_halted(point):
             return True
+        if time.monotonic() > next_one:
+            scene.publish(1)
+            next_one = time.monotonic() + _FEED_S
         time.sleep(TICK_S)
-    return False
+    return not scene.halts.withdraw(point)
 
 
 def choose_batch(scene: Scene, rng: random.Random, records: int) -> int:

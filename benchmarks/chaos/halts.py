@@ -42,6 +42,14 @@ class Halts:
             path.unlink()
         (self._folder / point).touch()
 
+    def withdraw(self, point: str) -> bool:
+        """Ask for it no more; False where a process stands there already."""
+        try:
+            (self._folder / point).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
     def has_halted(self, point: str) -> bool:
         """Tell whether it stands there."""
         return (self._folder / f"{point}.halted").exists()

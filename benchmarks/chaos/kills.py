@@ -109,9 +109,9 @@ class AfterDeltaCommit:
         scene.ensure_running().aim()
         point = rng.choice(("appended", "group-untold"))
         scene.halts.ask_for(point)
-        with scene.publishing(before):
-            hit = await_halt(scene, point)
-            scene.kill()
+        scene.publish(before)
+        hit = await_halt(scene, point)
+        scene.kill()
         return recover(scene, hit, f"the archive stood at {point!r}", after)
 
 
