@@ -34,8 +34,8 @@ $(DEMO) $(DEV) $(TENSORFLOW): pyproject.toml locks/build.lock | $(BIN)/python
 demo: $(DEMO) ## Broker, generated radiographs, training, streaming, the account: one command
 	@$(BIN)/xray demo
 
-# Two processes share the tests: one tests the stream, the other what else needs a JVM; see tests/conftest.py.
-PYTEST := $(BIN)/pytest -q -n 2 --durations 10
+# Three processes share the tests, in groups that tests/conftest.py has.
+PYTEST := $(BIN)/pytest -q -n 3 --durations 10
 
 test: lint ## Static checks, unit tests, real Kafka, Spark and Delta, and a stream that is killed: at most 15 minutes
 	@$(PYTEST) -m "not long"

@@ -25,21 +25,24 @@ from xray.broker import LocalBroker
 from xray.phantom import write_folder
 
 _GROUPS = {
-    "tests/integration/streaming/archive/": "the rest",  # so that both take about as long
-    "tests/integration/streaming/gateway/": "the rest",
-    "tests/integration/streaming/results/": "the rest",
+    # The first that fits counts; each group takes about as long as another.
+    "tests/integration/streaming/archive/": "models and tables",
+    "tests/integration/streaming/results/": "models and tables",
+    "tests/integration/streaming/gateway/": "senders",
     "tests/integration/streaming/": "stream",
-    "tests/integration/": "the rest",
-    "tests/e2e/": "the rest",
-    "tests/chaos/": "the rest",
+    "tests/integration/benchmarks/": "stream",
+    "tests/integration/xray/": "senders",
+    "tests/integration/": "models and tables",
+    "tests/e2e/": "models and tables",
+    "tests/chaos/": "stream",
 }
 
 
 class SharedRun(LoadScopeScheduling):
-    """Two processes share a run: one tests the stream, the other what else needs a JVM.
+    """Three processes share a run, on two cores too: most of what they do is to wait for a broker, a stream or a peer.
 
-    Each of the two groups stays in one process, in order, so that its services start once; unit tests fill the gaps.
-    The cases of one unit test stay together: xdist's cost of a group grows with their number.
+    Each of the groups stays in one process, in order, so that its services start once; unit tests fill the gaps. The
+    cases of one unit test stay together: xdist's cost of a group grows with their number.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -47,7 +50,7 @@ class SharedRun(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedRun:
-    config.option.loadscopereorder = False  # the two groups come first, however many cases a unit test has
+    config.option.loadscopereorder = False  # the groups come first, however many cases a unit test has
     return SharedRun(config, log)
 
 
