@@ -73,10 +73,14 @@ class Retry:
         What the receiver asked for; None: as the sink's own schedule says.
     why : str
         For the operator; nothing that the receiver wrote.
+    tried : bool
+        Whether it was an attempt. Not where the receiver has asked before to be left alone: nothing was sent then, and
+        no attempt is used up.
     """
 
     after_s: float | None
     why: str
+    tried: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +115,17 @@ class Sink(Protocol):
     def resolved_for_s(self) -> float:
         """Seconds for which a resolved alarm is delivered again; 0: once."""
 
+    @property
+    def at_once(self) -> int:
+        """How many alarms one delivery may hold: 1 where each of them is a message that may fail by itself."""
+
     def deliver(self, alarms: Sequence[Alarm], attempt: int) -> Outcome:
         """Deliver all of these, or none; it may take as long as its own time-out.
 
         Parameters
         ----------
         alarms : sequence of Alarm
-            At least one.
+            At least one, at most ``at_once``.
         attempt : int
             0 at the first one.
         """
