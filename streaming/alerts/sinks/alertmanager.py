@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.envelope import DISCLAIMER
 from streaming.alerts.alarm import Alarm, Delivered, Outcome, Refused, Retry, State
-from streaming.alerts.sinks.httppeer import Answer, AuthorityFile, HttpPeer, HttpUrl, PostError
+from streaming.alerts.sinks.httppeer import AuthorityFile, HttpPeer, HttpUrl, PostError
 from streaming.alerts.sinks.secret import Secret, SecretError
 from streaming.alerts.sinks.wording import format_time
 
@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 _PATH = "/api/v2/alerts"
 _ENDS_AFTER = 3
 """An open alarm ends by itself after so many times the wait for its repetition: two may go missing before it flaps."""
-_ALERTS_PER_POST = 256
-"""As many as Prometheus itself sends at once."""
 _LONGEST_WAIT_S = 60.0
 _MAX_DOUBLINGS = 6
 _REFUSALS = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
@@ -61,7 +59,7 @@ class AlertmanagerSettings(BaseModel):
     urls: Annotated[tuple[HttpUrl, ...], Field(min_length=1)]
     resend_s: float = Field(default=60.0, ge=1)
     resolved_for_s: float = Field(default=900.0, ge=0)
-    timeout_s: float = Field(default=10.0, gt=0, le=60)
+    timeout_s: float = Field(default=10.0, gt=0, le=30)
     ca: AuthorityFile | None = None
     bearer: Secret | None = None
     username: str | None = Field(default=None, min_length=1, pattern=r"^[^:]*$")
@@ -90,7 +88,8 @@ class AlertmanagerSink:
         See there.
     """
 
-    at_once = 4 * _ALERTS_PER_POST
+    at_once = 256
+    """As many as Prometheus itself sends at once."""
 
     def __init__(self, name: str, settings: AlertmanagerSettings) -> None:
         self.name = name
@@ -106,12 +105,12 @@ class AlertmanagerSink:
     def deliver(self, alarms: Sequence[Alarm], attempt: int) -> Outcome:
         """Post them to every member; see `streaming.alerts.alarm.Sink`."""
         now = datetime.now(UTC)
-        alerts = [self._to_alert(alarm, now) for alarm in alarms]
+        body = dumps([self._to_alert(alarm, now) for alarm in alarms]).encode()
         try:
             headers = {"Content-Type": "application/json", **self._authorization()}
         except SecretError as exc:
             return Retry(None, str(exc))
-        posts = [self._threads.submit(_post_all, member, alerts, headers) for member in self._members]
+        posts = [self._threads.submit(_post, member, body, headers) for member in self._members]
         outcomes = [post.result() for post in posts]
         for member, outcome in zip(self._members, outcomes, strict=True):
             self._note(member.place, outcome)
@@ -173,19 +172,14 @@ def _to_name(text: str) -> str:
     return f"_{name}" if not name or name[0].isdigit() else name
 
 
-def _post_all(member: HttpPeer, alerts: Sequence[dict[str, Any]], headers: dict[str, str]) -> Outcome:
-    for start in range(0, len(alerts), _ALERTS_PER_POST):
-        try:
-            answer = member.post(dumps(alerts[start : start + _ALERTS_PER_POST]).encode(), headers)
-        except PostError as exc:
-            return Retry(None, str(exc))
-        if not answer.is_success:
-            return _judge(member.place, answer)
-    return Delivered()
-
-
-def _judge(place: str, answer: Answer) -> Outcome:
-    why = f"{place}: HTTP status {answer.status}"
+def _post(member: HttpPeer, body: bytes, headers: dict[str, str]) -> Outcome:
+    try:
+        answer = member.post(body, headers)
+    except PostError as exc:
+        return Retry(None, str(exc))
+    if answer.is_success:
+        return Delivered()
+    why = f"{member.place}: HTTP status {answer.status}"
     return Refused(why) if answer.status in _REFUSALS else Retry(answer.retry_after_s, why)
 
 

@@ -193,7 +193,6 @@ class HttpPeer:
         return HTTPSConnection(address, port, timeout=timeout_s, ssl_context=self._context, server_hostname=host)
 
     def _exchange(self, connection: HTTPConnection, body: bytes, headers: Mapping[str, str], deadline: float) -> Answer:
-        is_whole = False
         try:
             with _cut_off(connection, deadline):
                 connection.request(
@@ -206,10 +205,12 @@ class HttpPeer:
                 )
                 response = connection.getresponse()
                 is_whole = _read_away(response.read)
+            if time.monotonic() >= deadline:
+                raise TimeoutError  # what was cut off may look like an end of headers, or of an answer without a length
+            self._connection = connection if is_whole else None
         finally:
-            if not is_whole:
+            if self._connection is not connection:
                 connection.close()
-        self._connection = connection if is_whole else None
         return Answer(response.status, parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC)))
 
     def _describe(self, exc: BaseException, *, is_late: bool) -> str:

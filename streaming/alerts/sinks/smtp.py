@@ -1,5 +1,6 @@
 """Mail: plain text, one alarm a message or several, over TLS unless told otherwise."""
 
+import binascii
 import logging
 import smtplib
 import socket
@@ -26,8 +27,6 @@ RETRIES_S = (10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, *(7200.0,) * 24)
 """Waits after an attempt: soon at first, for a person waits; then as mail servers do, for two days."""
 
 _PORTS = {"starttls": 587, "tls": 465, "none": 25}
-_STEPS = 8
-"""Greeting, EHLO, STARTTLS, EHLO, log in (2), and a message with its end: each has the time-out, all have so many."""
 _PERMANENT = 500
 _MOST_REMEMBERED = 1000
 
@@ -59,7 +58,7 @@ class SmtpSettings(BaseModel):
     alarms_per_message : int
         1: a message for each alarm. More: one message tells of up to so many that wait at the time.
     timeout_s : float
-        For each step of the conversation.
+        For one delivery, the whole conversation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -74,7 +73,7 @@ class SmtpSettings(BaseModel):
     sender: MailAddress
     recipients: Annotated[tuple[MailAddress, ...], Field(min_length=1)]
     alarms_per_message: int = Field(default=1, ge=1, le=1000)
-    timeout_s: float = Field(default=15.0, gt=0, le=60)
+    timeout_s: float = Field(default=30.0, gt=0, le=30)
 
     @model_validator(mode="after")
     def _check_credentials(self) -> Self:
@@ -120,7 +119,7 @@ class SmtpSink:
                 outcome = self._send(server, message)
         except SecretError as exc:
             outcome = Retry(None, str(exc))
-        except smtplib.SMTPException as exc:
+        except (smtplib.SMTPException, binascii.Error) as exc:
             # It is the conversation that failed, not the message: a wrong password will be mended.
             outcome = Retry(None, f"{self._place}: {_describe(exc)}")
         except OSError as exc:
@@ -206,7 +205,7 @@ class _Timed(smtplib.SMTP):
     def connect(  # type: ignore[override]
         self, host: str = "localhost", port: int = 0, source_address: tuple[str, int] | None = None
     ) -> tuple[int, bytes]:
-        self._timer = threading.Timer(_STEPS * self.timeout, self._cut_off)
+        self._timer = threading.Timer(self.timeout, self._cut_off)
         self._timer.daemon = True
         self._timer.start()
         try:
@@ -242,8 +241,10 @@ def _identify(alarms: Sequence[Alarm]) -> str:
     return idents[0] if len(idents) == 1 else sha256(" ".join(sorted(idents)).encode()).hexdigest()[:32]
 
 
-def _describe(exc: smtplib.SMTPException) -> str:
+def _describe(exc: smtplib.SMTPException | binascii.Error) -> str:
     match exc:
+        case binascii.Error():
+            return "it asks for the password in no known way"
         case smtplib.SMTPResponseException():
             return f"SMTP status {exc.smtp_code} ({type(exc).__name__})"
         case smtplib.SMTPNotSupportedError():

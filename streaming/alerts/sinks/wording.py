@@ -78,7 +78,7 @@ def _paragraph(alarm: Alarm) -> str:
         "since": format_time(alarm.starts_at),
         "until": "" if alarm.ends_at is None or alarm.state is State.OPEN else format_time(alarm.ends_at),
         **alarm.labels,
-        **{name: text for name, text in alarm.annotations.items() if name != "summary"},
+        **{name: text for name, text in alarm.annotations.items() if name not in ("summary", "notice")},
         "id": alarm.id,
     }
     lines = [_in_one_line(f"{name}: {text}") for name, text in rows.items() if text]
@@ -90,5 +90,5 @@ def _summary(alarm: Alarm) -> str:
 
 
 def _in_one_line(text: str) -> str:
-    """Leave out what would begin another line or header, and what UTF-8 cannot write (half a surrogate pair)."""
-    return " ".join(text.encode(errors="replace").decode().split())
+    """Leave out what would begin another line or header, and what a header or UTF-8 cannot hold."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
