@@ -1,8 +1,9 @@
 """How an alarm is told: to programs as JSON, to people as text. Every one says that it is for research use only."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any
 
 from schemas.envelope import DISCLAIMER
@@ -42,7 +43,7 @@ def to_document(alarm: Alarm) -> dict[str, Any]:
         "ends_at": None if alarm.ends_at is None else format_time(alarm.ends_at),
         "notice": DISCLAIMER,
     }
-    return {"type": TYPES[alarm.state], "timestamp": format_time(came), "data": {**alarm.event, **own}}
+    return {"type": TYPES[alarm.state], "timestamp": format_time(came), "data": {**_keep_finite(alarm.event), **own}}
 
 
 def to_json(alarm: Alarm) -> str:
@@ -68,6 +69,18 @@ def to_text(alarms: Sequence[Alarm]) -> str:
 def format_time(moment: datetime) -> str:
     """Write a time as RFC 3339 does, in UTC, to the millisecond."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _keep_finite(value: Any) -> Any:
+    """Put null for the numbers that JSON does not have, which Python's reader takes from others."""
+    match value:
+        case Mapping():
+            return {name: _keep_finite(one) for name, one in value.items()}
+        case list() | tuple():
+            return [_keep_finite(one) for one in value]
+        case float() if not isfinite(value):
+            return None
+    return value
 
 
 def _paragraph(alarm: Alarm) -> str:

@@ -42,6 +42,7 @@ PAGES = (
     "devices",
     "publishing",
     "results",
+    "alert-sinks",
     "operating",
     "security",
     "training",
