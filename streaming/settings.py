@@ -144,6 +144,20 @@ class KafkaSettings(_Section):
         }
         return {name: value for name, value in options.items() if value is not None}
 
+    def to_kafka_python(self) -> dict[str, Any]:
+        """Options for kafka-python clients."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": [server.strip() for server in self.bootstrap_servers.split(",")],
+            "security_protocol": self.security_protocol,
+            "sasl_mechanism": self.sasl_mechanism,
+            "sasl_plain_username": self.sasl_username,
+            "sasl_plain_password": self.sasl_password.get_secret_value() if self.sasl_password else None,
+            "ssl_cafile": _text(self.ssl_ca_location),
+            "ssl_certfile": _text(self.ssl_certificate_location),
+            "ssl_keyfile": _text(self.ssl_key_location),
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
     def to_spark(self) -> dict[str, str]:
         """Options for Spark's Kafka source and sink, each name with its ``kafka.`` prefix."""
         options: dict[str, str | None] = {
@@ -379,6 +393,17 @@ class GatewaySettings(_Section):
         return self
 
 
+class AlertsSettings(_Section):
+    """Alarms on outcomes, by the rules of a file."""
+
+    group: str = Field(default="xray-alerts", min_length=1)
+    """Consumer group that reads predictions, dead letters and receipts."""
+    folder: Path | None = None
+    """Folder of the ledger of alarms and deliveries, of one process alone; by default ``alerts`` in XRAY_HOME."""
+    metrics_port: Port = 9467
+    """Port of its own ``/metrics`` and ``/health``, at XRAY_METRICS__HOST; 0 takes a free one."""
+
+
 class TrackingSettings(_Section):
     """Where training runs and the models' aliases are mirrored to, for MLflow."""
 
@@ -416,6 +441,7 @@ class StreamSettings(BaseSettings):
     monitor: MonitorSettings = MonitorSettings()
     metrics: MetricsSettings = MetricsSettings()
     gateway: GatewaySettings = GatewaySettings()
+    alerts: AlertsSettings = AlertsSettings()
     tracking: TrackingSettings = TrackingSettings()
 
     def to_file_limits(self) -> DecodeLimits:
@@ -456,6 +482,11 @@ class StreamSettings(BaseSettings):
     def gateway_folder(self) -> Path:
         """Where the gateway keeps its keys, its receipts, and objects while they are received."""
         return self.home / "gateway"
+
+    @property
+    def alerts_folder(self) -> Path:
+        """Where the ledger of alarms is."""
+        return self.alerts.folder or self.home / "alerts"
 
     @property
     def pseudonyms_key(self) -> Path:
