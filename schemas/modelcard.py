@@ -31,6 +31,9 @@ class Remark(StrEnum):
     OLD_RENDERING = "old_rendering"
 
 
+DEMONSTRATION = "demo"
+"""Name of a model that has learned from generated images alone: nobody is called for what it says."""
+
 UNDECIDED = "undecided"
 """What people are shown instead of the label of a flagged prediction: a label reads like an answer to act on."""
 
@@ -144,6 +147,11 @@ class ModelCard:
     def to_json(self) -> str:
         """Render as indented JSON."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def is_demonstration(name: str) -> bool:
+    """Tell whether a model of this name is for a demonstration: ``demo``, or ``demo-`` and more."""
+    return name == DEMONSTRATION or name.startswith(f"{DEMONSTRATION}-")
 
 
 def hash_model_folder(folder: Path) -> str:

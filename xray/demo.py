@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from schemas.envelope import DISCLAIMER
 from schemas.errors import JobError
-from schemas.modelcard import UNDECIDED
+from schemas.modelcard import DEMONSTRATION, UNDECIDED
 from schemas.registry import promote
 from sparkdl.spark.java import find_java
 from streaming.account.audit import Account, audit_stream
@@ -270,6 +270,7 @@ def _train_and_stream(
             lambda: spark,
             dataset,
             out=settings.models_folder,
+            name=DEMONSTRATION,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     promote(settings.models_folder, trained.card.version)
