@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from schemas.errors import DependencyError
 
-Extra = Literal["train", "int8", "tracking", "gateway", "tensorflow"]
+Extra = Literal["train", "int8", "tracking", "gateway", "alerts", "tensorflow"]
 
 PACKAGE = "xray-stream"
 
@@ -27,6 +27,7 @@ _MODULES: dict[Extra, tuple[str, ...]] = {
     "int8": ("nncf",),
     "tracking": ("mlflow", "sqlalchemy"),  # a part of MLflow comes without the second
     "gateway": ("pynetdicom", "starlette", "uvicorn", "httptools", "python_multipart", "cryptography"),
+    "alerts": ("kafka", "yaml", "urllib3", "standardwebhooks"),
     "tensorflow": ("tensorflow",),
 }
 

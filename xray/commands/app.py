@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from streaming.settings import choose_env_file
+from xray.commands.alerts import alerts_app
 from xray.commands.archive import archive
 from xray.commands.audit import audit
 from xray.commands.broker import down, up
@@ -58,6 +59,7 @@ def _read_common_options(
 app.add_typer(models_app, name="models")
 app.add_typer(deadletters_app, name="deadletters")
 app.add_typer(tables_app, name="tables")
+app.add_typer(alerts_app, name="alerts")
 for command in (
     demo,
     prepare,
