@@ -23,9 +23,10 @@ CARRIED_BYTES = (
     + envelope.MAX_HEADERS_BYTES
     + 2 * 6 * envelope.MAX_HEADER_BYTES
     + 2 * envelope.MAX_HEADER_BYTES
+    + envelope.MAX_REDRIVE_BYTES
 )
 """What an outcome can take over from its image: the key; trace headers; source and id in JSON, where one control
-character is six; id and time once more as headers."""
+character is six; id and time once more as headers; and where it was before it was re-driven."""
 
 SAFE_REPLICAS = 3
 

@@ -210,7 +210,11 @@ def _cloud_event(event_type: str, row: Mapping[str, Any], plan: OutcomePlan, sco
         headers.append(_header(envelope.CE_SUBJECT, row["id"]))
     if row.get("captured_at") is not None:
         headers.append(_header(envelope.CAPTURED_AT, row["captured_at"]))
-    return headers + [one for one in _original_headers(row) if one[0].lower() in envelope.TRACE_HEADERS]
+    return headers + [one for one in _original_headers(row) if one[0].lower() in _CARRIED_HEADERS]
+
+
+_CARRIED_HEADERS = (*envelope.TRACE_HEADERS, envelope.REDRIVEN_FROM)
+"""Of the image, on its prediction too: what traces it, and that it was sent again by hand, which is nobody's alarm."""
 
 
 def _position(row: Mapping[str, Any], plan: OutcomePlan) -> Headers:

@@ -86,6 +86,13 @@ def test_an_image_gives_a_prediction_and_its_features() -> None:
     assert [row["image"] is None for row in (prediction, features)] == [False, True]
 
 
+@pytest.mark.parametrize("name", [envelope.REDRIVEN_FROM, "Xray_Redriven_From", *envelope.TRACE_HEADERS])
+def test_what_traces_an_image_and_says_that_it_was_sent_again_travels_along(name: str) -> None:
+    for outcome in score({"headers": [*_NAMED, *headers_of((name, b"xray.images-3@1024"), ("other", b"1"))]}):
+        assert named(outcome)[name] == b"xray.images-3@1024"
+        assert "other" not in named(outcome)
+
+
 @pytest.mark.parametrize("seconds", [0.0, 1.25e-5, 0.5, 61.0])
 def test_times_are_told_as_the_contract_has_them(seconds: float) -> None:
     decoded = {**decode_rows(batch_of({}), _PLAN.decoding)[0], "decode_seconds": seconds, "predict_seconds": seconds}
