@@ -34,6 +34,9 @@ class OutcomeReader:
         Broker and topics.
     group : str
         Name of the consumer group.
+    member : str
+        Of this member, the same after a restart: the group gives it its partitions back at once then. Under a new name
+        it waits until the broker has noticed that its former self was killed.
 
     Raises
     ------
@@ -41,10 +44,10 @@ class OutcomeReader:
         No broker answers.
     """
 
-    def __init__(self, kafka: KafkaSettings, group: str) -> None:
+    def __init__(self, kafka: KafkaSettings, group: str, member: str) -> None:
         self._kafka = kafka
         self.topics = (kafka.predictions_topic, kafka.deadletters_topic, kafka.receipts_topic)
-        self._consumer = open_consumer(kafka, group)
+        self._consumer = open_consumer(kafka, group, group_instance_id=member)
         self._consumer.subscribe(topics=list(self.topics))
         self._next: dict[TopicPartition, int] = {}
         self._uncommitted = False
@@ -156,10 +159,11 @@ class OutcomeReader:
         self._consumer.close(autocommit=False, timeout_ms=_ASK_MS)
 
 
-def open_consumer(kafka: KafkaSettings, group: str) -> KafkaConsumer:
+def open_consumer(kafka: KafkaSettings, group: str, **options: Any) -> KafkaConsumer:
     """Open a consumer of the group, which commits by itself nothing."""
     return KafkaConsumer(
         **kafka.to_kafka_python(),
+        **options,
         group_id=group,
         client_id=group,
         enable_auto_commit=False,

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 _SETTING = "XRAY_ALERTS__FOLDER"
 _LOCK = "lock"
 _BEGUN = "begun"
+_MEMBER = "member"
 _POLL_S = 0.1
 _TICK_S = 1.0
 _AGAIN_S = 5.0
@@ -216,9 +218,10 @@ class _Run:
 
     def read(self, on_ready: Callable[[], None]) -> None:
         """Read outcomes, until told to end; a broker that is away is waited for."""
+        member = self._find_member_name()
         while not self._ended.is_set():
             try:
-                reader = OutcomeReader(self._settings.kafka, self._settings.alerts.group)
+                reader = OutcomeReader(self._settings.kafka, self._settings.alerts.group, member)
             except KafkaError as exc:
                 self._pause(exc)
                 continue
@@ -234,6 +237,15 @@ class _Run:
                 self._pause(exc)
             finally:
                 reader.close()
+
+    def _find_member_name(self) -> str:
+        """Give the name of this ledger's member of the group, which the lock on the folder keeps single."""
+        name = self._ledger.read_note(_MEMBER)
+        if name is None:
+            name = str(uuid.uuid4())
+            with self._ledger.transaction():
+                self._ledger.write_note(_MEMBER, name)
+        return name
 
     def _pause(self, exc: KafkaError) -> None:
         log.warning("outcomes cannot be read, tried again in %.0f s: %s", _AGAIN_S, exc)
