@@ -14,8 +14,9 @@ SCHEMA_NAMES = (
     "dead_letter_headers",
     "label",
     "receipt",
+    "alert_rules",
 )
-"""The JSON Schemas; headers are checked as an object of name to text."""
+"""The JSON Schemas; headers are checked as an object of name to text, rules as the YAML file's content."""
 
 
 @dataclass(frozen=True)
