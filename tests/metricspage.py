@@ -6,6 +6,8 @@ from schemas.documents import load_tables
 from schemas.modelcard import ModelCard
 from sparkdl.image.limits import RENDERING_VERSION
 from streaming.account.archived import topics_by_table
+from streaming.alerts.alertmetrics import AlertMetrics
+from streaming.alerts.rules import Rules
 from streaming.archive.archivemetrics import ArchiveMetrics
 from streaming.archive.process import ArchiveProcess
 from streaming.gateway.gatewaymetrics import GatewayMetrics
@@ -73,4 +75,20 @@ def render_gateway_page() -> str:
     metrics = GatewayMetrics(registry)
     metrics.record_taken("/ward-3/dx-1", (BURNED_IN,))
     metrics.rejected.labels("transient").inc()
+    return generate_latest(registry).decode()
+
+
+def render_alerts_page() -> str:
+    """Render the page of alarms that have read and delivered something."""
+    registry = CollectorRegistry()
+    rules = Rules.model_validate(
+        {
+            "version": 1,
+            "sinks": {"ward": {}},
+            "rules": [{"name": "A", "prediction": {}}, {"name": "B", "unanswered": {"for": "10m"}}],
+        }
+    )
+    metrics = AlertMetrics(registry, rules)
+    metrics.lag.labels("xray.predictions").set(0)
+    metrics.delay.labels("ward").observe(0.1)
     return generate_latest(registry).decode()

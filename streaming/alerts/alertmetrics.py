@@ -1,6 +1,7 @@
 """The Prometheus page of alarms: what was read, what it led to, and how deliveries go."""
 
 import time
+from collections import Counter as Counts
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -28,6 +29,9 @@ class AlertMetrics:
     def __init__(self, registry: CollectorRegistry, rules: Rules) -> None:
         self.events = Counter("xray_alerts_events", "Records read, by kind.", ["kind"], registry=registry)
         self.alarms = Counter("xray_alerts_alarms", "Alarms of images that were opened.", ["rule"], registry=registry)
+        self.open_conditions = Gauge(
+            "xray_alerts_open_conditions", "Conditions that are open now.", ["rule"], registry=registry
+        )
         self.barred = Counter(
             "xray_alerts_barred", "Outcomes that make no alarm, whatever the rules say.", ["why"], registry=registry
         )
@@ -61,6 +65,7 @@ class AlertMetrics:
         self.last_turn = Gauge(
             "xray_alerts_last_turn_timestamp_seconds", "When the loop last had a turn.", registry=registry
         )
+        self._conditions = [rule.name for rule in rules.rules if not rule.is_of_images]
         self._add_series(rules)
 
     def _add_series(self, rules: Rules) -> None:
@@ -68,7 +73,10 @@ class AlertMetrics:
         for kind in (*Kind, "foreign"):
             self.events.labels(kind)
         for rule in rules.rules:
-            self.alarms.labels(rule.name)
+            if rule.is_of_images:
+                self.alarms.labels(rule.name)
+            else:
+                self.open_conditions.labels(rule.name).set(0)
         for why in NEVER:
             self.barred.labels(why.value)
         for sink in rules.sinks:
@@ -85,6 +93,12 @@ class AlertMetrics:
             for one in alarms:
                 if one.delivered_at is None:
                     self.delay.labels(sink).observe(max(0.0, now - one.alarm.starts_at.timestamp()))
+
+    def note_conditions(self, rules: Iterable[str]) -> None:
+        """Set how many conditions of each rule are open, from their rules' names."""
+        counts = Counts(rules)
+        for rule in self._conditions:
+            self.open_conditions.labels(rule).set(counts[rule])
 
     def note_deliveries(
         self, sinks: Iterable[str], counts: dict[tuple[str, str], int], oldest: dict[str, float]

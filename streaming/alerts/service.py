@@ -26,7 +26,7 @@ from streaming.alerts.alarm import Sink
 from streaming.alerts.alertmetrics import AlertMetrics
 from streaming.alerts.dispatcher import Dispatcher
 from streaming.alerts.evaluator import Evaluator
-from streaming.alerts.ledger import LEDGER_FILE, UNDELIVERED, Ledger
+from streaming.alerts.ledger import LEDGER_FILE, UNDELIVERED, AlarmKind, Ledger
 from streaming.alerts.matching import NEVER, Place
 from streaming.alerts.outcomereader import OutcomeReader, begin_group
 from streaming.alerts.rules import Rules
@@ -48,8 +48,8 @@ _AGAIN_S = 5.0
 _REFRESH_S = 5.0
 _REMOVE_S = 600.0
 _STALE_S = 60.0
-_STUCK_S = 60.0
-"""Longer than a sink's own time-out may be."""
+_STUCK_S = 300.0
+"""Far longer than any sink's own time-out."""
 
 
 @dataclass(frozen=True)
@@ -300,6 +300,8 @@ class _Run:
         self._place = Place(
             self._settings.kafka.images_topic, None if challenger == aliases.get(CHAMPION_FILE) else challenger
         )
+        is_open = [one.alarm.rule for one in self._ledger.list_unsettled() if one.kind is AlarmKind.CONDITION]
+        self._metrics.note_conditions(is_open)
         names = [dispatcher.name for dispatcher in self._dispatchers]
         self._metrics.note_deliveries(names, self._ledger.count_deliveries(), self._ledger.read_oldest_waiting())
 
