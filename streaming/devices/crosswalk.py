@@ -178,6 +178,95 @@ class _Group:
         self.error: OSError | None = None
 
 
+class CrosswalkIndex:
+    """Finds whose image it is by the image's pseudonym, while a gateway goes on writing.
+
+    In memory is where each record begins, and of the pseudonyms a hash: no name of a patient. That is about 200 bytes
+    for each image; a record is read and decrypted when it is asked for.
+
+    Parameters
+    ----------
+    file, key_file : Path
+        As `Crosswalk` has them.
+
+    Raises
+    ------
+    SettingsError
+        File or key cannot be read, the key is another one, or a record other than the last is damaged.
+    """
+
+    def __init__(self, file: Path, key_file: Path) -> None:
+        self._file = file
+        self._cipher = AESGCM(read_key(key_file, KEY_SETTING, make=False))
+        self._forget(0)
+        self._refresh()
+
+    def find(self, sop_pseudonym: str) -> Identity | None:
+        """Find an image; None where no gateway with this crosswalk has taken it in.
+
+        Parameters
+        ----------
+        sop_pseudonym : str
+            What stands for its SOP Instance UID; ``ce_id`` of the image.
+
+        Raises
+        ------
+        SettingsError
+            The file cannot be read any more, or is damaged.
+        """
+        digest = _shorten(sop_pseudonym)
+        if digest not in self._starts:
+            self._refresh()
+        if (start := self._starts.get(digest)) is None:
+            return None
+        found = self._read(start)
+        if found is None or found.sop_uid.pseudonym != sop_pseudonym:
+            # A gateway whose disk was full wrote another record there.
+            self._forget(0)
+            self._refresh()
+            start = self._starts.get(digest)
+            found = None if start is None else self._read(start)
+        return found
+
+    def _forget(self, inode: int) -> None:
+        self._inode = inode
+        self._end = 0
+        self._starts: dict[bytes, int] = {}
+
+    def _refresh(self) -> None:
+        """Read what was written since."""
+        try:
+            with self._file.open("rb") as stream:
+                status = os.fstat(stream.fileno())
+                if status.st_ino != self._inode or status.st_size < self._end:
+                    self._forget(status.st_ino)
+                stream.seek(self._end)
+                unread = None
+                for start, record in _read_records(stream, self._end):
+                    if unread is not None:
+                        raise _damaged(self._file, unread)
+                    if start == 0:
+                        _check_first(self._cipher, record, self._file)
+                    elif (content := _unseal(self._cipher, record, start)) is None:
+                        unread = start  # half written, if it is the last
+                        continue
+                    else:
+                        self._starts[_shorten(_decode(content).sop_uid.pseudonym)] = start
+                    self._end = start + _LENGTH.size + len(record)
+        except OSError as exc:
+            raise _unreadable(self._file, exc) from exc
+
+    def _read(self, start: int) -> Identity | None:
+        try:
+            with self._file.open("rb") as stream:
+                stream.seek(start)
+                record = next((record for _, record in _read_records(stream, start)), b"")
+        except OSError as exc:
+            raise _unreadable(self._file, exc) from exc
+        content = _unseal(self._cipher, record, start) if len(record) > _NONCE_BYTES + _TAG_BYTES else None
+        return None if content is None else _decode(content)
+
+
 def read_crosswalk(file: Path, key_file: Path) -> Iterator[Identity]:
     """Read what a crosswalk keeps, in the order in which it was noted; an identity may come twice.
 
@@ -210,8 +299,7 @@ def read_crosswalk(file: Path, key_file: Path) -> Iterator[Identity]:
                 else:
                     yield _decode(content)
     except OSError as exc:
-        msg = f"{FILE_SETTING}: {file} cannot be read: {exc.strerror}"
-        raise SettingsError(msg) from exc
+        raise _unreadable(file, exc) from exc
 
 
 def _open(file: Path) -> int:
@@ -242,9 +330,8 @@ def _append(descriptor: int, records: bytes | bytearray, offset: int) -> None:
     os.fsync(descriptor)
 
 
-def _read_records(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _read_records(stream: BinaryIO, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """Give where each record begins, and the record without its length; stops at one that is not whole."""
-    start = 0
     while len(head := stream.read(_LENGTH.size)) == _LENGTH.size:
         (length,) = _LENGTH.unpack(head)
         if not _NONCE_BYTES + _TAG_BYTES < length <= _MOST_BYTES:
@@ -279,15 +366,27 @@ def _check_first(cipher: AESGCM, record: bytes, file: Path) -> None:
         raise SettingsError(msg)
 
 
+def _unreadable(file: Path, exc: OSError) -> SettingsError:
+    return SettingsError(f"{FILE_SETTING}: {file} cannot be read: {exc.strerror}")
+
+
+def _shorten(pseudonym: str) -> bytes:
+    return hashlib.sha256(pseudonym.encode()).digest()[:_DIGEST_BYTES]
+
+
 def _damaged(file: Path, offset: int) -> SettingsError:
     advice = "Put it back from its copy, or name a new file"
     return SettingsError(f"{FILE_SETTING}: {file} is damaged at byte {offset}. {advice}")
 
 
 def _encode(identity: Identity) -> bytes:
-    pairs = {name: [known["own"], known["pseudonym"]] for name, known in asdict(identity).items()}
-    return json.dumps(pairs, separators=(",", ":")).encode("ascii")
+    named = asdict(identity)
+    sop_class = named.pop("sop_class")
+    pairs = {name: [known["own"], known["pseudonym"]] for name, known in named.items()}
+    return json.dumps(pairs | {"sop_class": sop_class}, separators=(",", ":")).encode("ascii")
 
 
 def _decode(content: bytes) -> Identity:
-    return Identity(**{name: Known(*pair) for name, pair in json.loads(content).items()})
+    pairs = json.loads(content)
+    sop_class = pairs.pop("sop_class", "")
+    return Identity(**{name: Known(*pair) for name, pair in pairs.items()}, sop_class=sop_class)

@@ -145,6 +145,7 @@ def _identify(dataset: Dataset, payload: bytes, pseudonyms: Pseudonyms) -> Ident
         study_uid=name_part("StudyInstanceUID"),
         series_uid=name_part("SeriesInstanceUID"),
         sop_uid=Known(sop_uid, pseudonyms.uid(own)),
+        sop_class=read_text(dataset, "SOPClassUID"),
     )
 
 

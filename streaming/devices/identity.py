@@ -27,6 +27,8 @@ class Identity:
     ----------
     patient_id, accession_number, study_uid, series_uid, sop_uid : Known
         As they were, and their pseudonyms.
+    sop_class : str
+        The object's SOP Class UID, without which nothing may refer to it. Empty where it is not known.
     """
 
     patient_id: Known
@@ -34,3 +36,4 @@ class Identity:
     study_uid: Known
     series_uid: Known
     sop_uid: Known
+    sop_class: str = ""

@@ -15,14 +15,14 @@ import pytest
 
 from schemas.errors import SettingsError
 from streaming.devices import crosswalk as crosswalks
-from streaming.devices.crosswalk import FILE_SETTING, KEY_SETTING, Crosswalk, read_crosswalk
+from streaming.devices.crosswalk import FILE_SETTING, KEY_SETTING, Crosswalk, CrosswalkIndex, read_crosswalk
 from streaming.devices.identity import Identity, Known
 from tests.paths import ROOT
 
 
 def identity(number: int) -> Identity:
     known = [Known(f"{name} Müller {number}", f"{name}{number}") for name in ("P", "A", "S", "R", "I")]
-    return Identity(*known)
+    return Identity(*known, sop_class="1.2.840.10008.5.1.4.1.1.1.1")
 
 
 @pytest.fixture
@@ -336,3 +336,81 @@ def test_what_was_noted_before_a_kill_is_there(file: Path, key: Path) -> None:
     assert len(told) >= 3 * 50
     assert set(told) <= set(numbers_in(file, key))
     assert len(numbers_in(file, key)) <= len(told) + 3
+
+
+# --- finding one ------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_found_by_its_pseudonym(crosswalk: Crosswalk, file: Path, key: Path) -> None:
+    for number in (3, 1, 2):
+        crosswalk.note(identity(number))
+    index = CrosswalkIndex(file, key)
+    assert [index.find(f"I{number}") for number in (1, 2, 3)] == [identity(1), identity(2), identity(3)]
+    assert [index.find(name) for name in ("I4", "P1", "", "I Müller 1")] == [None] * 4
+
+
+def test_what_is_noted_later_is_found_too(crosswalk: Crosswalk, file: Path, key: Path) -> None:
+    index = CrosswalkIndex(file, key)
+    for number in range(1, 6):
+        assert index.find(f"I{number}") is None
+        crosswalk.note(identity(number))
+        assert index.find(f"I{number}") == identity(number)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 100])
+def test_a_record_half_written_is_found_once_it_is_whole(file: Path, key: Path, cut: int) -> None:
+    note(file, key, 1, 2)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-cut])
+    index = CrosswalkIndex(file, key)
+    assert index.find("I1") == identity(1)
+    assert index.find("I2") is None
+    with file.open("r+b") as stream:
+        stream.write(whole)
+    assert index.find("I2") == identity(2)
+
+
+def test_a_record_written_over_by_its_gateway_is_not_taken_for_the_old_one(file: Path, key: Path) -> None:
+    note(file, key, 1)
+    end = file.stat().st_size
+    note(file, key, 2)
+    index = CrosswalkIndex(file, key)
+    with file.open("r+b") as stream:
+        stream.truncate(end)
+    note(file, key, 3, 2)
+    assert index.find("I2") == identity(2)
+    assert index.find("I3") == identity(3)
+
+
+def test_another_file_in_its_place_is_read_anew(file: Path, key: Path) -> None:
+    note(file, key, 1)
+    index = CrosswalkIndex(file, key)
+    file.rename(file.with_name("old"))
+    note(file, key, 2, 3)
+    assert index.find("I2") == identity(2)
+    assert index.find("I1") is None
+
+
+def test_an_index_wants_a_file_the_right_key_and_no_damage(file: Path, key: Path) -> None:
+    note(file, key, 1, 2, 3)
+    with pytest.raises(SettingsError, match=FILE_SETTING):
+        CrosswalkIndex(file.with_name("missing"), key)
+    other = key.with_name("other")
+    other.write_bytes(bytes(32))
+    other.chmod(0o600)
+    with pytest.raises(SettingsError, match=KEY_SETTING):
+        CrosswalkIndex(file, other)
+    damaged = bytearray(file.read_bytes())
+    damaged[120] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(SettingsError, match="damaged"):
+        CrosswalkIndex(file, key)
+
+
+def test_a_crosswalk_without_sop_classes_is_read(file: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = crosswalks._encode
+    monkeypatch.setattr(
+        crosswalks, "_encode", lambda one: encode(one).replace(b',"sop_class":"1.2.840.10008.5.1.4.1.1.1.1"', b"")
+    )
+    note(file, key, 1)
+    assert [one.sop_class for one in read_crosswalk(file, key)] == [""]
