@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from schemas.errors import DependencyError
 
-Extra = Literal["train", "int8", "tracking", "gateway", "alerts", "tensorflow"]
+Extra = Literal["train", "int8", "tracking", "gateway", "alerts", "tensorflow", "reports"]
 
 PACKAGE = "xray-stream"
 
@@ -28,6 +28,7 @@ _MODULES: dict[Extra, tuple[str, ...]] = {
     "tracking": ("mlflow", "sqlalchemy"),  # a part of MLflow comes without the second
     "gateway": ("pynetdicom", "starlette", "uvicorn", "httptools", "python_multipart", "cryptography"),
     "alerts": ("kafka", "yaml", "urllib3", "standardwebhooks"),
+    "reports": ("highdicom", "pynetdicom", "dicomweb_client", "requests", "cryptography"),
     "tensorflow": ("tensorflow",),
 }
 

@@ -404,6 +404,47 @@ class AlertsSettings(_Section):
     """Port of its own ``/metrics`` and ``/health``, at XRAY_METRICS__HOST; 0 takes a free one."""
 
 
+class ReportsSettings(_Section):
+    """Reports to hospital systems: ``xray results``."""
+
+    metrics_port: Port = 9468
+    """Port of the ``/metrics`` and ``/health`` of ``xray results run``, at XRAY_METRICS__HOST; 0 takes a free one."""
+    folder: Path | None = None
+    """Where the ledgers of what was delivered are kept; by default ``reporting`` in XRAY_HOME."""
+    demonstration_models: str = Field(default="demo,phantom", pattern=r"^[^,\s]*(,[^,\s]+)*$")
+    """Names of models, with commas between, whose predictions are reported only with ``--demonstration``."""
+    answer_s: float = Field(default=30.0, gt=0, le=600)
+    """Seconds within which a target has to answer."""
+    refusal_tries: int = Field(default=5, ge=1, le=1000)
+    """How often a report is sent that its target refuses, before it is given up."""
+    refusal_wait_s: float = Field(default=60.0, ge=0)
+    """Seconds before a refused report is sent again; each further refusal doubles them."""
+    max_open: int = Field(default=10_000, ge=1)
+    """Reports that wait for a target; while there are so many, no further predictions are read."""
+    keep_days: int = Field(default=90, ge=1)
+    """Days for which a delivered report is remembered, so that it is not sent again and can be amended."""
+    patient_system: str = ""
+    """FHIR: system (URI) of the patients' ids."""
+    accession_system: str = ""
+    """FHIR: system (URI) of the accession numbers."""
+    http_token: SecretStr | None = None
+    """Bearer token for FHIR and STOW-RS servers; never printed."""
+    http_ca: Path | None = None
+    """PEM file of the authority that signed these servers' certificates; the usual ones when absent."""
+    aet: str = Field(default="XRAY", pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
+    """DICOM: application entity title that reports are sent from, at most 16 characters."""
+    hl7_facility: str = ""
+    """HL7: sending facility (MSH-4)."""
+    hl7_receiver: str = ""
+    """HL7: receiving application (MSH-5)."""
+    hl7_receiver_facility: str = ""
+    """HL7: receiving facility (MSH-6)."""
+    hl7_patient_authority: str = ""
+    """HL7: who gives out the patients' ids (PID-3.4)."""
+    hl7_processing: Literal["P", "T", "D"] = "P"
+    """HL7: processing id (MSH-11): production, training or debugging."""
+
+
 class TrackingSettings(_Section):
     """Where training runs and the models' aliases are mirrored to, for MLflow."""
 
@@ -442,6 +483,7 @@ class StreamSettings(BaseSettings):
     metrics: MetricsSettings = MetricsSettings()
     gateway: GatewaySettings = GatewaySettings()
     alerts: AlertsSettings = AlertsSettings()
+    reports: ReportsSettings = ReportsSettings()
     tracking: TrackingSettings = TrackingSettings()
 
     def to_file_limits(self) -> DecodeLimits:
@@ -497,6 +539,11 @@ class StreamSettings(BaseSettings):
     def crosswalk_key(self) -> Path:
         """Where the key of the crosswalk is."""
         return self.gateway.crosswalk_key or self.gateway_folder / "crosswalk.key"
+
+    @property
+    def reporting_folder(self) -> Path:
+        """Where the ledgers of reports are."""
+        return self.reports.folder or self.home / "reporting"
 
     @property
     def scratch_folder(self) -> Path:

@@ -21,6 +21,7 @@ from xray.commands.phantom import phantom
 from xray.commands.prepare import prepare
 from xray.commands.publish import publish
 from xray.commands.render import render
+from xray.commands.results import results_app
 from xray.commands.retrain import retrain
 from xray.commands.settings import settings
 from xray.commands.status import status
@@ -60,6 +61,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(deadletters_app, name="deadletters")
 app.add_typer(tables_app, name="tables")
 app.add_typer(alerts_app, name="alerts")
+app.add_typer(results_app, name="results")
 for command in (
     demo,
     prepare,

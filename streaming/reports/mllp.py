@@ -1,0 +1,91 @@
+"""An HL7 v2 receiver as a target: messages over MLLP, each sent after the one before was acknowledged.
+
+References
+----------
+HL7 Version 2 Transport Specification: MLLP, release 1.
+"""
+
+import socket
+
+from streaming.reports.hl7v2 import Answer, Parties, read_answer, to_message
+from streaming.reports.report import Report
+from streaming.reports.target import Address, AwayError, RefusedError
+from streaming.settings import ReportsSettings
+
+_BEGIN = b"\x0b"
+_END = b"\x1c\r"
+_MOST_BYTES = 1024 * 1024
+"""Of an answer: it has two or three segments."""
+_CODES = {Answer.FAILED: "AE", Answer.REJECTED: "AR"}
+
+
+class MllpPeer:
+    """Sends ORU^R01 messages over one connection while there are reports.
+
+    Parameters
+    ----------
+    address : Address
+        Its host and port.
+    settings : ReportsSettings
+        Names of sender and receiver, and the time limit of an answer.
+    """
+
+    def __init__(self, address: Address, settings: ReportsSettings) -> None:
+        self._address = address
+        self._answer_s = settings.answer_s
+        self._parties = make_parties(settings)
+        self._connection: socket.socket | None = None
+        self._left = b""
+
+    def send(self, report: Report) -> None:
+        """See `Target.send`."""
+        message = to_message(report, self._parties)
+        try:
+            connection = self._connect()
+            connection.sendall(_BEGIN + message + _END)
+            answer = read_answer(self._receive(connection), report.key)
+        except OSError as exc:
+            self.close()
+            raise AwayError(type(exc).__name__) from exc
+        if answer is None:
+            # It may be that of a message before: only a new connection begins without doubt.
+            self.close()
+            msg = "what it answers is no acknowledgement of the message"
+            raise AwayError(msg)
+        if answer is not Answer.ACCEPTED:
+            raise RefusedError(_CODES[answer])
+
+    def close(self) -> None:
+        """See `Target.close`."""
+        self._left = b""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connect(self) -> socket.socket:
+        if self._connection is None:
+            self._connection = socket.create_connection((self._address.place, self._address.port), self._answer_s)
+            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._connection
+
+    def _receive(self, connection: socket.socket) -> bytes:
+        """Read one framed answer."""
+        while (end := self._left.find(_END)) < 0:
+            piece = connection.recv(65_536)
+            if not piece or len(self._left) > _MOST_BYTES:
+                msg = "the answer has no end"
+                raise ConnectionError(msg)
+            self._left += piece
+        frame, self._left = self._left[:end], self._left[end + len(_END) :]
+        return frame.partition(_BEGIN)[2]
+
+
+def make_parties(settings: ReportsSettings) -> Parties:
+    """Give what messages say of sender and receiver."""
+    return Parties(
+        sending_facility=settings.hl7_facility,
+        receiving_application=settings.hl7_receiver,
+        receiving_facility=settings.hl7_receiver_facility,
+        patient_authority=settings.hl7_patient_authority,
+        processing=settings.hl7_processing,
+    )
