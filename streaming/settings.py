@@ -423,9 +423,9 @@ class ReportsSettings(_Section):
     """Reports that wait for a target; while there are so many, no further predictions are read."""
     keep_days: int = Field(default=90, ge=1)
     """Days for which a delivered report is remembered, so that it is not sent again and can be amended."""
-    patient_system: str = ""
+    patient_system: str | None = None
     """FHIR: system (URI) of the patients' ids."""
-    accession_system: str = ""
+    accession_system: str | None = None
     """FHIR: system (URI) of the accession numbers."""
     http_token: SecretStr | None = None
     """Bearer token for FHIR and STOW-RS servers; never printed."""
@@ -433,15 +433,15 @@ class ReportsSettings(_Section):
     """PEM file of the authority that signed these servers' certificates; the usual ones when absent."""
     aet: str = Field(default="XRAY", pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
     """DICOM: application entity title that reports are sent from, at most 16 characters."""
-    hl7_facility: str = ""
+    sending_facility: str | None = None
     """HL7: sending facility (MSH-4)."""
-    hl7_receiver: str = ""
+    receiving_application: str | None = None
     """HL7: receiving application (MSH-5)."""
-    hl7_receiver_facility: str = ""
+    receiving_facility: str | None = None
     """HL7: receiving facility (MSH-6)."""
-    hl7_patient_authority: str = ""
+    patient_authority: str | None = None
     """HL7: who gives out the patients' ids (PID-3.4)."""
-    hl7_processing: Literal["P", "T", "D"] = "P"
+    processing: Literal["P", "T", "D"] = "P"
     """HL7: processing id (MSH-11): production, training or debugging."""
 
 

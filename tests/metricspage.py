@@ -13,6 +13,7 @@ from streaming.archive.process import ArchiveProcess
 from streaming.gateway.gatewaymetrics import GatewayMetrics
 from streaming.gateway.offer import BURNED_IN
 from streaming.metrics import StreamMetrics
+from streaming.reports.reportmetrics import ReportMetrics
 from streaming.settings import KafkaSettings, StreamSettings
 from training.figures.bootstrap import Estimate
 from training.figures.shift import ScoreShift, VectorShift
@@ -91,4 +92,11 @@ def render_alerts_page() -> str:
     metrics = AlertMetrics(registry, rules)
     metrics.lag.labels("xray.predictions").set(0)
     metrics.delay.labels("ward").observe(0.1)
+    return generate_latest(registry).decode()
+
+
+def render_reports_page() -> str:
+    """Render the page of reports to one target."""
+    registry = CollectorRegistry()
+    ReportMetrics(registry, ["fhir"])
     return generate_latest(registry).decode()

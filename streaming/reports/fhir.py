@@ -30,15 +30,15 @@ _LOINC = "http://loinc.org"
 _UCUM = "http://unitsofmeasure.org"
 
 
-def to_bundle(report: Report, *, patient_system: str, accession_system: str) -> Json:
+def to_bundle(report: Report, *, patient_system: str | None, accession_system: str | None) -> Json:
     """Make the transaction of a report.
 
     Parameters
     ----------
     report : Report
         It.
-    patient_system, accession_system : str
-        Systems (URIs) of the patient's id and of the accession number; empty where the hospital has none.
+    patient_system, accession_system : str or None
+        Systems (URIs) of the patient's id and of the accession number; None where the hospital has none.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def _document(report: Report, common: Json, observation: str) -> Json:
     }
 
 
-def _common(report: Report, patient_system: str, accession_system: str) -> Json:
+def _common(report: Report, patient_system: str | None, accession_system: str | None) -> Json:
     """Give what Observation and DiagnosticReport have in common; never final: nobody has read and signed it."""
     known = report.identity
     order = {}
@@ -179,7 +179,7 @@ def _uid(uid: str) -> Json:
     return {"system": UID_SYSTEM, "value": f"urn:oid:{uid}"}
 
 
-def _named(system: str, value: str) -> Json:
+def _named(system: str | None, value: str) -> Json:
     return {"system": system, "value": value} if system else {"value": value}
 
 

@@ -83,9 +83,9 @@ class MllpPeer:
 def make_parties(settings: ReportsSettings) -> Parties:
     """Give what messages say of sender and receiver."""
     return Parties(
-        sending_facility=settings.hl7_facility,
-        receiving_application=settings.hl7_receiver,
-        receiving_facility=settings.hl7_receiver_facility,
-        patient_authority=settings.hl7_patient_authority,
-        processing=settings.hl7_processing,
+        sending_facility=settings.sending_facility or "",
+        receiving_application=settings.receiving_application or "",
+        receiving_facility=settings.receiving_facility or "",
+        patient_authority=settings.patient_authority or "",
+        processing=settings.processing,
     )

@@ -29,7 +29,13 @@ from sparkdl.network.catalog import NETWORKS
 from streaming.gateway.dicom.contexts import IMPLEMENTATION_VERSION
 from streaming.kafka.topics import receipt_topics, wanted_topics
 from streaming.settings import ArchiveSettings, KafkaSettings, StreamSettings, variable_names
-from tests.metricspage import render_alerts_page, render_archive_page, render_gateway_page, render_stream_page
+from tests.metricspage import (
+    render_alerts_page,
+    render_archive_page,
+    render_gateway_page,
+    render_reports_page,
+    render_stream_page,
+)
 from tests.paths import ROOT
 from tests.testimages import png
 from training.data import positive
@@ -43,6 +49,7 @@ PAGES = (
     "publishing",
     "results",
     "alert-sinks",
+    "reports",
     "operating",
     "security",
     "training",
@@ -171,6 +178,7 @@ SERIES = {
     "Series of the archive": render_archive_page,
     "Series of the gateway": render_gateway_page,
     "Series of the alarms": render_alerts_page,
+    "Series of the reports": render_reports_page,
 }
 
 

@@ -11,7 +11,7 @@ from streaming.reports.report import Report
 from tests.reportparts import CORRECTION, identity, report
 
 
-def resources(said: Report, *, patient_system: str = "urn:oid:2.999.1") -> dict[str, Any]:
+def resources(said: Report, *, patient_system: str | None = "urn:oid:2.999.1") -> dict[str, Any]:
     bundle = json.loads(to_json(to_bundle(said, patient_system=patient_system, accession_system="urn:oid:2.999.2")))
     return {entry["resource"]["resourceType"]: entry["resource"] for entry in bundle["entry"]}
 
@@ -34,7 +34,7 @@ def test_a_report_is_never_final(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_everything_has_an_identifier_by_which_it_is_put(case: str) -> None:
-    bundle = to_bundle(report(**CASES[case]), patient_system="", accession_system="")
+    bundle = to_bundle(report(**CASES[case]), patient_system=None, accession_system=None)
     urls = {entry["fullUrl"] for entry in bundle["entry"]}
     for entry in bundle["entry"]:
         identifier = entry["resource"]["identifier"][0]
@@ -92,7 +92,7 @@ def test_every_resource_names_the_model() -> None:
 
 
 def test_without_accession_number_and_systems_there_are_none() -> None:
-    found = resources(report(whose=identity(accession_number="")), patient_system="")
+    found = resources(report(whose=identity(accession_number="")), patient_system=None)
     assert "basedOn" not in found["DiagnosticReport"]
     assert "system" not in found["Observation"]["subject"]["identifier"]
 
@@ -104,6 +104,6 @@ def test_text_of_a_model_is_no_markup() -> None:
 
 
 def test_the_same_report_gives_the_same_bytes_in_one_line() -> None:
-    one, other = (to_json(to_bundle(report(), patient_system="", accession_system="")) for _ in range(2))
+    one, other = (to_json(to_bundle(report(), patient_system=None, accession_system=None)) for _ in range(2))
     assert one == other
     assert b"\n" not in one
