@@ -211,10 +211,11 @@ class Ledger:
             return db.execute(query, (_OPEN, _GIVEN_UP)).rowcount
 
     def count(self) -> dict[str, int]:
-        """Count reports by state: ``open``, ``done``, ``given_up``, ``left_out``."""
+        """Count reports that wait (``open``) and that were given up (``given_up``)."""
+        # Not those that are done: there may be millions, and this is asked several times a second.
+        query = "SELECT count(*) FROM deliveries WHERE state = ?"
         with self._using() as db:
-            found = dict(db.execute("SELECT state, count(*) FROM deliveries GROUP BY state"))
-        return {state: found.get(state, 0) for state in (_OPEN, _DONE, _GIVEN_UP, _LEFT_OUT)}
+            return {state: int(db.execute(query, (state,)).fetchone()[0]) for state in (_OPEN, _GIVEN_UP)}
 
     def first_open(self) -> Mapping[Partition, int]:
         """Give the offset of the oldest report of each partition that its target has not."""

@@ -1,6 +1,7 @@
 """Reports from topics to peers, with a real broker: each once, refused ones again, and a dead target alone."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -42,7 +43,7 @@ def settings(
     broker: LocalBroker, base_settings: StreamSettings, tmp_path: Path, request: pytest.FixtureRequest
 ) -> StreamSettings:
     """Topics, crosswalk and ledgers of this test alone."""
-    name = request.node.name.replace("[", "-").replace("]", "")
+    name = re.sub(r"[^\w-]", "", request.node.name)
     kafka = base_settings.kafka.model_copy(
         update={
             "predictions_topic": f"{name}.predictions",
