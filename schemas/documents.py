@@ -14,9 +14,11 @@ SCHEMA_NAMES = (
     "dead_letter_headers",
     "label",
     "receipt",
-    "alert_rules",
 )
-"""The JSON Schemas; headers are checked as an object of name to text, rules as the YAML file's content."""
+"""The JSON Schemas of messages; headers are checked as an object of name to text."""
+
+RULES_SCHEMA = "alert_rules"
+"""The JSON Schema of a file of rules, which is checked as the YAML file's content."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Table:
 
 
 def load_schema(name: str) -> dict[str, Any]:
-    """Load a JSON Schema by its name in `SCHEMA_NAMES`."""
+    """Load a JSON Schema by its name: one of `SCHEMA_NAMES`, or `RULES_SCHEMA`."""
     text = (files("schemas") / f"{name}.schema.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema

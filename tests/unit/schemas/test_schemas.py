@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from schemas import envelope
-from schemas.documents import SCHEMA_NAMES, load_schema, load_tables
+from schemas.documents import RULES_SCHEMA, SCHEMA_NAMES, load_schema, load_tables
 from schemas.envelope import derive_event_id
 from schemas.errors import Reason
 from schemas.labels import LABELS_TABLE
@@ -19,7 +19,7 @@ _MESSAGES: dict[str, dict[str, Any]] = json.loads((_CONTRACTS / "messages_v1.jso
 _TABLES: dict[str, dict[str, str]] = json.loads((_CONTRACTS / "tables_v1.json").read_text())
 
 
-@pytest.mark.parametrize("name", SCHEMA_NAMES)
+@pytest.mark.parametrize("name", [*SCHEMA_NAMES, RULES_SCHEMA])
 def test_schema_is_one(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(load_schema(name))
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.documents import load_schema
+from schemas.documents import RULES_SCHEMA, load_schema
 from schemas.errors import SettingsError
 from streaming.alerts.matching import Place, Why, find_bar, find_mismatch
 from streaming.alerts.outcomeevents import Event, Kind, read_line
@@ -175,7 +175,7 @@ def test_defaults_hold_where_a_rule_says_nothing_else_and_labels_are_added() -> 
 
 
 def test_the_published_schema_is_the_models_and_takes_what_they_take() -> None:
-    schema = load_schema("alert_rules")
+    schema = load_schema(RULES_SCHEMA)
     wanted = Rules.model_json_schema(by_alias=True)
     assert {name: schema[name] for name in ("properties", "required", "$defs")} == {
         name: wanted[name] for name in ("properties", "required", "$defs")
