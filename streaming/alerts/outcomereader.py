@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 _FETCH_WAIT_MS = 100
 _MOST = 500
-_SESSION_MS = 30_000
+_SESSION_MS = 15_000
 _COMMIT_EVERY_S = 0.5
 _ENDS_EVERY_S = 3.0
 _ENDS_COUNT_S = 10.0

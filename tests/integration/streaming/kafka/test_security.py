@@ -35,6 +35,9 @@ from schemas.modelcard import hash_model_folder, read_card, write_card
 from schemas.modelstages import check_stages
 from streaming.account.archived import find_archived
 from streaming.account.audit import audit_stream
+from streaming.alerts.rules import Rules
+from streaming.alerts.service import run_alerts
+from streaming.alerts.sinks import open_sinks
 from streaming.archive.service import run_archive
 from streaming.archive.tables import describe_tables
 from streaming.deadletters.read import Selection, list_dead_letters, show_dead_letter
@@ -51,6 +54,7 @@ from streaming.results.confirmations import open_confirmations
 from streaming.results.watch import watch_predictions
 from streaming.run.service import run_stream
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
+from tests.alertrecords import prediction, publish
 from tests.conftest import Trained
 from tests.imageoutcomes import outgoing
 from tests.integration.securebroker import SUPER_USER, SecureBroker
@@ -63,7 +67,7 @@ from xray.commands.label import BatchReport, follow_labels
 
 pytestmark = [pytest.mark.kafka]
 
-ROLES = ("device", "stream", "archive", "consumer", "operator", "gateway", "reporter", "labeller", "admin")
+ROLES = ("device", "stream", "archive", "consumer", "operator", "gateway", "alerts", "reporter", "labeller", "admin")
 _NEWCOMER = "newcomer"
 """Has no right until a test gives it one."""
 _ANSWER_S = 20.0
@@ -127,6 +131,43 @@ def test_python_and_spark_clients_log_in(secure: SecureBroker, spark: SparkSessi
         spark.read.format("kafka").options(**kafka.to_spark(), subscribe=kafka.images_topic).load().select("value")
     ).collect()
     assert bytes(row["value"]) == jpeg()
+
+
+@pytest.mark.parametrize("way", ["scram", "plain", "certificate"])
+def test_alarms_are_read_with_the_rights_of_their_role(
+    secure: SecureBroker, base_settings: StreamSettings, tmp_path: Path, way: str
+) -> None:
+    ways = {
+        "scram": lambda: secure.by_password("alerts"),
+        "plain": lambda: secure.by_password("alerts", "PLAIN"),
+        "certificate": lambda: secure.by_certificate("alerts"),
+    }
+    alerts = base_settings.alerts.model_copy(update={"metrics_port": 0})
+    settings = base_settings.model_copy(update={"home": tmp_path, "kafka": ways[way](), "alerts": alerts})
+    path, number = tmp_path / "alarms.jsonl", 7000 + list(ways).index(way)
+    value = {"version": 1, "sinks": {"log": {"type": "file", "path": str(path)}}, "defaults": {"routes": ["log"]}}
+    rules = Rules.model_validate(value | {"rules": [{"name": "Opacities", "prediction": {"label": "opacities"}}]})
+    record = prediction(settings.kafka, number)
+    ended = threading.Event()
+
+    def publish_one(_: object) -> None:
+        publish(secure.by_password(SUPER_USER), record)
+
+    thread = threading.Thread(
+        target=run_alerts,
+        args=(settings, rules, open_sinks(rules.sinks)),
+        kwargs={"ended": ended, "on_ready": publish_one},
+    )
+    thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while record.event_id not in path.read_text(encoding="utf-8"):
+            assert thread.is_alive()
+            assert time.monotonic() < deadline
+            ended.wait(0.05)
+    finally:
+        ended.set()
+        thread.join(60)
 
 
 def _with_another_authority(broker: SecureBroker) -> KafkaSettings:
