@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.structs import OffsetAndMetadata
 
 from streaming.alerts.outcomeevents import Event, read_dead_letter, read_prediction, read_receipt
@@ -19,10 +19,14 @@ log = logging.getLogger(__name__)
 _FETCH_WAIT_MS = 100
 _MOST = 500
 _SESSION_MS = 15_000
+_METADATA_MS = 5_000
+_PARTITIONS_S = 30.0
 _COMMIT_EVERY_S = 0.5
 _ENDS_EVERY_S = 3.0
 _ENDS_COUNT_S = 10.0
 _ASK_MS = 3000
+_BEGIN_MS = 30_000
+_AGAIN_S = 0.1
 
 
 class OutcomeReader:
@@ -171,6 +175,9 @@ def open_consumer(kafka: KafkaSettings, group: str, **options: Any) -> KafkaCons
         fetch_max_wait_ms=_FETCH_WAIT_MS,
         session_timeout_ms=_SESSION_MS,
         allow_auto_create_topics=False,
+        # A topic that was just made shows no partitions for a moment: without this it would be asked about again after
+        # five minutes, and so would partitions that are added.
+        metadata_max_age_ms=_METADATA_MS,
         # A dead letter holds its image; the largest one comes whole, whatever the limit of a fetch is.
         receive_message_max_bytes=4 * kafka.max_message_bytes,
     )
@@ -199,12 +206,24 @@ def begin_group(kafka: KafkaSettings, group: str, topics: Iterable[str], since: 
     """
     consumer = open_consumer(kafka, group)
     try:
-        partitions = [TopicPartition(topic, n) for topic in topics for n in consumer.partitions_for_topic(topic) or ()]
-        new = [one for one in partitions if consumer.committed(one) is None]
+        partitions = [one for topic in topics for one in _await_partitions(consumer, topic)]
+        new = [one for one in partitions if consumer.committed(one, timeout_ms=_BEGIN_MS) is None]
         if new:
-            found = consumer.offsets_for_times(dict.fromkeys(new, int(since.timestamp() * 1000)))
-            ends = consumer.end_offsets(new)
+            times = dict.fromkeys(new, int(since.timestamp() * 1000))
+            found = consumer.offsets_for_times(times, timeout_ms=_BEGIN_MS)
+            ends = consumer.end_offsets(new, timeout_ms=_BEGIN_MS)
             begins = {one: ends[one] if found[one] is None else found[one].offset for one in new}
-            consumer.commit({one: OffsetAndMetadata(at, "", -1) for one, at in begins.items()})
+            consumer.commit({one: OffsetAndMetadata(at, "", -1) for one, at in begins.items()}, timeout_ms=_BEGIN_MS)
     finally:
         consumer.close(autocommit=False)
+
+
+def _await_partitions(consumer: KafkaConsumer, topic: str) -> list[TopicPartition]:
+    """Wait until the broker shows a topic's partitions; one that was just made has none for a moment."""
+    deadline = time.monotonic() + _PARTITIONS_S
+    while not (found := consumer.partitions_for_topic(topic)):
+        if time.monotonic() > deadline:
+            msg = f"topic {topic} shows no partitions"
+            raise KafkaTimeoutError(msg)
+        time.sleep(_AGAIN_S)
+    return [TopicPartition(topic, number) for number in sorted(found)]

@@ -9,13 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from benchmarks.ports import find_ports
+from schemas import envelope
 from schemas.envelope import derive_event_id
+from schemas.errors import SettingsError
 from streaming.alerts.ledger import LEDGER_FILE, Ledger
+from streaming.alerts.rulesfile import parse_rules
+from streaming.alerts.service import run_alerts
+from streaming.gateway.receipts.receipt import State
+from streaming.kafka.topics import create_topics, receipt_topics, wanted_topics
 from streaming.settings import StreamSettings
-from tests.alertrecords import prediction, publish
-from tests.integration.streaming.alerts.hooks import Program, hook_sink, receiving, running, wait_until, write_rules
+from tests.alertrecords import dead_letter, prediction, publish, receipt
+from tests.integration.streaming.alerts.hooks import (
+    Hook,
+    Program,
+    hook_sink,
+    receiving,
+    running,
+    wait_until,
+    write_rules,
+)
 from tests.integration.streaming.alerts.killed import POINTS
+from xray.broker import LocalBroker
+from xray.commands.app import app
 
 pytestmark = [pytest.mark.kafka]
 
@@ -92,3 +110,132 @@ def test_a_backlog_of_a_thousand_old_images_is_one_summary(settings: StreamSetti
     [summary] = [body for body in bodies if body["type"] == "summary"]
     assert summary["images"] == 1000
     assert derive_event_id(new.event_id, "Opacities") in hook.seen
+
+
+def data_of(hook: Hook) -> list[dict[str, Any]]:
+    """What the receiver was told, each message once, in the order of their arrival."""
+    return [json.loads(hook.bodies[ident])["data"] for ident in sorted(hook.arrived, key=hook.arrived.__getitem__)]
+
+
+def test_dead_letters_and_receipts_make_alarms_that_open_and_resolve(settings: StreamSettings, tmp_path: Path) -> None:
+    kafka = settings.kafka
+    rules: list[dict[str, Any]] = [
+        {"name": "Broken", "dead_letter": {"reason": "corrupt_image"}},
+        {"name": "NeverAnswered", "unanswered": {"for": "2s"}},
+    ]
+    with receiving() as hook:
+        path = write_rules(tmp_path, {"ward": hook_sink(hook, tmp_path)}, rules)
+        with running(settings, path) as program:
+            publish(kafka, dead_letter(kafka, 1), dead_letter(kafka, 2, reason="tombstone"), receipt(kafka, 3))
+            wait_until(lambda: len(hook.seen) == 2, "a dead letter's alarm, and one of an image without an answer")
+            wait_until(lambda: program.health()["ok"], "health")
+        # An open condition outlives a restart, and resolves after it under its own id.
+        with running(settings, path):
+            publish(kafka, receipt(kafka, 3, state=State.PREDICTED))
+            wait_until(lambda: len(hook.seen) == 3, "that it is answered")
+    said = [(one["rule"], one["state"]) for one in data_of(hook)]
+    assert sorted(said) == [("Broken", "open"), ("NeverAnswered", "open"), ("NeverAnswered", "resolved")]
+    assert len({one["id"] for one in data_of(hook) if one["rule"] == "NeverAnswered"}) == 1
+
+
+@pytest.mark.parametrize("header", [envelope.REDRIVEN_FROM, envelope.INPUT_TOPIC, "demonstration"])
+def test_what_never_makes_an_alarm_makes_none(settings: StreamSettings, tmp_path: Path, header: str) -> None:
+    kafka = settings.kafka
+    barred = (
+        prediction(kafka, 1, model={"name": "demo"})
+        if header == "demonstration"
+        else prediction(kafka, 1, headers={header: f"{kafka.canary_topic}-0@1"})
+    )
+    with receiving() as hook:
+        path = write_rules(tmp_path, {"ward": hook_sink(hook, tmp_path)})
+        with running(settings, path) as program:
+            publish(kafka, barred)
+            wait_until(lambda: 'kind="prediction"} 1.0' in program.read_page(), "that it is read")
+            page = program.read_page()
+            publish(kafka, prediction(kafka, 2))
+            wait_until(lambda: hook.seen, "an alarm of another image")
+    assert len(hook.seen) == 1
+    assert [line for line in page.splitlines() if line.startswith("xray_alerts_barred_total") and line.endswith(" 1.0")]
+
+
+def test_a_receiver_that_is_dead_or_slow_stops_no_other_and_gets_all_of_it_later(
+    settings: StreamSettings, tmp_path: Path
+) -> None:
+    kafka = settings.kafka
+    records = [prediction(kafka, number) for number in range(30)]
+    wanted = {derive_event_id(one.event_id, "Opacities") for one in records}
+    with receiving() as dead, receiving() as slow, receiving() as well:
+        dead.status, slow.delay_s = 503, 1.0
+        sinks = {
+            "dead": hook_sink(dead, tmp_path, retries_s=[0.5] * 100),
+            "slow": hook_sink(slow, tmp_path),
+            "well": hook_sink(well, tmp_path),
+        }
+        with running(settings, write_rules(tmp_path, sinks)) as program:
+            publish(kafka, *records)
+            wait_until(lambda: set(well.seen) == wanted, "all alarms at the one that is well", 20)
+            assert len(slow.seen) < len(wanted)
+            assert not dead.seen
+            assert not program.health()["ok"]
+            dead.status, slow.delay_s = 200, 0.0
+            wait_until(lambda: set(slow.seen) == set(dead.seen) == wanted, "all alarms at all")
+            wait_until(lambda: program.health()["ok"], "health")
+
+
+def test_a_broker_that_goes_away_is_waited_for(settings: StreamSettings, tmp_path: Path, jars: Path) -> None:
+    broker = LocalBroker.of(
+        settings.model_copy(
+            update={
+                "home": tmp_path / "broker",
+                "jars": jars,
+                "kafka": settings.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{find_ports()}"}),
+            }
+        )
+    )
+    own = settings.model_copy(
+        update={"kafka": settings.kafka.model_copy(update={"bootstrap_servers": broker.bootstrap_servers})}
+    )
+    broker.start()
+    try:
+        create_topics(own.kafka, wanted_topics(own.kafka) | receipt_topics(own.kafka))
+        with receiving() as hook, running(own, write_rules(tmp_path, {"ward": hook_sink(hook, tmp_path)})) as program:
+            publish(own.kafka, prediction(own.kafka, 1))
+            wait_until(lambda: len(hook.seen) == 1, "the first alarm")
+            broker.kill()
+            wait_until(lambda: not program.health()["conditions_judged"], "that no condition is judged")
+            assert program.is_running
+            broker.start()
+            publish(own.kafka, prediction(own.kafka, 2))
+            wait_until(lambda: len(hook.seen) == 2, "the second alarm")
+    finally:
+        broker.stop()
+
+
+def test_one_process_uses_a_folder_and_the_ledger_is_read_and_replayed_beside_it(
+    settings: StreamSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XRAY_HOME", str(settings.home))
+    cli = CliRunner()
+    with receiving() as hook:
+        hook.status = 410
+        path = write_rules(tmp_path, {"ward": hook_sink(hook, tmp_path)})
+        with running(settings, path):
+            with pytest.raises(SettingsError, match="another 'xray alerts run' uses"):
+                run_alerts(settings, parse_rules(path.read_text(encoding="utf-8"), "r.yml"), {})
+            record = prediction(settings.kafka, 1)
+            ident = derive_event_id(record.event_id, "Opacities")
+            publish(settings.kafka, record)
+
+            def status() -> str:
+                listed = json.loads(cli.invoke(app, ["alerts", "list", "--undelivered", "--json"]).stdout)
+                return str(listed[0]["deliveries"][0]["status"]) if listed else ""
+
+            wait_until(lambda: status() == "disabled", "that its receiver wants no more")
+            hook.status = 200
+            shown = cli.invoke(app, ["alerts", "show", ident[:8]])
+            assert "disabled" in shown.stdout
+            done = cli.invoke(app, ["alerts", "replay", "--undelivered", "--sink", "ward", "--json"])
+            assert json.loads(done.stdout) == {"alarms": 1, "deliveries": 1}
+            wait_until(lambda: set(hook.seen) == {ident}, "the same id")
+            assert cli.invoke(app, ["alerts", "replay", "zz"]).exit_code != 0
+            assert cli.invoke(app, ["alerts", "replay"]).exit_code == 2

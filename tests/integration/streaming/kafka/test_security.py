@@ -133,43 +133,6 @@ def test_python_and_spark_clients_log_in(secure: SecureBroker, spark: SparkSessi
     assert bytes(row["value"]) == jpeg()
 
 
-@pytest.mark.parametrize("way", ["scram", "plain", "certificate"])
-def test_alarms_are_read_with_the_rights_of_their_role(
-    secure: SecureBroker, base_settings: StreamSettings, tmp_path: Path, way: str
-) -> None:
-    ways = {
-        "scram": lambda: secure.by_password("alerts"),
-        "plain": lambda: secure.by_password("alerts", "PLAIN"),
-        "certificate": lambda: secure.by_certificate("alerts"),
-    }
-    alerts = base_settings.alerts.model_copy(update={"metrics_port": 0})
-    settings = base_settings.model_copy(update={"home": tmp_path, "kafka": ways[way](), "alerts": alerts})
-    path, number = tmp_path / "alarms.jsonl", 7000 + list(ways).index(way)
-    value = {"version": 1, "sinks": {"log": {"type": "file", "path": str(path)}}, "defaults": {"routes": ["log"]}}
-    rules = Rules.model_validate(value | {"rules": [{"name": "Opacities", "prediction": {"label": "opacities"}}]})
-    record = prediction(settings.kafka, number)
-    ended = threading.Event()
-
-    def publish_one(_: object) -> None:
-        publish(secure.by_password(SUPER_USER), record)
-
-    thread = threading.Thread(
-        target=run_alerts,
-        args=(settings, rules, open_sinks(rules.sinks)),
-        kwargs={"ended": ended, "on_ready": publish_one},
-    )
-    thread.start()
-    try:
-        deadline = time.monotonic() + 60
-        while record.event_id not in path.read_text(encoding="utf-8"):
-            assert thread.is_alive()
-            assert time.monotonic() < deadline
-            ended.wait(0.05)
-    finally:
-        ended.set()
-        thread.join(60)
-
-
 def _with_another_authority(broker: SecureBroker) -> KafkaSettings:
     path = broker.folder / "another-ca.pem"
     trustme.CA().cert_pem.write_to_path(path)
@@ -734,3 +697,41 @@ def test_a_model_that_names_other_code_is_refused_though_its_card_fits(trained: 
     read_card(folder)  # the hash alone does not tell: whoever changes a model writes its card as well
     with pytest.raises(ModelLoadError, match=rf"stages/{stage.name} is of class 'os\.system'"):
         check_stages(folder)
+
+
+# Last: it publishes predictions of its own, and those before count theirs.
+@pytest.mark.parametrize("way", ["scram", "plain", "certificate"])
+def test_alarms_are_read_with_the_rights_of_their_role(
+    secure: SecureBroker, base_settings: StreamSettings, tmp_path: Path, way: str
+) -> None:
+    ways = {
+        "scram": lambda: secure.by_password("alerts"),
+        "plain": lambda: secure.by_password("alerts", "PLAIN"),
+        "certificate": lambda: secure.by_certificate("alerts"),
+    }
+    alerts = base_settings.alerts.model_copy(update={"metrics_port": 0})
+    settings = base_settings.model_copy(update={"home": tmp_path, "kafka": ways[way](), "alerts": alerts})
+    path, number = tmp_path / "alarms.jsonl", 7000 + list(ways).index(way)
+    value = {"version": 1, "sinks": {"log": {"type": "file", "path": str(path)}}, "defaults": {"routes": ["log"]}}
+    rules = Rules.model_validate(value | {"rules": [{"name": "Opacities", "prediction": {"label": "opacities"}}]})
+    record = prediction(settings.kafka, number)
+    ended = threading.Event()
+
+    def publish_one(_: object) -> None:
+        publish(secure.by_password(SUPER_USER), record)
+
+    thread = threading.Thread(
+        target=run_alerts,
+        args=(settings, rules, open_sinks(rules.sinks)),
+        kwargs={"ended": ended, "on_ready": publish_one},
+    )
+    thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while record.event_id not in path.read_text(encoding="utf-8"):
+            assert thread.is_alive()
+            assert time.monotonic() < deadline
+            ended.wait(0.05)
+    finally:
+        ended.set()
+        thread.join(60)
