@@ -231,9 +231,10 @@ def test_what_a_kill_left_between_attempt_and_end_is_made_again(
 
 
 def test_a_slow_sink_stops_no_other() -> None:
-    ledger, free, arrived = Ledger(None), threading.Event(), threading.Event()
+    ledger, free, arrived, hangs = Ledger(None), threading.Event(), threading.Event(), threading.Event()
 
     def hang(alarms: Sequence[Alarm]) -> Outcome:
+        hangs.set()
         free.wait(60)
         return Delivered()
 
@@ -251,6 +252,7 @@ def test_a_slow_sink_stops_no_other() -> None:
         ledger.add(Entry(alarm, AlarmKind.IMAGE, "", 1, 0.0, ("slow", "quick")))
     for one in dispatchers:
         one.wake()
+    assert hangs.wait(10)
     assert arrived.wait(10)
     free.set()
     for one in dispatchers:
