@@ -67,7 +67,19 @@ from xray.commands.label import BatchReport, follow_labels
 
 pytestmark = [pytest.mark.kafka]
 
-ROLES = ("device", "stream", "archive", "consumer", "operator", "gateway", "alerts", "reporter", "labeller", "admin")
+ROLES = (
+    "device",
+    "stream",
+    "archive",
+    "consumer",
+    "operator",
+    "gateway",
+    "alerts",
+    "reports",
+    "reporter",
+    "labeller",
+    "admin",
+)
 _NEWCOMER = "newcomer"
 """Has no right until a test gives it one."""
 _ANSWER_S = 20.0
