@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from schemas import envelope
 from schemas.errors import SettingsError
 from streaming.devices.crosswalk import Crosswalk
+from streaming.kafka.cluster import connect_admin
 from streaming.kafka.topics import create_topics, label_topics
 from streaming.reports.courier import name_group
 from streaming.reports.export import NDJSON_FILE, export_reports
@@ -293,6 +294,21 @@ def test_a_new_target_begins_where_it_is_told(settings: StreamSettings, *, from_
             publish(settings, [6])
             wait_for(lambda: report(6).key in receiver.accepted, "the next one did not come")
     assert len(receiver.accepted) == (7 if from_beginning else 2)
+
+
+def test_a_group_that_the_broker_has_forgotten_loses_nothing(settings: StreamSettings) -> None:
+    with run_mllp(MllpReceiver()) as receiver:
+        target = f"mllp:127.0.0.1:{receiver.port}"
+        with running(settings, target):
+            publish(settings, [1])
+            wait_for(lambda: report(1).key in receiver.accepted, "it did not come")
+        admin = connect_admin(settings.kafka)  # it must outlive the future
+        (gone,) = admin.delete_consumer_groups([name_group(read_address(target))]).values()
+        gone.result(20)
+        publish(settings, [2])
+        with running(settings, target):
+            wait_for(lambda: report(2).key in receiver.accepted, "what came meanwhile is lost")
+    assert len(receiver.accepted) == 2
 
 
 def test_without_a_crosswalk_none_is_sent_and_it_says_why(settings: StreamSettings, tmp_path: Path) -> None:
