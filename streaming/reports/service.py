@@ -84,8 +84,8 @@ def run_reports(
     addresses = name_targets(to)
     find_crosswalk(settings)
     kafka = settings.kafka
-    predictions = {kafka.predictions_topic: wanted_topics(kafka)[kafka.predictions_topic]}
-    create_topics(kafka, predictions | label_topics(kafka))
+    known = wanted_topics(kafka) | label_topics(kafka)
+    create_topics(kafka, {name: known[name] for name in (kafka.predictions_topic, kafka.labels_topic)})
     metrics = ReportMetrics(CollectorRegistry(), addresses)
     with ExitStack() as stack:
         reopened = 0

@@ -29,6 +29,7 @@ from pyspark.sql import SparkSession
 from typer.testing import CliRunner
 
 from benchmarks.ports import find_ports
+from schemas import envelope
 from schemas.documents import load_tables
 from schemas.errors import BrokerError, ModelLoadError, Reason, SettingsError, XrayError
 from schemas.modelcard import hash_model_folder, read_card, write_card
@@ -42,6 +43,7 @@ from streaming.archive.service import run_archive
 from streaming.archive.tables import describe_tables
 from streaming.deadletters.read import Selection, list_dead_letters, show_dead_letter
 from streaming.deadletters.redrive import plan_redrive, redrive
+from streaming.devices.crosswalk import Crosswalk
 from streaming.devices.publish import ImagePublisher, publish_files
 from streaming.gateway.publisher import Publisher
 from streaming.gateway.receipts.receiptbook import ReceiptBook
@@ -50,10 +52,13 @@ from streaming.kafka.producer import Delivery, RecordProducer
 from streaming.kafka.reader import open_reader, read_spans, scan_offsets
 from streaming.kafka.topicchecks import check_topics
 from streaming.kafka.topics import create_topics, label_topics, receipt_topics, wanted_topics
+from streaming.reports.export import export_reports
+from streaming.reports.service import run_reports
 from streaming.results.confirmations import open_confirmations
 from streaming.results.watch import watch_predictions
 from streaming.run.service import run_stream
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
+from tests import reportparts
 from tests.alertrecords import prediction, publish
 from tests.conftest import Trained
 from tests.imageoutcomes import outgoing
@@ -534,6 +539,46 @@ def test_a_gateway_that_is_given_its_rights_later_publishes_without_a_restart(se
         assert publisher.is_up
     finally:
         publisher.stop()
+
+
+def test_reports_are_delivered_and_exported_with_the_rights_of_the_docs(
+    secure: SecureBroker, base_settings: StreamSettings, tmp_path: Path
+) -> None:
+    crosswalk = tmp_path / "crosswalk"
+    settings = base_settings.model_copy(
+        update={
+            "home": tmp_path,
+            "kafka": secure.by_password("reports"),
+            "gateway": base_settings.gateway.model_copy(update={"crosswalk": crosswalk}),
+            "reports": base_settings.reports.model_copy(update={"metrics_port": 0}),
+        }
+    )
+    kept = Crosswalk(crosswalk, settings.crosswalk_key)
+    kept.note(reportparts.identity(7))
+    kept.close()
+    said = reportparts.event(7)
+    headers = [(envelope.CE_TYPE, envelope.PREDICTION_TYPE.encode())]
+    publisher = ImagePublisher(
+        secure.by_password("stream", images_topic="xray.predictions"), lambda token, error: answers.append(error)
+    )
+    answers: list[str | None] = []
+    publisher.publish(json.dumps(said).encode(), headers, key=None, token=None)
+    publisher.flush()
+    assert answers == [None]
+    ended, file = threading.Event(), tmp_path / "out" / f"{said['event_id']}.json"
+    target = f"files:{file.parent}"
+    run = threading.Thread(target=lambda: run_reports(settings, [target], from_beginning=True, ended=ended))
+    run.start()
+    try:
+        deadline = time.monotonic() + _ANSWER_S
+        while not file.exists():
+            assert time.monotonic() < deadline
+            assert run.is_alive()
+            time.sleep(0.05)
+    finally:
+        ended.set()
+        run.join()
+    assert export_reports(settings, tmp_path / "exported").written == 1
 
 
 def test_a_labeller_without_a_right_says_which(secure: SecureBroker) -> None:
