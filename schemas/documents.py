@@ -14,6 +14,9 @@ SCHEMA_NAMES = (
     "dead_letter_headers",
     "label",
     "receipt",
+    "receipt_headers",
+    "label_headers",
+    "label_dead_letter_headers",
 )
 """The JSON Schemas of messages; headers are checked as an object of name to text."""
 
@@ -51,6 +54,12 @@ def load_schema(name: str) -> dict[str, Any]:
     text = (files("schemas") / f"{name}.schema.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
+
+
+def load_asyncapi() -> dict[str, Any]:
+    """Load the AsyncAPI document: all topics, what is on them, and the JSON Schemas of that."""
+    document: dict[str, Any] = json.loads((files("schemas") / "asyncapi.json").read_text(encoding="utf-8"))
+    return document
 
 
 @cache
