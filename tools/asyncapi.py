@@ -6,6 +6,7 @@ file against this.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -173,7 +174,7 @@ def build_document(kafka: KafkaSettings) -> dict[str, Any]:
         "operations": {f"{channel.action}_{channel.name}": _describe_operation(channel) for channel in channels},
         "components": {
             "messages": {message.name: _describe_message(message) for message in MESSAGES},
-            "schemas": {name: _bundle(load_schema(name)) for name in SCHEMA_NAMES},
+            "schemas": {name: _bundle(name, load_schema(name)) for name in SCHEMA_NAMES},
         },
     }
 
@@ -230,15 +231,35 @@ def _describe_example(name: str, event: GoldenEvent) -> dict[str, Any]:
     return described
 
 
-def _bundle(schema: dict[str, Any]) -> dict[str, Any]:
+def _bundle(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """Make a schema a part of the document, in the dialect of AsyncAPI's, which is that of draft 7.
 
-    An identity of its own would be what references inside it are read against.
+    An identity of its own would be what references inside it are read against. Its title becomes a name, for generators
+    make the names of classes of titles; its parts get names too.
     """
-    bundled = {name: value for name, value in schema.items() if name not in {"$schema", "$id", "dependentRequired"}}
+    bundled = {key: value for key, value in schema.items() if key not in {"$schema", "$id", "dependentRequired"}}
     if "dependentRequired" in schema:
         bundled["dependencies"] = schema["dependentRequired"]
-    return bundled
+    bundled["description"] = f"{schema['title']}. {schema['description']}"
+    return _name_parts(bundled, _to_class_name(name))
+
+
+def _name_parts(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    """Give a schema a title, and those of its properties and items that are objects or lists of words."""
+    named = dict(schema)
+    if "properties" in schema or "enum" in schema:
+        named = {**schema, "title": name}
+    if "properties" in schema:
+        parts = schema["properties"]
+        named["properties"] = {key: _name_parts(part, name + _to_class_name(key)) for key, part in parts.items()}
+    if "items" in schema:
+        named["items"] = _name_parts(schema["items"], name)
+    return named
+
+
+def _to_class_name(name: str) -> str:
+    """E.g. ``PredictionImage`` of ``prediction_image``."""
+    return "".join(word.capitalize() for word in re.split(r"[^A-Za-z0-9]+", name))
 
 
 def render_document(document: dict[str, Any]) -> str:
