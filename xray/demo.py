@@ -1,6 +1,8 @@
 """The demo: everything the stream does, on this machine, with generated radiographs, in front of the user."""
 
+import shlex
 import shutil
+import signal
 import threading
 import time
 from collections import deque
@@ -24,28 +26,34 @@ from schemas.registry import promote
 from sparkdl.spark.java import find_java
 from streaming.account.audit import Account, audit_stream
 from streaming.devices.publish import ImagePublisher, image_message, publish_files
-from streaming.kafka.topics import create_topics
+from streaming.kafka.topics import create_topics, label_topics, receipt_topics, wanted_topics
 from streaming.results.watch import SeenPrediction, watch_predictions
 from streaming.run.service import StreamState, run_stream
 from streaming.run.session import open_session
 from streaming.settings import StreamSettings
 from training.data.dataset import read_dataset
 from training.model.fit import train_model
+from training.model.material import Procedure
 from xray.broker import LocalBroker
-from xray.console import err, new_progress, new_table, out, say_positive, step
+from xray.console import err, new_progress, new_table, print_json, say_positive, step
+from xray.demolock import lock_demo
 from xray.phantom import FINDINGS, Radiograph, encode_dicom, encode_jpeg, encode_png, generate_radiograph
 from xray.prepare import fetch_jars
+from xray.sandbox import Trickle, run_trickle
 from xray.tabular import print_table
 from xray.views import list_flags, prediction_table
 
 _TRAINING_IMAGES = 120
-_PORT = 19292
+PORT = 19292
+"""Of the demo's broker, where nothing else is asked for."""
 _LATENCY_SHARE = 0.15
 """Part of the images that come one by one, for the latency; the others come at once, for the throughput."""
 _LATENCY_RATE = 10.0
 """Images a second of those: far below what the stream can do, so that none waits for another."""
 _PATIENCE_S = 120.0
 _BROKEN_EVERY = 40
+_SANDBOX_PROCEDURE = Procedure(abstain=0.1, novelty_quantile=0.99)
+"""So that a sandbox has flags of both kinds."""
 
 
 @dataclass
@@ -76,6 +84,8 @@ class DemoSummary:
         The Prometheus page while the stream runs.
     seconds : float
         The whole demo.
+    trickled : int or None
+        Images published after the summary; None where the demo was not kept.
     """
 
     published: int
@@ -93,6 +103,7 @@ class DemoSummary:
     table: str
     metrics_url: str
     seconds: float
+    trickled: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -116,10 +127,29 @@ class DemoSummary:
             "table": self.table,
             "seconds": round(self.seconds, 1),
             "disclaimer": DISCLAIMER,
+            **({} if self.trickled is None else {"trickled": self.trickled}),
         }
 
 
-def run_demo(settings: StreamSettings, *, count: int, seed: int, keep: bool, verbose: bool) -> DemoSummary:
+@dataclass(frozen=True)
+class Keeping:
+    """How the demo goes on after its summary.
+
+    Parameters
+    ----------
+    every_s : float
+        From one generated image to the next.
+    as_json : bool
+        Say where all is as a line of JSON on standard output.
+    """
+
+    every_s: float
+    as_json: bool
+
+
+def run_demo(
+    settings: StreamSettings, *, count: int, seed: int, keep: Keeping | None, verbose: bool, port: int = PORT
+) -> DemoSummary:
     """Run the demo and show it.
 
     Parameters
@@ -130,20 +160,29 @@ def run_demo(settings: StreamSettings, *, count: int, seed: int, keep: bool, ver
         Good images to stream; a few broken ones are added.
     seed : int
         Of the images.
-    keep : bool
-        After the summary go on until Ctrl-C.
+    keep : Keeping, optional
+        After the summary go on until Ctrl-C, SIGTERM or ``xray down``.
     verbose : bool
         Leave Spark's own words on the terminal.
+    port : int
+        Of the demo's broker on 127.0.0.1; the next one is its controller's.
 
     Returns
     -------
     DemoSummary
         See there.
     """
-    started = time.monotonic()
     find_java()  # one clear line before anything else is tried
-    own = _demo_settings(settings)
-    _forget_last_run(own.home)
+    own = _demo_settings(settings, port)
+    with lock_demo(own.home):
+        return _run_alone(settings, own, count=count, seed=seed, keep=keep, verbose=verbose)
+
+
+def _run_alone(
+    settings: StreamSettings, own: StreamSettings, *, count: int, seed: int, keep: Keeping | None, verbose: bool
+) -> DemoSummary:
+    started = time.monotonic()
+    _forget_last_run(own)
     broker = LocalBroker.of(own)
     with ThreadPoolExecutor() as pool:
         # Jars wait for the line and drawing for the processor, so they go together; the broker comes up while the model
@@ -154,12 +193,18 @@ def run_demo(settings: StreamSettings, *, count: int, seed: int, keep: bool, ver
             jars.result()
         up = pool.submit(_start_broker, broker, own)
         try:
-            summary = _run(own, training, streamed, up, keep=keep, verbose=verbose)
+            with step("starting Spark"):
+                spark = open_session(own, verbose=verbose)
+            try:
+                summary = _train_and_stream(spark, own, training, streamed, up, keep=keep, seed=seed)
+            finally:
+                spark.stop()
         finally:
             _settle(up)
             broker.stop()
     summary.seconds = time.monotonic() - started
-    _show(summary, own)
+    if keep is None:
+        _show(summary, own)
     return summary
 
 
@@ -168,31 +213,32 @@ def _settle(future: Future[None]) -> None:
     future.exception()
 
 
-def _demo_settings(settings: StreamSettings) -> StreamSettings:
+def _demo_settings(settings: StreamSettings, port: int) -> StreamSettings:
     """Move the user's settings into a folder, a broker and ports of their own."""
     home = settings.home / "demo"
     return settings.model_copy(
         update={
             "home": home,
             "jars": settings.jars_folder,
-            "kafka": type(settings.kafka)(bootstrap_servers=f"127.0.0.1:{_PORT}"),
+            "kafka": type(settings.kafka)(bootstrap_servers=f"127.0.0.1:{port}"),
             "archive": settings.archive.model_copy(update={"folder": None, "trigger_s": 2.0, "metrics_port": 0}),
             "metrics": settings.metrics.model_copy(update={"port": 0}),
         }
     )
 
 
-def _forget_last_run(home: Path) -> None:
+def _forget_last_run(settings: StreamSettings) -> None:
     """Begin with empty topics and tables; the drawn images are kept, they are the same for the same seed."""
-    leftover = LocalBroker(home / "kafka", home, _PORT)
-    leftover.stop()
+    home = settings.home
+    LocalBroker.of(settings).stop()
     for name in ("kafka", "checkpoints", "tables", "models", "logs"):
         shutil.rmtree(home / name, ignore_errors=True)
 
 
 def _start_broker(broker: LocalBroker, settings: StreamSettings) -> None:
     broker.start()
-    create_topics(settings.kafka)
+    kafka = settings.kafka
+    create_topics(kafka, wanted_topics(kafka) | label_topics(kafka) | receipt_topics(kafka))
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
@@ -248,19 +294,15 @@ def _broken_payloads(files: Sequence[Path]) -> list[bytes | None]:
 # -- the run -----------------------------------------------------------------------------------------------------------
 
 
-def _run(
-    settings: StreamSettings, training: Path, streamed: Path, broker: Future[None], *, keep: bool, verbose: bool
-) -> DemoSummary:
-    with step("starting Spark"):
-        spark = open_session(settings, verbose=verbose)
-    try:
-        return _train_and_stream(spark, settings, training, streamed, broker, keep=keep)
-    finally:
-        spark.stop()
-
-
 def _train_and_stream(
-    spark: SparkSession, settings: StreamSettings, training: Path, streamed: Path, broker: Future[None], *, keep: bool
+    spark: SparkSession,
+    settings: StreamSettings,
+    training: Path,
+    streamed: Path,
+    broker: Future[None],
+    *,
+    keep: Keeping | None,
+    seed: int,
 ) -> DemoSummary:
     dataset = read_dataset(training, classes=FINDINGS)
     say_positive(dataset.positive, dataset.positive_known_by)
@@ -272,6 +314,7 @@ def _train_and_stream(
             out=settings.models_folder,
             name=DEMONSTRATION,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
+            procedure=_SANDBOX_PROCEDURE if keep else Procedure(),
         )
     promote(settings.models_folder, trained.card.version)
     err.print(f"  held-out accuracy {trained.metrics['accuracy']:.3f} on {sum(trained.n_test.values())} phantoms")
@@ -282,9 +325,12 @@ def _train_and_stream(
         account = _await_account(settings, published)
         summary = _summarise(settings, state, account, seen, published, burst_s)
         summary.held_out_accuracy = trained.metrics["accuracy"]
-        if keep:
+        if keep is not None:
             _show(summary, settings)
-            _wait_for_interrupt(ended)
+            trickle = Trickle(settings.kafka, seed * 1_000_003 + 900_000)
+            _show_sandbox(settings, state, keep)
+            _go_on(trickle, ended, keep.every_s)
+            summary.trickled = trickle.published
     return summary
 
 
@@ -307,6 +353,7 @@ def _streaming(
             found["error"] = exc
         finally:
             ready.set()
+            ended.set()  # whoever waits for the end of a stream must not wait for one that has failed
 
     thread = threading.Thread(target=run, name="stream")
     thread.start()
@@ -320,6 +367,8 @@ def _streaming(
         with step("ending the stream in order"):
             ended.set()
             thread.join()
+    if "error" in found:
+        raise found["error"]
 
 
 def _publish_and_watch(settings: StreamSettings, files: list[Path]) -> tuple[list[SeenPrediction], int, float]:
@@ -393,12 +442,42 @@ def _await_account(settings: StreamSettings, published: int) -> Account:
             time.sleep(0.3)
 
 
-def _wait_for_interrupt(ended: threading.Event) -> None:
-    out.print("The stream goes on; Ctrl-C ends it.")
-    try:
-        ended.wait()
-    except KeyboardInterrupt:
-        ended.set()
+def _go_on(trickle: Trickle, ended: threading.Event, every_s: float) -> None:
+    # Not as an interrupt: Spark's handler would cancel the micro-batch that is running.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: ended.set())
+    run_trickle(trickle, ended, every_s)
+
+
+def _show_sandbox(settings: StreamSettings, state: StreamState, keep: Keeping) -> None:
+    """Say where all is, and how it ends."""
+    kafka = settings.kafka
+    environ = {"XRAY_HOME": str(settings.home), "XRAY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers}
+    places: dict[str, Any] = {
+        "bootstrap_servers": kafka.bootstrap_servers,
+        "topics": sorted(wanted_topics(kafka) | label_topics(kafka) | receipt_topics(kafka)),
+        "tables": settings.tables_folder,
+        "metrics": state.metrics_url,
+        "model": state.card.version,
+        "every_seconds": keep.every_s,
+        "environ": environ,
+    }
+    if keep.as_json:
+        print_json({"event": "ready", **places, "disclaimer": DISCLAIMER})
+    err.print(
+        f"\n[bold]The sandbox goes on[/]: an image each {keep.every_s:g} s, and now and then one that is repeated,"
+    )
+    err.print("broken, or no radiograph. Ctrl-C here ends it in order, and 'xray down' from another terminal.")
+    err.print(f"Kafka    {kafka.bootstrap_servers}", soft_wrap=True, markup=False)
+    err.print(f"Topics   {', '.join(places['topics'])}", soft_wrap=True, markup=False)
+    err.print(f"Tables   {settings.tables_folder}", soft_wrap=True, markup=False)
+    err.print(f"Metrics  {state.metrics_url}", soft_wrap=True, markup=False)
+    err.print("For xray watch, publish, deadletters or gateway with it, in another terminal:")
+    err.print(
+        f"export {' '.join(f'{name}={shlex.quote(value)}' for name, value in environ.items())}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 # -- the summary -------------------------------------------------------------------------------------------------------

@@ -43,12 +43,19 @@ def _describe_start(*, started: bool, local: bool) -> str:
 
 
 def down(json_: Json = False) -> None:
-    """End the broker of this machine, in order. Its messages stay on disk."""
+    """End the broker of this machine, in order, and a demo that was kept. Its messages stay on disk."""
     from xray.broker import LocalBroker
+    from xray.demolock import end_demo
 
+    settings = load_settings()
+    # First: a demo's stream ends in order only while its broker is there. Its folder may be named as XRAY_HOME itself.
+    demos = [end_demo(home) for home in (settings.home / "demo", settings.home)]
     with step("ending the broker"):
-        stopped = LocalBroker.of(load_settings()).stop()
+        stopped = LocalBroker.of(settings).stop()
     if json_:
-        print_json({"stopped": stopped})
-    else:
+        print_json({"stopped": stopped, **({"demo_stopped": True} if any(demos) else {})})
+        return
+    if any(demos):
+        out.print("The demo ended, and its broker.")
+    if stopped or not any(demos):
         out.print("The broker ended." if stopped else "No broker of this machine was running.")
