@@ -50,6 +50,7 @@ PAGES = (
     "results",
     "alert-sinks",
     "reports",
+    "events",
     "operating",
     "security",
     "training",
