@@ -45,7 +45,7 @@ def read_finding(value: bytes | None, *, received_at: datetime) -> Finding | Non
     """
     try:
         return _from_event(json.loads(value or b""), received_at)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
 
 
@@ -54,6 +54,7 @@ def _from_event(event: dict[str, Any], received_at: datetime) -> Finding | None:
     label, text = event["label"], event.get("confirmed_at") or ""
     when = datetime.fromisoformat(text) if text else received_at
     when = (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC)
+    label.encode()  # half of a surrogate pair is no text, and no ledger takes it
     if not isinstance(label, str) or not label or when > received_at + _CLOCKS:
         return None
     if set(given) == {"source", "id"}:

@@ -1,5 +1,6 @@
 """Records of the topics, as predictions and findings."""
 
+import time
 from datetime import UTC, datetime
 
 from confluent_kafka import Message
@@ -35,8 +36,8 @@ def read_finding_record(message: Message) -> Finding | None:
 
 
 def read_published_at(message: Message) -> datetime:
-    """Give a record's Kafka timestamp, UTC."""
-    return datetime.fromtimestamp(max(message.timestamp()[1], 0) / 1000, UTC)
+    """Give a record's Kafka timestamp, UTC; the present for one that lies ahead, which may be a year that nobody has."""
+    return datetime.fromtimestamp(min(max(message.timestamp()[1], 0) / 1000, time.time()), UTC)
 
 
 def _read_time(text: str | None, otherwise: datetime) -> datetime:

@@ -265,7 +265,7 @@ def read_prediction(value: bytes | None, *, received_at: datetime, scored_at: da
     """
     try:
         return _from_event(json.loads(value or b""), received_at, scored_at)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
         raise NotReportedError(LeftOut.NOT_A_PREDICTION) from exc
 
 
@@ -293,6 +293,8 @@ def _from_event(event: dict[str, Any], received_at: datetime, scored_at: datetim
     if not all(isinstance(text, str) for text in (*texts, found.finding)) or not 0 <= found.probability <= 1:
         msg = "a field is of another type"
         raise ValueError(msg)
+    for text in (*texts, found.finding, *found.labels, *found.flags, *found.remarks):
+        text.encode()  # half of a surrogate pair is no text, and neither a ledger nor a target takes it
     if not (_HEX_ID.fullmatch(found.event_id) and all(map(_HEX_SHA256.fullmatch, (found.sha256, found.model_sha256)))):
         msg = "an id is none"
         raise ValueError(msg)

@@ -64,6 +64,10 @@ def test_when_it_was_confirmed(text: str | None, wanted: datetime) -> None:
         {"source": SAID.source, "label": "normal"},
         {"id": SAID.image_id, "label": "normal"},
         {"sha256": SAID.sha256, "label": "normal", "confirmed_at": "yesterday"},
+        {"sha256": SAID.sha256, "label": "normal", "confirmed_at": "0001-01-01T00:00:00+14:00"},
+        {"sha256": SAID.sha256, "label": "normal", "confirmed_at": "9999-12-31T23:59:59-14:00"},
+        {"sha256": SAID.sha256, "label": "\ud800"},
+        {"source": "\ud800", "id": SAID.image_id, "label": "normal"},
         {"sha256": SAID.sha256, "label": "normal", "confirmed_at": (RECEIVED + timedelta(days=2)).isoformat()},
     ],
 )

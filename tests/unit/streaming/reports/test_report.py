@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -88,12 +89,24 @@ def test_uids_follow_from_their_parts() -> None:
         json.dumps(event(label=["normal"])).encode(),
         json.dumps(event(probabilities={"normal": 0.5, "opacities": 1.5})).encode(),
         json.dumps(event(model=event()["model"] | {"sha256": "x"})).encode(),
+        json.dumps(event(probabilities={"normal": 0.5, "opacities": 10**400})).encode(),
+        json.dumps(event(label="\ud800")).encode(),
+        json.dumps(event(flags=["\udfff"])).encode(),
+        json.dumps(event(image=event()["image"] | {"source": "\ud800"})).encode(),
     ],
 )
 def test_what_is_no_prediction_is_none(value: bytes | None) -> None:
     with pytest.raises(NotReportedError) as caught:
         read(value)
     assert caught.value.reason is LeftOut.NOT_A_PREDICTION
+
+
+@pytest.mark.parametrize("zone", [timezone(timedelta(hours=hours)) for hours in (1, 14, 23)])
+def test_a_time_that_utc_does_not_have_is_no_predictions(zone: timezone) -> None:
+    first = datetime(1, 1, 1, tzinfo=zone)
+    for received_at, scored_at in ((first, SCORED), (RECEIVED, first)):
+        with pytest.raises(NotReportedError):
+            read_prediction(json.dumps(event()).encode(), received_at=received_at, scored_at=scored_at)
 
 
 def test_fields_of_a_later_release_change_nothing() -> None:
