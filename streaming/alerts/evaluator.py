@@ -86,6 +86,8 @@ class Evaluator:
         list of Verdict
             One for each rule.
         """
+        # A clock that is ahead, or in a year that nobody has, must neither silence an absence nor hold an alarm open.
+        event = replace(event, at=min(event.at, now), received_at=min(event.received_at, now))
         bar = find_bar(event, self._find_place())
         if bar in (None, Why.REDRIVEN):
             # What was sent again is noted too: a later answer about it is of an image that was scored before.

@@ -1,6 +1,7 @@
 """What rules make of events over time: alarms once, summaries, and conditions that open and resolve."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -232,6 +233,19 @@ def test_whatever_shows_an_image_of_the_source_is_one(case: Case, kind: str) -> 
     case.take(kind)
     case.wait(601)
     assert case.states == []
+
+
+@pytest.mark.parametrize("ahead", [datetime(9999, 12, 31, 23, 59, tzinfo=UTC), START + timedelta(days=400)])
+@rules({"absence": ABSENCE}, {"prediction": {}}, {"rate": {"prediction": {}, "at_least": 1, "within": "10m"}})
+def test_a_clock_that_is_ahead_silences_nothing_and_holds_nothing_open(case: Case, ahead: datetime) -> None:
+    case.wait(0)
+    event = read_line({"prediction": {}, "at": START.isoformat()}, None)
+    assert event is not None
+    case.take_event(replace(event, at=ahead, received_at=ahead))
+    case.wait(1)
+    assert case.alarms[0].alarm.ends_at == START + timedelta(hours=1)
+    case.wait(3600)
+    assert sorted(case.states) == [("R0", "open"), ("R1", "open"), ("R2", "resolved")]
 
 
 @rules(
