@@ -215,8 +215,7 @@ class CrosswalkIndex:
             The file cannot be read any more, or is damaged.
         """
         digest = _shorten(sop_pseudonym)
-        if digest not in self._starts:
-            self._refresh()
+        self._refresh()  # also of one that is known: it may have been sent again, for another patient
         if (start := self._starts.get(digest)) is None:
             return None
         found = self._read(start)
@@ -228,9 +227,18 @@ class CrosswalkIndex:
             found = None if start is None else self._read(start)
         return found
 
+    def has_several_patients(self, sop_pseudonym: str) -> bool:
+        """Tell whether an image was noted for more than one patient, as far as was read when it was last looked for.
+
+        A patient id that was corrected, or an instance UID that a device gave out twice: nobody can tell which.
+        """
+        return _shorten(sop_pseudonym) in self._disputed
+
     def _forget(self, inode: int) -> None:
         self._inode = inode
+        self._disputed: set[bytes] = set()
         self._end = 0
+        self._latest = (0, b"")
         self._starts: dict[bytes, int] = {}
 
     def _refresh(self) -> None:
@@ -238,7 +246,7 @@ class CrosswalkIndex:
         try:
             with self._file.open("rb") as stream:
                 status = os.fstat(stream.fileno())
-                if status.st_ino != self._inode or status.st_size < self._end:
+                if status.st_ino != self._inode or status.st_size < self._end or not self._has_latest(stream):
                     self._forget(status.st_ino)
                 stream.seek(self._end)
                 unread = None
@@ -251,10 +259,25 @@ class CrosswalkIndex:
                         unread = start  # half written, if it is the last
                         continue
                     else:
-                        self._starts[_shorten(_decode(content).sop_uid.pseudonym)] = start
+                        self._add(_decode(content), start)
                     self._end = start + _LENGTH.size + len(record)
+                    self._latest = (start, record)
         except OSError as exc:
             raise _unreadable(self._file, exc) from exc
+
+    def _has_latest(self, stream: BinaryIO) -> bool:
+        """Tell whether the last record that was read is there still: a gateway whose disk was full writes over it."""
+        start, latest = self._latest
+        stream.seek(start)
+        return next((record for _, record in _read_records(stream, start)), b"") == latest or not latest
+
+    def _add(self, identity: Identity, start: int) -> None:
+        digest = _shorten(identity.sop_uid.pseudonym)
+        before = self._starts.get(digest)
+        former = None if before is None else self._read(before)
+        if former is not None and former.patient_id.own.strip() != identity.patient_id.own.strip():
+            self._disputed.add(digest)
+        self._starts[digest] = start
 
     def _read(self, start: int) -> Identity | None:
         try:

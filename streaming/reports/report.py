@@ -27,6 +27,7 @@ class LeftOut(StrEnum):
     DEMONSTRATION = "demonstration"
     NOT_FROM_THE_GATEWAY = "not_from_the_gateway"
     NO_PATIENT = "no_patient"
+    SEVERAL_PATIENTS = "several_patients"
     NO_STUDY = "no_study"
     NO_SOP_CLASS = "no_sop_class"
     UNKNOWN_LABEL = "unknown_label"
@@ -45,6 +46,9 @@ _MEANINGS = {
         "whose they are"
     ),
     LeftOut.NO_PATIENT: "images that came to the gateway without a patient id",
+    LeftOut.SEVERAL_PATIENTS: (
+        "images that came to the gateway under more than one patient id: nobody can tell whose they are"
+    ),
     LeftOut.NO_STUDY: "images that came to the gateway without the UID of a study, a series or an instance",
     LeftOut.NO_SOP_CLASS: "images of which the crosswalk knows no SOP class, without which DICOM cannot refer to them",
     LeftOut.UNKNOWN_LABEL: "confirmed findings that are none of the model's labels",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from schemas.errors import SettingsError
+from schemas.modelcard import is_demonstration
 from streaming.devices.crosswalk import FILE_SETTING, CrosswalkIndex
 from streaming.reports.report import (
     Correction,
@@ -33,8 +34,8 @@ class Reporter:
 
     def __init__(self, settings: StreamSettings, *, demonstration: bool) -> None:
         self._index = CrosswalkIndex(find_crosswalk(settings), settings.crosswalk_key)
-        names = settings.reports.demonstration_models.split(",")
-        self._left_out_models = frozenset(() if demonstration else names)
+        self._demonstration = demonstration
+        self._left_out_models = frozenset(settings.reports.demonstration_models.split(","))
 
     def make(self, prediction: Prediction, correction: Correction | None = None) -> Report:
         """Make the report of a prediction.
@@ -46,11 +47,14 @@ class Reporter:
         SettingsError
             The crosswalk cannot be read any more.
         """
-        if prediction.model_name in self._left_out_models:
+        name = prediction.model_name
+        if not self._demonstration and (name in self._left_out_models or is_demonstration(name)):
             raise NotReportedError(LeftOut.DEMONSTRATION)
         identity = self._index.find(prediction.image_id)
         if identity is None:
             raise NotReportedError(LeftOut.NOT_FROM_THE_GATEWAY)
+        if self._index.has_several_patients(prediction.image_id):
+            raise NotReportedError(LeftOut.SEVERAL_PATIENTS)
         check_identity(identity)
         if correction is not None and correction.label not in prediction.labels:
             raise NotReportedError(LeftOut.UNKNOWN_LABEL)

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -355,6 +356,36 @@ def test_what_is_noted_later_is_found_too(crosswalk: Crosswalk, file: Path, key:
         assert index.find(f"I{number}") is None
         crosswalk.note(identity(number))
         assert index.find(f"I{number}") == identity(number)
+
+
+def corrected(number: int, **names: str) -> Identity:
+    was = identity(number)
+    return replace(was, **{name: Known(own, getattr(was, name).pseudonym) for name, own in names.items()})
+
+
+@pytest.mark.parametrize("name", ["patient_id", "accession_number", "study_uid"])
+def test_what_was_corrected_after_it_was_looked_for_is_found_corrected(
+    crosswalk: Crosswalk, file: Path, key: Path, name: str
+) -> None:
+    crosswalk.note(identity(1))
+    index = CrosswalkIndex(file, key)
+    assert index.find("I1") == identity(1)
+    crosswalk.note(corrected(1, **{name: "another"}))
+    assert index.find("I1") == corrected(1, **{name: "another"})
+    assert index.has_several_patients("I1") == (name == "patient_id")
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_one_image_of_several_patients_is_told(crosswalk: Crosswalk, file: Path, key: Path, *, is_open: bool) -> None:
+    index = CrosswalkIndex(file, key) if is_open else None
+    for one in (identity(1), identity(2), corrected(1, patient_id="another"), identity(3)):
+        crosswalk.note(one)
+    index = index or CrosswalkIndex(file, key)
+    found = {}
+    for name in ("I1", "I2", "I3", "I4"):
+        index.find(name)
+        found[name] = index.has_several_patients(name)
+    assert found == {"I1": True, "I2": False, "I3": False, "I4": False}
 
 
 @pytest.mark.parametrize("cut", [1, 20, 100])
