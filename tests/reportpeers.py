@@ -16,7 +16,8 @@ import hl7
 class MllpReceiver:
     """Acknowledges messages; ``answer`` decides how, by the message's control id and how often it has come.
 
-    ``AA``, ``AE``, ``AR``, ``silence``, ``hang up``, ``another`` (acknowledges another message), ``nonsense``.
+    ``AA``, ``AE``, ``AR``, ``silence``, ``hang up``, ``another`` (acknowledges another message), ``nonsense``, ``drip``
+    (never ends); ``cut`` acknowledges by the first ``n_named`` characters of the id.
     """
 
     answer: Callable[[str, int], str] = lambda _id, _times: "AA"
@@ -24,6 +25,7 @@ class MllpReceiver:
     messages: list[Any] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
     n_connections: int = 0
+    n_named: int = 20
 
     def times(self, control_id: str) -> int:
         return sum(str(one.segment("MSH")[10]) == control_id for one in self.messages)
@@ -54,12 +56,16 @@ def run_mllp(receiver: MllpReceiver) -> Iterator[MllpReceiver]:
             if code == "silence":
                 ended.wait(20)
                 return False
-            if code == "AA":
+            if code == "drip":
+                self.wfile.write(b"\x0b")
+                while not ended.wait(0.05):
+                    self.wfile.write(b"M")
+                return False
+            if code in ("AA", "cut"):
                 receiver.accepted.append(control_id)
-            named = "0" * 32 if code == "another" else control_id
-            text = (
-                f"MSH|^~\\&|RIS||XRAY||20260131||ACK^R01|9|P|2.5.1\rMSA|{'AA' if code == 'another' else code}|{named}\r"
-            )
+            named = {"another": "0" * 32, "cut": control_id[: receiver.n_named]}.get(code, control_id)
+            code = "AA" if code in ("cut", "another") else code
+            text = f"MSH|^~\\&|RIS||XRAY||20260131||ACK^R01|9|P|2.5.1\rMSA|{code}|{named}\r"
             answer = b"SMITH^JOHN" if code == "nonsense" else text.encode()
             half = len(answer) // 2
             self.wfile.write(b"\x0b" + answer[:half])
@@ -85,9 +91,10 @@ def run_mllp(receiver: MllpReceiver) -> Iterator[MllpReceiver]:
 
 @dataclass
 class FhirStore:
-    """Holds resources by identifier, as a server with conditional update does; ``statuses`` are answered first."""
+    """Holds resources by identifier, as a server with conditional update does; ``statuses`` are answered first, with ``answer`` in each body."""
 
     statuses: list[int] = field(default_factory=list)
+    answer: Any = field(default_factory=lambda: {"resourceType": "OperationOutcome", "text": "patient SMITH"})
     resources: dict[str, Any] = field(default_factory=dict)
     requests: list[dict[str, str]] = field(default_factory=list)
     address: str = ""
@@ -105,7 +112,7 @@ def run_fhir(store: FhirStore) -> Iterator[FhirStore]:
             if status == 200:
                 for entry in json.loads(body)["entry"]:
                     store.resources[entry["request"]["url"]] = entry["resource"]
-            answer = json.dumps({"resourceType": "OperationOutcome", "text": "patient SMITH"}).encode()
+            answer = store.answer if isinstance(store.answer, bytes) else json.dumps(store.answer).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(answer)))
             if 300 <= status < 400:

@@ -11,6 +11,8 @@ from streaming.settings import ReportsSettings
 
 _SUCCESS = 0x0000
 _WARNING = 0xB000
+_KNOWN = 0x0111
+"""Duplicate SOP Instance (PS3.7 C.5.11): the UID follows from the report, so it was taken before, unacknowledged."""
 _LATER = range(0xA700, 0xA800)
 """Out of resources (PS3.4 B.2.3): the peer says to come again."""
 _KIND = 0xF000
@@ -52,7 +54,7 @@ class DicomStore:
         code = f"status {status:04X}"
         if status in _LATER:
             raise AwayError(code)
-        if status != _SUCCESS and status & _KIND != _WARNING:
+        if status not in (_SUCCESS, _KNOWN) and status & _KIND != _WARNING:
             raise RefusedError(code)
 
     def close(self) -> None:

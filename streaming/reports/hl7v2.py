@@ -16,6 +16,8 @@ ENCODING = "utf-8"
 
 _SPECIAL = {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_FORESEEN_CHARS = 20
+"""Of MSH-10 and MSA-2, as version 2.5.1 has them."""
 _OWN = "99XRAY"
 """Name of our own coding system."""
 _SERVICE = ("18748-4", "Diagnostic imaging study", "LN")
@@ -149,9 +151,14 @@ def read_answer(message: bytes, control_id: str) -> Answer | None:
     """
     segments = message.decode(ENCODING, "replace").replace("\n", "\r").split("\r")
     acknowledged = next((line.split(line[3]) for line in segments if line.startswith("MSA") and len(line) > 3), [])  # noqa: PLR2004
-    if len(acknowledged) < 3 or acknowledged[2].strip() != control_id:  # noqa: PLR2004
+    if len(acknowledged) < 3 or not _names(acknowledged[2].strip(), control_id):  # noqa: PLR2004
         return None
     return _ANSWERS.get(acknowledged[1].strip())
+
+
+def _names(given: str, control_id: str) -> bool:
+    """Tell whether an answer names a message; a receiver may know no more of its id than version 2.5.1 foresees."""
+    return given == control_id or (len(given) == _FORESEEN_CHARS and control_id.startswith(given))
 
 
 def _join(*components: str) -> str:

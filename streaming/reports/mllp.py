@@ -6,6 +6,7 @@ HL7 Version 2 Transport Specification: MLLP, release 1.
 """
 
 import socket
+import time
 
 from streaming.reports.hl7v2 import Answer, Parties, read_answer, to_message
 from streaming.reports.report import Report
@@ -42,6 +43,7 @@ class MllpPeer:
         message = to_message(report, self._parties)
         try:
             connection = self._connect()
+            connection.settimeout(self._answer_s)
             connection.sendall(_BEGIN + message + _END)
             answer = read_answer(self._receive(connection), report.key)
         except OSError as exc:
@@ -69,8 +71,10 @@ class MllpPeer:
         return self._connection
 
     def _receive(self, connection: socket.socket) -> bytes:
-        """Read one framed answer."""
+        """Read one framed answer; however slowly it comes, it has to be whole in time."""
+        deadline = time.monotonic() + self._answer_s
         while (end := self._left.find(_END)) < 0:
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
             piece = connection.recv(65_536)
             if not piece or len(self._left) > _MOST_BYTES:
                 msg = "the answer has no end"

@@ -213,6 +213,9 @@ class StowArchive:
     def __init__(self) -> None:
         self.statuses: list[int] = []
         self.fails = False
+        self.reason = 0xA900
+        self.media_type = "application/dicom+json"
+        self.says: bytes | None = None
         self.objects: list[Dataset] = []
         self.headers: list[dict[str, str]] = []
         self.address = ""
@@ -240,11 +243,12 @@ def archive() -> Iterator[StowArchive]:
                 archive.objects.append(found)
                 answer: dict[str, Any] = {"00081199": {"vr": "SQ", "Value": [named]}}
             else:
-                failed = named | {"00081197": {"vr": "US", "Value": [0xA900]}}
+                failed = named | {"00081197": {"vr": "US", "Value": [archive.reason]}}
                 answer = {"00081198": {"vr": "SQ", "Value": [failed]}}
-            text = json.dumps(answer).encode()
+            text = json.dumps(answer).encode() if archive.says is None else archive.says
             self.send_response(status)
-            self.send_header("Content-Type", "application/dicom+json")
+            if archive.media_type:
+                self.send_header("Content-Type", archive.media_type)
             self.send_header("Content-Length", str(len(text)))
             if 300 <= status < 400:
                 self.send_header("Location", f"{archive.address}/elsewhere")
@@ -295,6 +299,49 @@ def test_an_instance_among_the_failed_ones_is_refused(archive: StowArchive, stat
     with pytest.raises(RefusedError, match="A900"):
         target.send(report())
     target.close()
+
+
+@pytest.mark.parametrize("media_type", ["application/dicom+json; charset=utf-8", "Application/DICOM+JSON;a=b"])
+def test_a_failure_is_seen_however_its_media_type_is_written(archive: StowArchive, media_type: str) -> None:
+    archive.fails, archive.media_type = True, media_type
+    target = stow(archive)
+    with pytest.raises(RefusedError, match="A900"):
+        target.send(report())
+    target.close()
+
+
+@pytest.mark.parametrize("status", [200, 202, 409])
+def test_an_instance_that_the_archive_has_already_is_delivered(archive: StowArchive, status: int) -> None:
+    archive.statuses, archive.fails, archive.reason = [status], True, 0x0111
+    target = stow(archive)
+    target.send(report())
+    target.close()
+
+
+@pytest.mark.parametrize(
+    ("media_type", "says"),
+    [
+        ("application/dicom+json", b"{SMITH"),
+        ("application/dicom+json", b'{"00081198": {"vr": "SQ", "Value": 3}}'),
+        ("application/dicom+xml", b"<SMITH"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_refuses_one(archive: StowArchive, media_type: str, says: bytes) -> None:
+    archive.media_type, archive.says = media_type, says
+    target = stow(archive)
+    with pytest.raises(RefusedError) as caught:
+        target.send(report())
+    assert "SMITH" not in str(caught.value)
+    target.close()
+
+
+@pytest.mark.parametrize(("media_type", "says"), [("", b""), ("", b"ok"), ("text/plain", b"ok"), ("text/html", b"<p>")])
+def test_an_answer_that_says_nothing_is_one_of_success(archive: StowArchive, media_type: str, says: bytes) -> None:
+    archive.media_type, archive.says = media_type, says
+    target = stow(archive)
+    target.send(report())
+    target.close()
+    assert len(archive.objects) == 1
 
 
 @pytest.mark.parametrize("status", [302, 401, 403, 429, 500, 503])

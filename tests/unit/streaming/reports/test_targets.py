@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,6 +157,29 @@ def test_without_its_acknowledgement_a_message_is_not_delivered(receiver: MllpRe
     assert receiver.n_connections == 2
 
 
+@pytest.mark.parametrize(("n_named", "is_taken"), [(20, True), (32, True), (19, False), (1, False), (0, False)])
+def test_a_receiver_may_know_twenty_characters_of_an_id(receiver: MllpReceiver, n_named: int, *, is_taken: bool) -> None:
+    receiver.answer, receiver.n_named = lambda _id, _times: "cut", n_named
+    peer = mllp(receiver)
+    if is_taken:
+        peer.send(report())
+    else:
+        with pytest.raises(AwayError):
+            peer.send(report())
+    peer.close()
+
+
+def test_an_answer_that_never_ends_is_waited_for_no_longer_than_another(receiver: MllpReceiver) -> None:
+    receiver.answer = lambda _id, times: "drip" if times == 1 else "AA"
+    peer = mllp(receiver, ReportsSettings(answer_s=0.5))
+    began = time.monotonic()
+    with pytest.raises(AwayError):
+        peer.send(report())
+    assert time.monotonic() - began < 5
+    peer.send(report())
+    peer.close()
+
+
 # --- FHIR -------------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +220,47 @@ def test_a_server_error_or_a_missing_right_is_of_all_reports(store: FhirStore, s
         server.send(report())
     server.close()
     assert len(store.requests) == 1
+
+
+def bundle(*statuses: str) -> dict[str, Any]:
+    return {"resourceType": "Bundle", "entry": [{"response": {"status": status}} for status in statuses]}
+
+
+def outcome(severity: str) -> dict[str, Any]:
+    return {"resourceType": "OperationOutcome", "issue": [{"severity": severity, "diagnostics": "patient SMITH"}]}
+
+
+@pytest.mark.parametrize(
+    "answer", [bundle("201", "422 Unprocessable", "200"), bundle("500"), outcome("error"), outcome("fatal")]
+)
+def test_a_failure_inside_a_success_is_a_refusal(store: FhirStore, answer: Any) -> None:
+    store.answer = answer
+    server = FhirServer(store.address, SETTINGS)
+    with pytest.raises(RefusedError) as caught:
+        server.send(report())
+    assert "SMITH" not in str(caught.value)
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        bundle("201 Created", "200", "200 OK"),
+        outcome("warning"),
+        {"resourceType": "Bundle", "entry": [None, {"response": 3}, {"response": {"status": 200}}]},
+        {"resourceType": "Bundle", "entry": "x"},
+        [],
+        b"",
+        b"ok",
+        b"\xff",
+    ],
+)
+def test_what_else_a_server_says_with_success_is_success(store: FhirStore, answer: Any) -> None:
+    store.answer = answer
+    server = FhirServer(store.address, SETTINGS)
+    server.send(report())
+    server.close()
+    assert len(store.resources) == 3
 
 
 def test_the_token_is_shown(store: FhirStore) -> None:
@@ -265,6 +330,7 @@ def test_objects_are_stored_over_one_association() -> None:
     [
         (0xB000, None),
         (0xB007, None),
+        (0x0111, None),
         (0xA700, AwayError),
         (0xA7FF, AwayError),
         (0xA900, RefusedError),
