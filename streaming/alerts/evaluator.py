@@ -227,7 +227,10 @@ class Evaluator:
             text = f"no image since {write_time(datetime.fromtimestamp(last, UTC))}"
             entry = self._ledger.find_unsettled(rule.name, part)
             if entry is not None:
-                if last < entry.alarm.starts_at.timestamp():  # an image ends it, and the end of working time does not
+                # An image ends it, and the end of working time does not. It may be one of before the alarm, whose
+                # outcome is read after it.
+                opened = entry.alarm.starts_at.timestamp()
+                if last < opened and now.timestamp() - last >= absence.duration:
                     self._hold(rule, part, entry.alarm.starts_at, now, text)
                 continue
             begun = find_absence_begin(absence, last, now)

@@ -212,6 +212,20 @@ def test_an_absence_opens_when_its_time_is_over_and_an_image_ends_it(case: Case)
     assert case.sent() == [("R0", "open")]  # the resolved one follows it
 
 
+@pytest.mark.parametrize("before_s", [1, 60, 1800])
+@rules({"absence": ABSENCE})
+def test_an_image_of_before_an_absence_whose_outcome_is_read_after_it_ends_it(case: Case, before_s: int) -> None:
+    case.wait(0)
+    case.take()
+    case.wait(3601)
+    assert case.states == [("R0", "open")]
+    case.take(id="2", age_s=before_s + 1)  # received before the alarm began
+    case.wait(1)
+    assert case.states == [("R0", "resolved")]
+    case.wait(3600 - before_s)
+    assert case.states == [("R0", "resolved"), ("R0", "open")]
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [("prediction", {"source": "/dx-2"}), ("prediction", {"redriven": True}), ("answered", {})],
