@@ -91,7 +91,10 @@ def run_mllp(receiver: MllpReceiver) -> Iterator[MllpReceiver]:
 
 @dataclass
 class FhirStore:
-    """Holds resources by identifier, as a server with conditional update does; ``statuses`` are answered first, with ``answer`` in each body."""
+    """Holds resources by identifier, as a server with conditional update does; ``statuses`` are answered first.
+
+    ``answer`` is in each body.
+    """
 
     statuses: list[int] = field(default_factory=list)
     answer: Any = field(default_factory=lambda: {"resourceType": "OperationOutcome", "text": "patient SMITH"})

@@ -36,7 +36,7 @@ def read_finding_record(message: Message) -> Finding | None:
 
 
 def read_published_at(message: Message) -> datetime:
-    """Give a record's Kafka timestamp, UTC; the present for one that lies ahead, which may be a year that nobody has."""
+    """Give a record's Kafka timestamp, UTC; the present for one that lies ahead, as far as no calendar goes."""
     return datetime.fromtimestamp(min(max(message.timestamp()[1], 0) / 1000, time.time()), UTC)
 
 

@@ -158,7 +158,9 @@ def test_without_its_acknowledgement_a_message_is_not_delivered(receiver: MllpRe
 
 
 @pytest.mark.parametrize(("n_named", "is_taken"), [(20, True), (32, True), (19, False), (1, False), (0, False)])
-def test_a_receiver_may_know_twenty_characters_of_an_id(receiver: MllpReceiver, n_named: int, *, is_taken: bool) -> None:
+def test_a_receiver_may_know_twenty_characters_of_an_id(
+    receiver: MllpReceiver, n_named: int, *, is_taken: bool
+) -> None:
     receiver.answer, receiver.n_named = lambda _id, _times: "cut", n_named
     peer = mllp(receiver)
     if is_taken:
