@@ -18,6 +18,7 @@ from typing import Any
 
 from schemas.errors import JobError
 from streaming.alerts.alarm import Alarm, State
+from streaming.alerts.rules import UNANSWERED_S
 
 LEDGER_FILE = "alarms.db"
 """In the state folder."""
@@ -26,7 +27,6 @@ KEPT_S = 35 * 86_400.0
 MAX_MEMBERS = 10_000
 """Images that a summary names; it counts the others."""
 _ANSWERED_S = 86_400.0
-_UNANSWERED_S = 7 * 86_400.0
 _BUSY_MS = 10_000
 _REMOVED_AT_ONCE = 500
 _VERSION = 1
@@ -587,7 +587,7 @@ class Ledger:
             ),
             (
                 "DELETE FROM waiting WHERE image IN (SELECT image FROM waiting WHERE accepted_at < ? LIMIT ?)",
-                now - _UNANSWERED_S,
+                now - UNANSWERED_S,
             ),
         )
         with self.transaction(durable=False):

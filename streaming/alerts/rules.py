@@ -34,12 +34,16 @@ NO_FLAG = "none"
 """In a rule's ``flags``: predictions without any."""
 PLACEHOLDERS = ("source", "label", "score", "model", "reason", "count")
 """What annotations may have in braces."""
-OWN_LABELS = frozenset({"alertname", "severity", "source", "model", "label", "reason", "event_id"})
+OWN_LABELS = frozenset({"alertname", "alarm_id", "severity", "source", "model", "label", "reason", "event_id"})
 """Labels that no rule sets: they say what the alarm is about."""
+UNANSWERED_S = 7 * 86_400.0
+"""An accepted image that has waited for so long is forgotten."""
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = get_args(Day)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_LONGEST_S = 366 * _UNITS["d"]
+"""Longer ones have no date at their end, or none that anybody waits for."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)")
 _MINUTES_OF_A_DAY = 24 * 60
@@ -50,7 +54,11 @@ def _read_duration(value: object) -> float:
     if found is None:
         msg = "wanted a number and its unit, as 90s, 15m, 2h or 1d"
         raise ValueError(msg)
-    return float(found[1]) * _UNITS[found[2]]
+    seconds = float(found[1]) * _UNITS[found[2]]
+    if seconds > _LONGEST_S:
+        msg = "wanted 366d at most"
+        raise ValueError(msg)
+    return seconds
 
 
 def _as_list(value: object) -> object:
@@ -85,6 +93,13 @@ class ScoreRange(_Part):
     """The score itself counts."""
     below: float | None = Field(default=None, gt=0, le=1)
     """The score itself does not count."""
+
+    @model_validator(mode="after")
+    def _has_scores(self) -> "ScoreRange":
+        if self.below is not None and self.below <= self.at_least:
+            msg = "below is not above at_least, so no score is between them"
+            raise ValueError(msg)
+        return self
 
 
 def _read_score(value: object) -> object:
@@ -220,8 +235,8 @@ class AbsenceCondition(_Part):
 
     @model_validator(mode="after")
     def _fits_in_a_day(self) -> "AbsenceCondition":
-        if not self.is_always and self.duration > (self.end_minute - self.begin_minute) * 60:
-            msg = "for is longer than a day's working time, so it would never be over"
+        if not self.is_always and self.duration >= (self.end_minute - self.begin_minute) * 60:
+            msg = "for is not shorter than a day's working time, so it would never be over"
             raise ValueError(msg)
         return self
 
@@ -252,6 +267,14 @@ class UnansweredCondition(_Part):
     """From ``accepted`` on."""
     source: Globs | None = None
     """``ce_source`` of the image."""
+
+    @field_validator("duration")
+    @classmethod
+    def _is_remembered(cls, duration: float) -> float:
+        if duration >= UNANSWERED_S:
+            msg = "wanted less than 7d, after which an image is forgotten"
+            raise ValueError(msg)
+        return duration
 
 
 class _Defaults(_Part):

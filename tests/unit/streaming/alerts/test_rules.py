@@ -130,6 +130,20 @@ rules:
         ("score: 0.9", "scor: 0.9", "rule Opacities: prediction.scor: there is no such field; did you mean score?"),
         ("score: 0.9", "score: 1.2", "rule Opacities: prediction.score: wanted a number from 0 to 1"),
         ("score: 0.9", "score: high", "rule Opacities: prediction.score: wanted a number from 0 to 1"),
+        ("score: 0.9", "score: {at_least: 0.6, below: 0.4}", "rule Opacities: prediction.score: wanted a number"),
+        ("score: 0.9", "score: {at_least: 0.6, below: 0.6}", "rule Opacities: prediction.score: wanted a number"),
+        ("[ward]}", "[ward], max_age: 1000000000d}", "defaults.max_age: wanted 366d at most"),
+        ("[ward]}", "[ward], open_for: 367d}", "defaults.open_for: wanted 366d at most"),
+        (
+            "name: Silent\n  absence:",
+            "name: Silent\n  unanswered: {for: 7d}\n  absence:",
+            "unanswered.for: wanted less than",
+        ),
+        (
+            "name: Silent\n  absence:",
+            "name: Silent\n  unanswered: {for: 8d}\n  absence:",
+            "unanswered.for: wanted less than",
+        ),
         ("label: opacities", "label: no", "rule Opacities: prediction.label: wanted a list; of texts"),
         ("label: opacities", "label: [no]", "rule Opacities: prediction.label.0: wanted text; YAML reads it"),
         ("flags: [none]", "flags: [unlike_training]", "rule Opacities: prediction: score: of a prediction"),
@@ -142,7 +156,8 @@ rules:
         ("name: Silent", "name: Opacities", "rules: wanted each name once; found twice: Opacities"),
         ("name: Silent", "nam: Silent", "rule number 2: name: Field required"),
         ("for: 1h", "for: 1", "rule Silent: absence.for: wanted a number and its unit"),
-        ("for: 1h", "for: 12h", "rule Silent: absence: for is longer than a day's working time"),
+        ("for: 1h", "for: 12h", "rule Silent: absence: for is not shorter than a day's working time"),
+        ("for: 1h", "for: 10h", "rule Silent: absence: for is not shorter than a day's working time"),
         ("08:00-18:00", "18:00-08:00", "rule Silent: absence.hours: wanted HH:MM-HH:MM"),
         ("Zurich", "Zrich", "rule Silent: absence.time_zone: there is no such time zone"),
         ("days: [mon]", "days: [monday]", "rule Silent: absence.days.0: Input should be 'mon'"),
@@ -160,7 +175,7 @@ def test_a_wrong_file_is_told_by_file_rule_and_field(good: str, bad: str, told: 
     assert any(line.startswith("rules.yml: ") and told in line for line in str(caught.value).splitlines())
 
 
-@pytest.mark.parametrize("label", ["source", "severity", "event_id", "9lives", "with space"])
+@pytest.mark.parametrize("label", ["source", "severity", "event_id", "alarm_id", "9lives", "with space"])
 def test_labels_that_say_what_an_alarm_is_about_are_no_rules(label: str) -> None:
     with pytest.raises(SettingsError, match=f"rule R: labels: {label}: wanted"):
         rules_of(prediction={}, labels={label: "x"})
