@@ -1,6 +1,8 @@
 """Reports as a service: each target with a courier of its own, metrics and health, until told to end."""
 
+import logging
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -22,6 +24,9 @@ from streaming.settings import StreamSettings
 
 _LOOK_S = 0.05
 _WATCH_S = 1.0
+_END_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ def run_reports(
             health=lambda: describe_health(couriers),
         )
         stack.callback(stop)
-        _run_all(couriers, ended, lambda: on_ready(ReportsState(tuple(addresses), url, reopened)))
+        end_within_s = 2 * settings.reports.answer_s + _END_S  # to connect, and to answer
+        _run_all(couriers, ended, lambda: on_ready(ReportsState(tuple(addresses), url, reopened)), end_within_s)
 
 
 def name_targets(to: Sequence[str]) -> dict[str, Address]:
@@ -136,8 +142,13 @@ def describe_health(couriers: Sequence[Courier]) -> dict[str, Any]:
     return {"ok": all(target["ok"] for target in targets.values()), "targets": targets}
 
 
-def _run_all(couriers: Sequence[Courier], ended: threading.Event, on_ready: Callable[[], None]) -> None:
-    threads = [threading.Thread(target=courier.run, name=f"courier-{courier.name}") for courier in couriers]
+def _run_all(
+    couriers: Sequence[Courier], ended: threading.Event, on_ready: Callable[[], None], end_within_s: float
+) -> None:
+    # Daemons: a target whose answer drips without an end must not hold the program's. What it was sent is sent again.
+    threads = [
+        threading.Thread(target=courier.run, name=f"courier-{courier.name}", daemon=True) for courier in couriers
+    ]
     try:
         for thread in threads:
             thread.start()
@@ -151,5 +162,9 @@ def _run_all(couriers: Sequence[Courier], ended: threading.Event, on_ready: Call
                 raise JobError(msg)
     finally:
         ended.set()
-        for thread in threads:
-            thread.join()
+        deadline = time.monotonic() + end_within_s
+        for courier, thread in zip(couriers, threads, strict=True):
+            if thread.ident is not None:
+                thread.join(max(deadline - time.monotonic(), 0.0))
+            if thread.is_alive():
+                log.warning("%s: its answer does not end; the report under way is sent again later", courier.name)
