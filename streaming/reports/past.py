@@ -27,8 +27,9 @@ _COLUMNS = (
 
 
 def choose_correction(corrections: Corrections, prediction: Prediction) -> Correction | None:
-    """Give the newest finding of a prediction's image."""
-    found = [corrections[name] for name in prediction.names if name in corrections]
+    """Give the newest finding of a prediction's image; one that is none of the model's labels amends nothing."""
+    named = [corrections[name] for name in prediction.names if name in corrections]
+    found = [one for one in named if one.label in prediction.labels]
     return max(found, key=lambda one: one.confirmed_at, default=None)
 
 
