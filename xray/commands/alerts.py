@@ -141,8 +141,9 @@ def list_alarms(
 
     with _Opened(load_settings()) as ledger:
         if undelivered:
-            entries = [one for status in UNDELIVERED for one in ledger.list_alarms(rule=rule, status=status, sink=sink)]
-            entries = list({one.alarm.id: one for one in entries}.values())[:limit]
+            by_status = [ledger.list_alarms(rule=rule, status=one, sink=sink, limit=limit) for one in UNDELIVERED]
+            found = {one.alarm.id: one for entries in by_status for one in entries}
+            entries = sorted(found.values(), key=lambda one: one.alarm.starts_at, reverse=True)[:limit]
         else:
             entries = ledger.list_alarms(rule=rule, sink=sink, limit=limit)
         deliveries = {one.alarm.id: ledger.list_deliveries(one.alarm.id) for one in entries}
