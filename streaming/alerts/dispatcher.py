@@ -5,6 +5,7 @@ the id that the alarm had: delivered at least once, and once to a receiver that 
 """
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -93,7 +94,10 @@ class Dispatcher:
                 self._wanted.wait(self._wait_s())
 
     def _wait_s(self) -> float:
-        due = self._ledger.find_next_due(self.name)
+        try:
+            due = self._ledger.find_next_due(self.name)
+        except sqlite3.Error:  # of the disk: the next turn tells of it
+            return _LOOK_S
         return _LOOK_S if due is None else min(max(due - self._clock(), 0.05), _LOOK_S)
 
     def deliver_due(self) -> bool:

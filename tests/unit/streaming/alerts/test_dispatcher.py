@@ -1,5 +1,6 @@
 """Deliveries to one sink: once, again, later, in parts, or never."""
 
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -228,6 +229,33 @@ def test_what_a_kill_left_between_attempt_and_end_is_made_again(
     again = Desk(tmp_path / "alarms.db")
     assert [alarms for alarms, _ in again.work()] == [("01o", "02o")]
     again.ledger.close()
+
+
+@pytest.mark.parametrize("fault", [sqlite3.OperationalError, sqlite3.DatabaseError, sqlite3.InternalError])
+def test_a_fault_of_the_disk_between_two_looks_ends_no_deliveries(
+    fault: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, asked, arrived = Ledger(None), threading.Event(), threading.Event()
+
+    def fail(_sink: str) -> float | None:
+        asked.set()
+        raise fault("disk I/O error")
+
+    def take(alarms: Sequence[Alarm]) -> Outcome:
+        arrived.set()
+        return Delivered()
+
+    monkeypatch.setattr(ledger, "find_next_due", fail)
+    dispatcher = Dispatcher(FakeSink(answer=take), ledger, Meter())
+    dispatcher.start()
+    assert asked.wait(10)
+    alarm = Alarm("ab" * 16, "R", "info", State.OPEN, {}, {}, datetime.now(UTC), None, {})
+    with ledger.transaction():
+        ledger.add(Entry(alarm, AlarmKind.IMAGE, "", 1, 0.0, ("ward",)))
+    assert arrived.wait(10)
+    assert dispatcher.is_alive
+    dispatcher.stop()
+    dispatcher.join()
 
 
 def test_a_slow_sink_stops_no_other() -> None:
