@@ -84,6 +84,9 @@ class OutcomeReader:
                     events.append(event)
             self._next[partition] = records[-1].offset + 1
             self._uncommitted = True
+        # Of a partition that another member had meanwhile, the place from before would be committed over its own.
+        mine = self._consumer.assignment()
+        self._next = {one: at for one, at in self._next.items() if one in mine}
         return events, n_foreign
 
     def _read(self, topic: str, record: Any) -> Event | None:
