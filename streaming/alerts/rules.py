@@ -8,7 +8,7 @@ classes.
 import re
 import string
 from collections.abc import Mapping
-from datetime import datetime, time
+from datetime import datetime, time, timedelta
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -235,8 +235,10 @@ class AbsenceCondition(_Part):
 
     @model_validator(mode="after")
     def _fits_in_a_day(self) -> "AbsenceCondition":
-        if not self.is_always and self.duration >= (self.end_minute - self.begin_minute) * 60:
-            msg = "for is not shorter than a day's working time, so it would never be over"
+        if not self.is_always and self.duration >= self._longest_run * (self.end_minute - self.begin_minute) * 60:
+            msg = (
+                "for is not shorter than a day's working time, or that of whole days on end, so it would never be over"
+            )
             raise ValueError(msg)
         return self
 
@@ -251,9 +253,22 @@ class AbsenceCondition(_Part):
         return self._span()[1]
 
     @property
+    def is_all_day(self) -> bool:
+        """Whether working time is whole days."""
+        return self._span() == (0, _MINUTES_OF_A_DAY)
+
+    @property
     def is_always(self) -> bool:
         """Whether all time is working time."""
-        return self._span() == (0, _MINUTES_OF_A_DAY) and set(self.days) == set(DAYS)
+        return self.is_all_day and set(self.days) == set(DAYS)
+
+    @property
+    def _longest_run(self) -> int:
+        """How many working days follow each other without a night between them, at most."""
+        if not self.is_all_day:
+            return 1
+        runs = "".join("x" if day in self.days else " " for day in DAYS * 2).split()
+        return max(map(len, runs))
 
     def _span(self) -> tuple[int, int]:
         found = _HOURS.fullmatch(self.hours)
@@ -472,7 +487,8 @@ def find_absence_begin(condition: AbsenceCondition, last: float, now: datetime) 
     Returns
     -------
     float or None
-        The last image's time, or the begin of today's working time where that is later; None where it is no working
+        The last image's time, or the begin of working time where that is later, which is today's, or that of the first
+        of whole days on end; None where it is no working
         time now.
     """
     if condition.is_always:
@@ -482,5 +498,9 @@ def find_absence_begin(condition: AbsenceCondition, last: float, now: datetime) 
     minute = local.hour * 60 + local.minute
     if DAYS[local.weekday()] not in condition.days or not condition.begin_minute <= minute < condition.end_minute:
         return None
+    day = local.date()
+    if condition.is_all_day:  # a night between two such days is working time too
+        while DAYS[(day - timedelta(days=1)).weekday()] in condition.days:
+            day -= timedelta(days=1)
     hour, minute = divmod(condition.begin_minute, 60)
-    return max(last, datetime.combine(local.date(), time(hour, minute), tzinfo=zone).timestamp())
+    return max(last, datetime.combine(day, time(hour, minute), tzinfo=zone).timestamp())

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from schemas.documents import RULES_SCHEMA, load_schema
 from schemas.errors import SettingsError
@@ -228,6 +229,37 @@ def test_an_absence_counts_in_working_time_alone(now: str, last: str, begin: str
     at = datetime.fromisoformat(last).timestamp()
     found = find_absence_begin(OFFICE, at, datetime.fromisoformat(now))
     assert found == (None if begin is None else datetime.fromisoformat(begin).timestamp())
+
+
+@pytest.mark.parametrize(
+    ("days", "now", "begin"),
+    [
+        (["mon", "tue", "wed", "thu", "fri"], "2026-01-28T10:00:00Z", "2026-01-25T23:00:00Z"),
+        (["mon", "tue", "wed", "thu", "fri"], "2026-01-26T10:00:00Z", "2026-01-25T23:00:00Z"),
+        (["sat", "sun", "mon"], "2026-03-30T10:00:00Z", "2026-03-27T23:00:00Z"),  # over the change to summer time
+        (["mon", "wed"], "2026-01-28T10:00:00Z", "2026-01-27T23:00:00Z"),
+        (["mon", "wed"], "2026-01-27T10:00:00Z", None),
+    ],
+)
+def test_a_night_between_two_whole_days_is_working_time(days: list[str], now: str, begin: str | None) -> None:
+    condition = AbsenceCondition.model_validate(
+        {"source": "/dx-1", "for": "23h", "days": days, "time_zone": "Europe/Zurich"}
+    )
+    found = find_absence_begin(condition, 0.0, datetime.fromisoformat(now))
+    assert found == (None if begin is None else datetime.fromisoformat(begin).timestamp())
+
+
+@pytest.mark.parametrize(
+    ("days", "longest"), [(["mon", "tue", "wed"], 3), (["sun", "mon"], 2), (["mon", "wed", "fri"], 1)]
+)
+def test_whole_days_on_end_bound_how_long_an_absence_may_be(days: list[str], longest: int) -> None:
+    for hours, is_taken in ((24 * longest - 1, True), (24 * longest, False)):
+        said = {"source": "/dx-1", "for": f"{hours}h", "days": days}
+        if is_taken:
+            AbsenceCondition.model_validate(said)
+        else:
+            with pytest.raises(ValidationError, match="would never be over"):
+                AbsenceCondition.model_validate(said)
 
 
 @given(st.datetimes(datetime(2026, 1, 1), datetime(2027, 1, 1), timezones=st.just(UTC)), st.floats(0, 1e6))  # noqa: DTZ001
