@@ -48,6 +48,12 @@ class ArchiveMetrics:
             ["table"],
             registry=registry,
         )
+        self.oldest_waiting = Gauge(
+            "xray_archive_oldest_waiting_seconds",
+            "Age of the oldest outcome that its table does not have; 0 where none waits.",
+            ["table"],
+            registry=registry,
+        )
         self.conflicts = Counter(
             "xray_archive_conflicts",
             "Writes begun again, as somebody else changed the table.",

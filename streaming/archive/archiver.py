@@ -350,6 +350,7 @@ class Archiver:
             self._spans = {p: range(span.start, max(span.stop, ends.get(p, 0))) for p, span in self._spans.items()}
         for partition, behind in self._lags().items():
             self._metrics.lag.labels(self.name, self._topic, str(partition)).set(behind)
+        self._metrics.oldest_waiting.labels(self.name).set(self._waiting_s)
         if self._retention_ms is not None:
             self._metrics.retention_left.labels(self.name).set(self._retention_ms / 1000 - self._waiting_s)
 

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import Reason
 from streaming.gateway.refusals import Cause
-from streaming.metrics import serve_metrics
+from streaming.metrics import END_TO_END_BUCKETS_S, serve_metrics
 from streaming.run.jars import KAFKA_JARS
 from streaming.settings import ArchiveSettings, GatewaySettings, MetricsSettings, ScoreSettings, variable_names
 from tests.metricspage import render_archive_page, render_gateway_page, render_stream_page
@@ -30,20 +30,26 @@ DEPLOY = ROOT / "deploy"
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
-ALERTS_TEST = DEPLOY / "prometheus" / "alerts_test.yml"
+SLOS = DEPLOY / "prometheus" / "slo.yml"
+RULE_TESTS = (DEPLOY / "prometheus" / "alerts_test.yml", DEPLOY / "prometheus" / "slo_test.yml")
+ALERTMANAGER = DEPLOY / "alertmanager" / "alertmanager.yml"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "xray-stream.json"
 RUNBOOK = DEPLOY / "runbook.md"
 
 DISCLAIMER = "Research use only. Not a medical device."
 ONE_SHOT = {"init"}
+WATCHING = {"prometheus", "alertmanager", "grafana"}
 # Prometheus makes these itself.
 BUILT_IN = {"up", "ALERTS"}
-PROMQL_WORDS = set("by on group_left and or unless offset sum max min count abs time vector".split()) | set(
-    "rate increase changes deriv max_over_time histogram_quantile".split()
-)
+PROMQL_WORDS = set(
+    "by on group_left and or unless offset bool sum max min count abs time vector clamp_min".split()
+) | set("rate increase changes deriv max_over_time avg_over_time histogram_quantile".split())
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)"
+)
+needs_amtool = pytest.mark.skipif(
+    shutil.which("amtool") is None, reason="amtool is not installed (Debian: apt-get install prometheus-alertmanager)"
 )
 
 
@@ -79,12 +85,16 @@ def exposed_metrics() -> dict[str, set[str]]:
     return names
 
 
+def rules() -> list[dict[str, Any]]:
+    return [rule for file in (ALERTS, SLOS) for group in read_yaml(file)["groups"] for rule in group["rules"]]
+
+
 def alert_rules() -> list[dict[str, Any]]:
-    return [rule for group in read_yaml(ALERTS)["groups"] for rule in group["rules"] if "alert" in rule]
+    return [rule for rule in rules() if "alert" in rule]
 
 
 def recorded_rules() -> list[dict[str, Any]]:
-    return [rule for group in read_yaml(ALERTS)["groups"] for rule in group["rules"] if "record" in rule]
+    return [rule for rule in rules() if "record" in rule]
 
 
 def dashboard() -> Any:
@@ -135,7 +145,7 @@ def anchors() -> set[str]:
 
 
 def test_compose_has_the_whole_stream() -> None:
-    assert set(compose()["services"]) == {"kafka", "init", "stream", "archive", "gateway", "prometheus", "grafana"}
+    assert set(compose()["services"]) == {"kafka", "init", "stream", "archive", "gateway", *WATCHING}
 
 
 @pytest.mark.parametrize(("name", "service"), services())
@@ -354,7 +364,7 @@ def test_metric_names_are_found_in_an_expression() -> None:
 def test_every_metric_exists(expression: str) -> None:
     known = set(exposed_metrics()) | {rule["record"] for rule in recorded_rules()} | BUILT_IN
     named = metric_names(expression)
-    assert named, "no metric found in it"
+    assert named or re.fullmatch(r"vector\([\d.]+\)", expression), "no metric found in it"
     assert named <= known
 
 
@@ -389,7 +399,7 @@ def test_alert_says_what_it_is_and_where_help_is(rule: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", [rule["alert"] for rule in alert_rules()])
 def test_alert_is_tested_both_ways(name: str) -> None:
-    cases = [case for test in read_yaml(ALERTS_TEST)["tests"] for case in test["alert_rule_test"]]
+    cases = [case for file in RULE_TESTS for test in read_yaml(file)["tests"] for case in test["alert_rule_test"]]
     outcomes = {bool(case["exp_alerts"]) for case in cases if case["alertname"] == name}
     assert outcomes == {True, False}, "wanted one case where it fires and one where it is silent"
 
@@ -428,8 +438,15 @@ def test_promtool_accepts_the_configuration() -> None:
 
 
 @needs_promtool
-def test_promtool_finds_the_alerts_right() -> None:
-    run_promtool("test", "rules", str(ALERTS_TEST))
+@pytest.mark.parametrize("file", RULE_TESTS, ids=lambda file: str(file.stem))
+def test_promtool_finds_the_alerts_right(file: Path) -> None:
+    run_promtool("test", "rules", str(file))
+
+
+def test_prometheus_reads_every_file_of_rules() -> None:
+    named = read_yaml(DEPLOY / "prometheus" / "prometheus.yml")["rule_files"]
+    assert named == [ALERTS.name, SLOS.name]
+    assert [read_yaml(file)["rule_files"] for file in RULE_TESTS] == [[name] for name in named]
 
 
 @needs_promtool
@@ -439,6 +456,156 @@ def test_promtool_accepts_the_dashboard(tmp_path: Path) -> None:
     path = tmp_path / "panels.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     run_promtool("check", "rules", str(path))
+
+
+# --- objectives ------------------------------------------------------------------------------------------------------
+
+WINDOWS = ("5m", "30m", "1h", "6h", "3d", "30d")
+
+
+def recorded(name: str) -> dict[str, str]:
+    """Expressions of a recorded series, by objective."""
+    return {rule["labels"]["slo"]: rule["expr"] for rule in recorded_rules() if rule["record"] == name}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_every_objective_is_measured_over_every_window_alike(window: str) -> None:
+    longest = {
+        slo: text.replace("[30d]", f"[{window}]") for slo, text in recorded("xray_slo:error_ratio:rate30d").items()
+    }
+    assert recorded(f"xray_slo:error_ratio:rate{window}") == longest
+    assert set(longest) == set(recorded("xray_slo:budget:ratio"))
+
+
+def test_every_refusal_is_either_ours_or_the_objects() -> None:
+    text = recorded("xray_slo:error_ratio:rate1h")["intake"]
+    (ours,), (theirs,) = (re.findall(rf'result{sign}"([^"]*)"', text) for sign in ("=~", "!~"))
+    assert sorted([*ours.split("|"), *theirs.split("|")]) == sorted(cause.label for cause in Cause)
+    transient = {cause.label for cause in Cause if cause.value.is_transient}
+    assert set(ours.split("|")) == transient - {Cause.RATE.label} | {Cause.FAILED.label}
+
+
+def test_bound_of_the_latency_is_one_of_the_histograms() -> None:
+    (bound,) = re.findall(r'le="([^"]*)"', recorded("xray_slo:error_ratio:rate1h")["latency"])
+    assert float(bound) in END_TO_END_BUCKETS_S
+    assert f'xray_end_to_end_seconds_bucket{{le="{bound}"}}' in render_stream_page()
+
+
+def test_burn_rates_are_those_of_the_workbook() -> None:
+    """A burn rate is the share of the budget that is used, times 30 days, by the long window."""
+    found = {}
+    for rule in alert_rules():
+        if rule["alert"] == "XrayErrorBudget":
+            (long, factor), (short, again) = re.findall(r"error_ratio:rate(\w+) > on \(slo\) ([\d.]+) \*", rule["expr"])
+            assert rule["labels"]["window"] == long
+            assert f"xray_slo:errors:increase{long} < 10\n" in rule["expr"]
+            assert factor == again
+            found[long, short] = float(factor), rule["labels"]["severity"]
+    hours = 30 * 24
+    assert found == {
+        ("1h", "5m"): (pytest.approx(0.02 * hours / 1), "critical"),
+        ("6h", "30m"): (pytest.approx(0.05 * hours / 6), "critical"),
+        ("3d", "6h"): (pytest.approx(0.10 * hours / 72), "warning"),
+    }
+
+
+def test_objectives_are_documented_as_they_are() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*?\| ([\d.]+) % \|", text.partition("## SLOs")[2], re.MULTILINE)
+    budgets = {slo: float(text.removeprefix("vector(")[:-1]) for slo, text in recorded("xray_slo:budget:ratio").items()}
+    assert {slo: pytest.approx(1 - float(percent) / 100) for slo, percent in rows} == budgets
+
+
+# --- Alertmanager ----------------------------------------------------------------------------------------------------
+
+
+def run_amtool(*words: str) -> str:
+    answer = subprocess.run(["amtool", *words], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout.strip()
+
+
+@needs_amtool
+def test_amtool_accepts_the_configuration() -> None:
+    run_amtool("check-config", str(ALERTMANAGER))
+
+
+@needs_amtool
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        (["alertname=XrayStreamDown", "severity=critical"], "on-call"),
+        (["alertname=XrayLagGrowing", "severity=warning"], "office"),
+        (["alertname=opacity", "severity=critical", "alarm_id=1"], "readers"),
+        (["alertname=opacity", "severity=info", "alarm_id=1"], "readers"),
+    ],
+    ids=" ".join,
+)
+def test_alerts_go_to_who_acts_on_them(labels: list[str], receiver: str) -> None:
+    assert run_amtool("config", "routes", "test", "--config.file", str(ALERTMANAGER), *labels) == receiver
+
+
+def routes() -> list[dict[str, Any]]:
+    route = read_yaml(ALERTMANAGER)["route"]
+    return [route, *route["routes"]]
+
+
+def test_nothing_is_grouped_by_an_id() -> None:
+    grouped = {label for route in routes() for label in route.get("group_by", [])}
+    assert grouped == {"alertname", "job", "slo", "severity"}
+
+
+def matches(matchers: list[str], labels: dict[str, str]) -> bool:
+    """Whether labels meet all matchers, as Alertmanager reads them."""
+    for matcher in matchers:
+        found = re.fullmatch(r'(\w+)(=~|!=|=)"(.*)"', matcher)
+        assert found, matcher
+        label, sign, value = found.groups()
+        is_met = bool(re.fullmatch(value, labels.get(label, ""))) if sign == "=~" else labels.get(label, "") == value
+        if is_met == (sign == "!="):
+            return False
+    return True
+
+
+def as_fired() -> list[dict[str, str]]:
+    """Labels of every alert that can fire, as far as the configuration looks at them."""
+    found = [{"alertname": rule["alert"], **rule["labels"]} for rule in alert_rules()]
+    kinds = {
+        "XrayErrorBudget": ("slo", recorded("xray_slo:budget:ratio")),
+        "XrayQueryDown": ("query", ("score", "archive")),
+    }
+    alerts = []
+    for labels in found:
+        name, values = kinds.get(labels["alertname"], ("", ("",)))
+        alerts += [{**labels, name: value} if name else labels for value in values]
+    return alerts
+
+
+@pytest.mark.parametrize("number", range(len(read_yaml(ALERTMANAGER)["inhibit_rules"])))
+def test_a_cause_silences_what_is_no_graver(number: int) -> None:
+    """Were a warning to silence a page, nobody would be called."""
+    rule = read_yaml(ALERTMANAGER)["inhibit_rules"][number]
+    sources = [labels for labels in as_fired() if matches(rule["source_matchers"], labels)]
+    targets = [labels for labels in as_fired() if matches(rule["target_matchers"], labels)]
+    assert sources
+    assert targets
+    for named in (rule["source_matchers"], rule["target_matchers"]):
+        known = {labels["alertname"] for labels in as_fired()}
+        texts = [re.split(r"[=~]+", matcher, maxsplit=1) for matcher in named]
+        assert {name for label, names in texts if label == "alertname" for name in names.strip('"').split("|")} <= known
+    if "equal" not in rule:
+        assert not [labels for labels in sources if labels in targets]
+        graver = [labels for labels in targets if labels["severity"] == "critical"]
+        assert not graver or {labels["severity"] for labels in sources} == {"critical"}
+
+
+@pytest.mark.parametrize("severity", ["info", "warning", "critical"])
+def test_alarms_about_images_silence_nothing_and_are_never_silenced(severity: str) -> None:
+    """A rule for images may have any name, that of an alert among them."""
+    alarms = [{**labels, "severity": severity, "alarm_id": "1"} for labels in as_fired()]
+    for rule in read_yaml(ALERTMANAGER)["inhibit_rules"]:
+        for matchers in (rule["source_matchers"], rule["target_matchers"]):
+            assert not [labels for labels in alarms if matches(matchers, labels)]
 
 
 # --- dashboard -------------------------------------------------------------------------------------------------------

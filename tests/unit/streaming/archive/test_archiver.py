@@ -84,9 +84,13 @@ def archiver(start: Callable[..., Archiver]) -> Archiver:
 
 
 def days_left(registry: CollectorRegistry) -> float:
-    value = registry.get_sample_value("xray_archive_retention_left_seconds", {"table": TABLE})
-    assert value is not None
-    return value / DAY_S
+    left, waiting = (
+        registry.get_sample_value(f"xray_archive_{name}_seconds", {"table": TABLE})
+        for name in ("retention_left", "oldest_waiting")
+    )
+    assert left is not None
+    assert left + (waiting or 0) == pytest.approx(7 * DAY_S), "the retention is a week"
+    return left / DAY_S
 
 
 @pytest.mark.parametrize(
