@@ -1,5 +1,6 @@
 """What is deployed, checked without Docker: structure, names that must agree, and promtool where it is installed."""
 
+import itertools
 import json
 import re
 import shlex
@@ -13,22 +14,36 @@ from string import Template
 from typing import Any
 
 import pytest
+import typer.main
 import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
 from schemas.envelope import MAX_MESSAGE_BYTES
 from schemas.errors import Reason
+from streaming.alerts.rulesfile import read_rules
 from streaming.gateway.refusals import Cause
 from streaming.metrics import END_TO_END_BUCKETS_S, serve_metrics
 from streaming.run.jars import KAFKA_JARS
-from streaming.settings import ArchiveSettings, GatewaySettings, MetricsSettings, ScoreSettings, variable_names
+from streaming.settings import (
+    AlertsSettings,
+    ArchiveSettings,
+    GatewaySettings,
+    MetricsSettings,
+    ReportsSettings,
+    ScoreSettings,
+    StreamSettings,
+    variable_names,
+)
 from tests.metricspage import render_archive_page, render_gateway_page, render_stream_page
 from tests.paths import ROOT
+from xray.commands.app import app
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
+RULES = DEPLOY / "alerts" / "RULES.yml"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 SLOS = DEPLOY / "prometheus" / "slo.yml"
 RULE_TESTS = (DEPLOY / "prometheus" / "alerts_test.yml", DEPLOY / "prometheus" / "slo_test.yml")
@@ -39,6 +54,8 @@ RUNBOOK = DEPLOY / "runbook.md"
 DISCLAIMER = "Research use only. Not a medical device."
 ONE_SHOT = {"init"}
 WATCHING = {"prometheus", "alertmanager", "grafana"}
+LONGEST_DELIVERY_S = 30.0
+"""Of one attempt of any sink of alarms."""
 # Prometheus makes these itself.
 BUILT_IN = {"up", "ALERTS"}
 PROMQL_WORDS = set(
@@ -145,7 +162,35 @@ def anchors() -> set[str]:
 
 
 def test_compose_has_the_whole_stream() -> None:
-    assert set(compose()["services"]) == {"kafka", "init", "stream", "archive", "gateway", *WATCHING}
+    programs = {"init", "stream", "archive", "gateway", "alerts", "reports"}
+    assert set(compose()["services"]) == {"kafka", *programs, *WATCHING}
+
+
+def test_what_names_patients_is_not_made_unless_wanted() -> None:
+    found = compose()["services"]
+    assert {name for name, service in found.items() if "profiles" in service} == {"reports"}
+    assert found["reports"]["profiles"] == ["reports"]
+    for name in ("gateway", "reports"):
+        assert found[name]["environment"]["XRAY_GATEWAY__CROSSWALK"] is None, "of whoever starts it, or not set"
+    assert not [name for name, one in found.items() if "reports" in one.get("depends_on", {})]
+
+
+def test_whose_images_they_are_is_known_to_gateway_and_reports_alone() -> None:
+    """The crosswalk is on a volume of its own, its key on the one that all have: one of the two is of no use."""
+    mounts = {name: service.get("volumes", []) for name, service in compose()["services"].items()}
+    users = {
+        volume: {name for name, own in mounts.items() if any(mount.startswith(f"{volume}:") for mount in own)}
+        for volume in ("xray-crosswalk", "xray-reports")
+    }
+    assert users == {"xray-crosswalk": {"gateway", "reports"}, "xray-reports": {"reports"}}
+    assert "xray-crosswalk:/var/lib/xray-crosswalk:ro" in mounts["reports"], "the gateway writes, reports read"
+    (made,) = re.findall(r"install --directory --owner xray --group xray --mode 0700 ([^&]*) &&", dockerfile())
+    assert set(made.split()) == {f"/var/lib/{volume}" for volume in users}, "a new volume is root's otherwise"
+    command = compose()["services"]["reports"]["command"]
+    assert command[-2:] == ["--to", "files:/var/lib/xray-reports"]
+    key = StreamSettings(home=Path("/var/lib/xray")).crosswalk_key
+    assert key.is_relative_to("/var/lib/xray")
+    assert not key.is_relative_to("/var/lib/xray-crosswalk")
 
 
 @pytest.mark.parametrize(("name", "service"), services())
@@ -188,6 +233,8 @@ def test_services_wait_for_what_they_need() -> None:
     kafka = {"kafka": {"condition": "service_healthy"}}
     assert found["stream"]["depends_on"] == kafka | {"init": {"condition": "service_completed_successfully"}}
     assert found["archive"]["depends_on"] == kafka  # it needs no model
+    assert found["alerts"]["depends_on"] == kafka | {"alertmanager": {"condition": "service_started"}}
+    assert found["reports"]["depends_on"] == kafka | {"gateway": {"condition": "service_healthy"}}
     assert found["grafana"]["depends_on"] == {"prometheus": {"condition": "service_healthy"}}
     for name, service in found.items():
         for other, how in service.get("depends_on", {}).items():
@@ -195,12 +242,21 @@ def test_services_wait_for_what_they_need() -> None:
             assert not healthy or other not in ONE_SHOT, f"{name} waits for the health of {other}, which ends"
 
 
-@pytest.mark.parametrize(("name", "least"), [("stream", 5), ("archive", 2)])
-def test_there_is_time_to_end_in_order(name: str, least: int) -> None:
-    """A micro-batch has two minutes, and then comes Spark's own end; a write has one."""
+@pytest.mark.parametrize(
+    ("name", "least_s"),
+    [
+        ("stream", 300),
+        ("archive", 120),
+        ("gateway", 2 * GatewaySettings().answer_s),
+        ("alerts", LONGEST_DELIVERY_S),
+        ("reports", 2 * ReportsSettings().answer_s),
+    ],
+)
+def test_there_is_time_to_end_in_order(name: str, least_s: float) -> None:
+    """A micro-batch has two minutes, and then comes Spark's own end; a write has one; others wait for an answer."""
     minutes = re.fullmatch(r"(\d+)m", compose()["services"][name]["stop_grace_period"])
     assert minutes
-    assert int(minutes[1]) >= least
+    assert int(minutes[1]) * 60 > least_s - 1
 
 
 def test_tables_have_one_writer() -> None:
@@ -212,14 +268,22 @@ def test_tables_have_one_writer() -> None:
     assert found["archive"]["cpu_shares"] < 1024, "Docker's default, which the stream has"
 
 
+@pytest.mark.parametrize(
+    ("name", "port"),
+    [
+        ("archive", ArchiveSettings().metrics_port),
+        ("alerts", AlertsSettings().metrics_port),
+        ("reports", ReportsSettings().metrics_port),
+    ],
+)
 @pytest.mark.parametrize(("ok", "healthy"), [(True, True), (False, False), (None, False)])
-def test_health_of_the_archive_is_what_its_page_says(ok: bool | None, healthy: bool) -> None:
+def test_health_is_what_its_page_says(name: str, port: int, ok: bool | None, healthy: bool) -> None:
     """None: nobody listens."""
     url, stop = serve_metrics(CollectorRegistry(), "127.0.0.1", 0, health=lambda: {"ok": ok})
     if ok is None:
         stop()
-    _, interpreter, flag, program = compose()["services"]["archive"]["healthcheck"]["test"]
-    address = f"http://127.0.0.1:{ArchiveSettings().metrics_port}/health"
+    _, interpreter, flag, program = compose()["services"][name]["healthcheck"]["test"]
+    address = f"http://127.0.0.1:{port}/health"
     assert address in program
     command = [interpreter.replace("python", sys.executable), flag]
     here = program.replace(address, url.replace("/metrics", "/health"))
@@ -235,7 +299,7 @@ def test_only_known_settings_are_set() -> None:
     in_compose = {name for service in compose()["services"].values() for name in service.get("environment", {})}
     in_image = set(re.findall(r"^ENV (\w+)=", dockerfile(), re.MULTILINE))
     ours = {name for name in in_compose | in_image if name.startswith("XRAY_")}
-    gateway = {"XRAY_GATEWAY__HOST", "XRAY_GATEWAY__ANYONE", "XRAY_GATEWAY__SPOOL"}
+    gateway = {f"XRAY_GATEWAY__{name}" for name in ("HOST", "ANYONE", "SPOOL", "CROSSWALK")}
     assert ours == {"XRAY_HOME", "XRAY_KAFKA__BOOTSTRAP_SERVERS", "XRAY_METRICS__HOST", *gateway}
     assert ours <= set(variable_names())
 
@@ -267,6 +331,8 @@ def test_addresses_agree() -> None:
         "stream": [MetricsSettings().port],
         "archive": [ArchiveSettings().metrics_port],
         "gateway": [gateway.dicom_port, gateway.http_port, gateway.metrics_port],
+        "alerts": [AlertsSettings().metrics_port],
+        "reports": [ReportsSettings().metrics_port],
     }
     for name, own in ports.items():
         assert found[name]["environment"]["XRAY_KAFKA__BOOTSTRAP_SERVERS"] == listeners["INTERNAL"]
@@ -293,6 +359,51 @@ def test_init_trains_only_where_no_model_is(tmp_path: Path, promoted: bool) -> N
     assert called == ([] if promoted else ["phantom", "train"])
 
 
+@pytest.mark.parametrize("name", ["stream", "archive", "gateway", "alerts", "reports"])
+def test_programs_are_commands_that_there_are(name: str) -> None:
+    command: Any = typer.main.get_command(app)
+    *_, last = words = list(itertools.takewhile(str.isalpha, compose()["services"][name]["command"]))
+    for word in words:
+        command = command.commands[word]
+    assert command.name == last
+
+
+# --- alarms ----------------------------------------------------------------------------------------------------------
+
+
+def test_rules_of_alarms_are_mounted_where_they_are_read() -> None:
+    alerts = compose()["services"]["alerts"]
+    assert f"./{RULES.parent.relative_to(ROOT)}:{Path(alerts['command'][-1]).parent}:ro" in alerts["volumes"]
+    assert Path(alerts["command"][-1]).name == RULES.name
+
+
+def test_rules_of_alarms_are_right(tmp_path: Path) -> None:
+    """As 'xray alerts check' finds them, with sinks and tests; the container's folder is one of this machine here."""
+    text = RULES.read_text(encoding="utf-8")
+    assert text.count("path: /var/lib/xray/") == 1
+    copy = tmp_path / RULES.name
+    copy.write_text(text.replace("/var/lib/xray/", f"{tmp_path}/"), encoding="utf-8")
+    answer = CliRunner().invoke(app, ["alerts", "check", str(copy), "--json"])
+    assert answer.exit_code == 0, answer.output
+    found = json.loads(answer.stdout)
+    assert found["tests"]
+    assert [test for test in found["tests"] if test["faults"]] == []
+
+
+def test_each_rule_of_alarms_fires_in_a_test_and_some_events_make_none() -> None:
+    rules = read_rules(RULES)
+    assert {one.rule for test in rules.tests for one in test.expect} == {rule.name for rule in rules.rules}
+    assert [test.name for test in rules.tests if not test.expect]
+
+
+def test_alarms_go_to_the_alertmanager_that_there_is() -> None:
+    rules = read_rules(RULES)
+    (url,) = rules.sinks["duty"]["urls"]
+    _, _, port = compose()["services"]["alertmanager"]["ports"][0].split(":")
+    assert url == f"http://alertmanager:{port}"
+    assert {sink for rule in rules.rules for sink in rule.routes} == set(rules.sinks)
+
+
 # --- image -----------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +419,20 @@ def test_image_holds_every_package_and_the_build_sees_it() -> None:
     assert packages <= copied
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied <= let_in, "what .dockerignore keeps out cannot be copied"
+
+
+def test_image_has_what_every_service_needs() -> None:
+    """The lock of the image is that of all extras whose programs compose runs."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^\t@\$\(COMPILE\) (.*) -o locks/train.lock$", makefile, re.MULTILINE)
+    extras = set(re.findall(r"--extra (\w+)", recipe))
+    assert extras == {"train", "gateway", "alerts", "reports"}
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    lock = (ROOT / "locks" / "train.lock").read_text(encoding="utf-8")
+    locked = set(re.findall(r"^([\w.-]+)==", lock, re.MULTILINE))
+    names = {re.match(r"[\w.-]+", line)[0].lower() for extra in extras for line in wanted[extra]}  # type: ignore[index]
+    assert names
+    assert names <= locked
 
 
 def test_image_has_the_project_version() -> None:

@@ -5,12 +5,14 @@ import shutil
 import subprocess
 from configparser import RawConfigParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 
-from streaming.settings import GatewaySettings, variable_names
+from streaming.settings import GatewaySettings, ReportsSettings, variable_names
 from tests.paths import ROOT
+from tests.unit.deploy.test_deploy import LONGEST_DELIVERY_S
 from xray.commands.app import app
 
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
@@ -25,16 +27,22 @@ def read(unit: Path) -> RawConfigParser:
     return parser
 
 
-def test_gateway_and_stream_have_one() -> None:
-    assert [unit.name for unit in UNITS] == ["xray-gateway.service", "xray-stream.service"]
+def test_every_program_has_one() -> None:
+    """The stream starts its archive itself."""
+    assert [unit.stem for unit in UNITS] == ["xray-alerts", "xray-gateway", "xray-reports", "xray-stream"]
 
 
 @each_unit
 def test_it_runs_a_command_that_there_is(unit: Path) -> None:
-    program, command, *options = read(unit)["Service"]["ExecStart"].split()
+    program, *words = read(unit)["Service"]["ExecStart"].split()
     assert program == "/opt/xray/bin/xray"
-    known = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
-    assert set(options) <= {name for parameter in known.params for name in parameter.opts}
+    known: Any = typer.main.get_command(app)
+    while hasattr(known, "commands"):
+        known = known.commands[words.pop(0)]
+    targets = re.findall(r'"TARGETS=(.*)"', unit.read_text(encoding="utf-8"))
+    options = " ".join(words).replace("$TARGETS", *targets).split() if targets else words
+    known.make_context(known.name, options)
+    assert not [word for word in options if "$" in word]
 
 
 @each_unit
@@ -57,9 +65,17 @@ def test_it_may_do_little(unit: Path) -> None:
     assert service["Restart"] == "on-failure"
 
 
-def test_gateway_has_time_to_answer_those_who_wait() -> None:
-    service = read(UNITS[0])["Service"]
-    assert float(service["TimeoutStopSec"].removesuffix("s")) > 2 * GatewaySettings().answer_s
+@pytest.mark.parametrize(
+    ("name", "least_s"),
+    [
+        ("xray-gateway", 2 * GatewaySettings().answer_s),
+        ("xray-alerts", LONGEST_DELIVERY_S),
+        ("xray-reports", 2 * ReportsSettings().answer_s),
+    ],
+)
+def test_it_has_time_for_an_answer_that_is_waited_for(name: str, least_s: float) -> None:
+    (unit,) = (unit for unit in UNITS if unit.stem == name)
+    assert float(read(unit)["Service"]["TimeoutStopSec"].removesuffix("s")) > least_s
 
 
 @each_unit
