@@ -21,7 +21,7 @@ import yaml
 LONGEST_AGE_S = 15
 _RESTARTS = ("[30m]", "[90s]")
 _FIVE_DAYS = ("[5d]", f"[{LONGEST_AGE_S}s]")
-_AGES = ("> 120", "> 900", "> 1800", "> 259200", "> 432000", "> bool 300")
+_AGES = ("> 120", "> 300", "> 900", "> 1800", "> 259200", "> 432000", "> bool 300")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SHORTEST_S = 5
 _FACTOR = 60

@@ -25,6 +25,7 @@ from schemas.errors import Reason
 from streaming.alerts.rulesfile import read_rules
 from streaming.gateway.refusals import Cause
 from streaming.metrics import END_TO_END_BUCKETS_S, serve_metrics
+from streaming.reports.report import LeftOut
 from streaming.run.jars import KAFKA_JARS
 from streaming.settings import (
     AlertsSettings,
@@ -36,7 +37,13 @@ from streaming.settings import (
     StreamSettings,
     variable_names,
 )
-from tests.metricspage import render_archive_page, render_gateway_page, render_stream_page
+from tests.metricspage import (
+    render_alerts_page,
+    render_archive_page,
+    render_gateway_page,
+    render_reports_page,
+    render_stream_page,
+)
 from tests.paths import ROOT
 from xray.commands.app import app
 
@@ -60,7 +67,7 @@ LONGEST_DELIVERY_S = 30.0
 BUILT_IN = {"up", "ALERTS"}
 PROMQL_WORDS = set(
     "by on group_left and or unless offset bool sum max min count abs time vector clamp_min".split()
-) | set("rate increase changes deriv max_over_time avg_over_time histogram_quantile".split())
+) | set("rate increase changes deriv min_over_time max_over_time avg_over_time histogram_quantile".split())
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)"
@@ -95,7 +102,8 @@ def instructions(name: str) -> list[str]:
 def exposed_metrics() -> dict[str, set[str]]:
     """Names on the real pages, each with the labels it can have."""
     names: dict[str, set[str]] = {}
-    for page in (render_stream_page(), render_archive_page(), render_gateway_page()):
+    pages = (render_stream_page, render_archive_page, render_gateway_page, render_alerts_page, render_reports_page)
+    for page in (render() for render in pages):
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
                 names.setdefault(sample.name, set()).update(sample.labels)
@@ -548,7 +556,7 @@ def test_alert_of_the_spool_begins_at_half_of_it() -> None:
 def test_alerts_name_jobs_that_are_scraped() -> None:
     scraped = {job["job_name"] for job in read_yaml(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]}
     named = {job for expression in expressions() for job in re.findall(r'job="([^"]*)"', expression)}
-    assert named == {"xray-stream", "xray-archive", "xray-gateway"}
+    assert named == {"xray-stream", "xray-archive", "xray-gateway", "xray-alerts", "xray-reports"}
     assert named <= scraped
 
 
@@ -785,6 +793,16 @@ def test_runbook_links_lead_somewhere() -> None:
 def test_runbook_explains_every_reason() -> None:
     named = set(re.findall(r"`([a-z_0-9]+)`", RUNBOOK.read_text(encoding="utf-8")))
     assert {reason.value for reason in Reason} <= named
+
+
+def test_runbook_explains_every_reason_why_nobody_knows_whose_an_image_is() -> None:
+    """And the alert counts these, not those that are meant."""
+    _, _, text = RUNBOOK.read_text(encoding="utf-8").partition("### XrayReportsLeftOut")
+    named = set(re.findall(r"`([a-z_]+)`", text.partition("\n### ")[0])) & {reason.value for reason in LeftOut}
+    (rule,) = (rule for rule in alert_rules() if rule["alert"] == "XrayReportsLeftOut")
+    (meant,) = re.findall(r'reason!~"([^"]*)"', rule["expr"])
+    assert named | set(meant.split("|")) == {reason.value for reason in LeftOut}
+    assert not named & set(meant.split("|"))
 
 
 def test_runbook_explains_every_refusal_as_devices_see_it() -> None:
