@@ -1,8 +1,8 @@
 """Each alert fires once as its fault is caused in a real run, and ends with it; each panel's query finds data.
 
-A broker, ``xray stream``, ``xray archive`` and ``xray gateway``, scraped by a real Prometheus, which tells a real
-Alertmanager. The tests are one story, in this order: each begins where all is well again. Times are shortened as
-`tests.integration.deploy.shortened` says.
+A broker, ``xray stream``, ``xray archive``, ``xray gateway``, ``xray alerts run`` and ``xray results run``, scraped by
+a real Prometheus, which tells a real Alertmanager. The tests are one story, in this order: each begins where all is
+well again. Times are shortened as `tests.integration.deploy.shortened` says.
 """
 
 import json
@@ -28,10 +28,13 @@ from benchmarks.chaos.scene import Site, clean_environ
 from benchmarks.ports import find_ports
 from schemas.errors import Reason
 from schemas.registry import set_challenger
+from streaming.devices.crosswalk import Crosswalk
 from streaming.kafka.places import Place
 from streaming.settings import load_settings
+from tests.integration.deploy.listeners import Listeners, open_listeners
 from tests.integration.deploy.watched import DEPLOY, DEVICE, Watched, missing_programs, sending
 from tests.integration.streams import change
+from tests.receiver import say
 from tests.savedmodels import copy_model
 from tests.testimages import dicom, png
 from tests.unit.streaming.deadletters.test_deadletters import added_headers
@@ -87,10 +90,21 @@ class Images:
 
     def like(self, kind: str) -> bytes:
         """Give a radiograph of that kind, two of whose pixels are changed."""
+        return png(self._draw(kind), compress_level=1)
+
+    def of_patient(self, kind: str) -> bytes:
+        """Give the same as a DICOM object, of which there is a report."""
+        uids = {
+            keyword: f"1.2.826.0.1.3680043.8.498.{self._rng.integers(1, 2**62)}"
+            for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        }
+        return dicom(self._draw(kind), bits_stored=8, **uids)
+
+    def _draw(self, kind: str) -> Pixels:
         pixels = next(self._drawn[kind]).copy()
         for _ in range(2):
             pixels[self._rng.integers(200), self._rng.integers(160)] = self._rng.integers(256)
-        return png(pixels, compress_level=1)
+        return pixels
 
     def noise(self, side: int = 160) -> bytes:
         """Give what is no radiograph."""
@@ -132,14 +146,25 @@ def images(site: Site) -> Images:
 
 
 @pytest.fixture(scope="module")
-def watched(site: Site) -> Iterator[Watched]:
-    """All programs, ready, with a device that sends an image every half second."""
-    watched = Watched(site, site.folder / "watching")
+def listeners() -> Iterator[Listeners]:
+    """Who gets alarms and reports."""
+    with open_listeners() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def watched(site: Site, listeners: Listeners) -> Iterator[Watched]:
+    """All programs, ready, with a device that sends an image every half second, each third one as a DICOM object."""
+    watched = Watched(site, site.folder / "watching", listeners)
     try:
-        watched.start("stream", "archive", "gateway")
+        watched.start("stream", "archive", "gateway", "alerts")
+        watched.start("reports")
         watched.wait_for(lambda: watched.page_value("stream", "xray_last_audit_timestamp_seconds"), "the first account")
         of_device = Images(site.folder / "site" / "images", seed=6)
-        with sending(watched, lambda: of_device.like("normal")):
+        kinds = cycle((of_device.of_patient, of_device.like, of_device.like))
+        with sending(watched, lambda: next(kinds)("normal")):
+            watched.wait_for(lambda: watched.page_value("alerts", "xray_alerts_conditions_judged"), "all is read")
+            watched.wait_for(lambda: len(listeners.hospital.accepted) > 1, "the first reports")
             watched.watch()
             yield watched
     finally:
@@ -157,13 +182,14 @@ def test_nothing_fires_while_all_is_well(watched: Watched) -> None:
         watched.wait_for(lambda slo=slo: watched.query(f'xray_slo:error_ratio:rate1h{{slo="{slo}"}}'), slo)  # type: ignore[misc]
     watched.wait_for(lambda: watched.value("sum(xray_archived_rows_total)") > 50, "rows")
     assert watched.ever_fired() == []
+    watched.wait_for(watched.alarms, "an alarm about an image is with Alertmanager")
     left = {one["metric"]["slo"]: float(one["value"][1]) for one in watched.query("xray_slo:budget_left:ratio")}
     assert left == dict.fromkeys(("intake", "latency", "freshness", "outcome"), 1.0)
 
 
 def test_what_else_devices_send(watched: Watched) -> None:
     """No alert: what some panels show."""
-    assert watched.send(dicom(BurnedInAnnotation="YES"), media_type="application/dicom") == 201
+    assert watched.send(dicom(BurnedInAnnotation="YES")) == 201
     device = AE(ae_title="DX1")
     device.add_requested_context(Verification)
     association = device.associate("127.0.0.1", watched.ports["dicom"], ae_title="NOBODY")
@@ -183,6 +209,8 @@ def test_images_that_cannot_be_read_and_images_unlike_the_training(
 
 
 def test_a_backlog_and_a_spark_that_stands_still(watched: Watched, images: Images, since: float) -> None:
+    """The alarms are ended meanwhile, and have a backlog of their own afterwards, by rules that are slow."""
+    assert watched.programs["alerts"].terminate() == 0
     watched.publish([images.like("normal") for _ in range(N_BASELINE)])
     watched.wait_fired(since, "XrayLagGrowing")
     assert watched.value("sum(xray_lag_images)") > 0
@@ -193,7 +221,14 @@ def test_a_backlog_and_a_spark_that_stands_still(watched: Watched, images: Image
     watched.wait_fired(since, "XrayCanaryLate")
     watched.wait_fired(since, "XrayErrorBudget", slo="latency", window="1h")
     watched.wait_for(lambda: watched.value("sum(xray_lag_images)") == 0, "all is scored")
-    for name in ("XrayNoBatch", "XrayCanaryMissing", "XrayCanaryLate", "XrayLagGrowing"):
+    watched.wait_fired(since, "XrayAlertsDown")
+    watched.launch_with_many_rules()
+    watched.wait_fired(since, "XrayAlertsBehind")
+    watched.wait_for(lambda: watched.inhibited("XrayAlertsNotReading"), "XrayAlertsNotReading is inhibited")
+    watched.wait_silent("XrayAlertsBehind")
+    assert watched.programs["alerts"].terminate() == 0
+    watched.start("alerts")
+    for name in ("XrayNoBatch", "XrayCanaryMissing", "XrayCanaryLate", "XrayLagGrowing", "XrayAlertsDown"):
         watched.wait_silent(name)
     watched.wait_fired(since, "XrayDrift")
 
@@ -210,9 +245,9 @@ def test_a_promoted_model_that_cannot_be_served(watched: Watched, site: Site, si
 
 def test_kafka_is_away_until_the_spool_is_full(watched: Watched, site: Site, images: Images, since: float) -> None:
     site.broker.stop()
-    watched.wait_fired(since, "XrayGatewayKafkaAway", "XrayCanaryMissing", "XrayAuditMissing")
+    watched.wait_fired(since, "XrayGatewayKafkaAway", "XrayCanaryMissing", "XrayAuditMissing", "XrayAlertsNotReading")
     watched.wait_fired(since, "XrayGatewaySpool", severity="warning")
-    for name in ("XrayCanaryMissing", "XrayAuditMissing", "XrayGatewaySpool"):
+    for name in ("XrayCanaryMissing", "XrayAuditMissing", "XrayGatewaySpool", "XrayAlertsNotReading"):
         watched.wait_for(lambda name=name: watched.inhibited(name), f"{name} is inhibited")  # type: ignore[misc]
     assert not watched.inhibited("XrayGatewayKafkaAway")
     answers = [watched.send(images.noise(400)) for _ in range(40)]
@@ -229,6 +264,7 @@ def test_kafka_is_away_until_the_spool_is_full(watched: Watched, site: Site, ima
         "XrayAuditMissing",
         "XrayGatewaySpool",
         "XrayGatewayRefusing",
+        "XrayAlertsNotReading",
     ):
         watched.wait_silent(name)
 
@@ -251,6 +287,48 @@ def test_the_gateway_is_ended_and_a_device_is_silent(watched: Watched, since: fl
     watched.start("gateway")
     for name in ("XrayGatewayDown", "XrayDeviceSilent", "XrayGatewaySetAside"):
         watched.wait_silent(name)
+
+
+def test_a_sink_takes_no_alarms_and_the_crosswalk_is_another_one(
+    watched: Watched, listeners: Listeners, since: float
+) -> None:
+    assert watched.programs["reports"].terminate() == 0
+    watched.wait_fired(since, "XrayReportsDown")
+    another = watched.folder / "another-crosswalk"
+    Crosswalk(another, watched.settings.crosswalk_key).close()
+    watched.start("reports", environ={"XRAY_GATEWAY__CROSSWALK": str(another)})
+    listeners.webhook.answers = [say(500)] * 10_000
+    watched.wait_fired(since, "XrayAlertsWaiting", sink="ris")
+    listeners.webhook.answers = [say(410)]
+    watched.wait_fired(since, "XrayAlertsUndelivered", sink="ris")
+    replayed = run_command(watched.environ, "alerts", "replay", "--undelivered", "--sink", "ris", timeout_s=60)
+    assert replayed.returncode == 0, replayed.stderr
+    watched.wait_fired(since, "XrayReportsLeftOut", target="mllp")
+    watched.wait_fired(since, "XrayReportsLeftOut", target="files")
+    assert watched.programs["reports"].terminate() == 0
+    watched.start("reports")
+    for name in ("XrayAlertsWaiting", "XrayAlertsUndelivered", "XrayReportsDown", "XrayReportsLeftOut"):
+        watched.wait_silent(name)
+
+
+def test_a_hospital_system_refuses_reports_and_then_is_away(
+    watched: Watched, listeners: Listeners, since: float
+) -> None:
+    listeners.hospital.answer = lambda _id, _times: "AE"
+    watched.wait_fired(since, "XrayReportsGivenUp", target="mllp")
+    listeners.hospital.answer = lambda _id, _times: "hang up"
+    watched.wait_fired(since, "XrayReportTargetDown", "XrayReportsWaiting", target="mllp")
+    watched.wait_for(lambda: watched.inhibited("XrayReportsWaiting"), "XrayReportsWaiting is inhibited")
+    listeners.hospital.answer = lambda _id, _times: "AA"
+    assert watched.programs["reports"].terminate() == 0
+    watched.start("reports", options=("--again",))
+    for name in ("XrayReportsGivenUp", "XrayReportTargetDown", "XrayReportsWaiting"):
+        watched.wait_silent(name)
+    away = watched.crosswalk.rename(watched.folder / "crosswalk.away")
+    watched.wait_fired(since, "XrayReportsFailing", target="mllp")
+    away.rename(watched.crosswalk)
+    watched.wait_silent("XrayReportsFailing")
+    assert not watched.fired(since, "XrayReportTargetDown", target="files")
 
 
 def test_the_archive_is_ended_and_topics_keep_little(watched: Watched, since: float) -> None:

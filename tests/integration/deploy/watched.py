@@ -1,4 +1,4 @@
-"""A whole installation that is watched: broker, stream, archive and gateway, scraped by a real Prometheus."""
+"""A whole installation that is watched: a broker and all programs, scraped by a real Prometheus."""
 
 import hashlib
 import json
@@ -25,6 +25,7 @@ from benchmarks.chaos.stream import StreamProcess
 from benchmarks.ports import find_ports
 from streaming.devices.publish import ImagePublisher
 from streaming.settings import StreamSettings, load_settings
+from tests.integration.deploy.listeners import SECRET, Listeners, write_many_rules, write_rules
 from tests.integration.deploy.shortened import shorten_rules
 from tests.integration.streams import read_samples
 from tests.paths import ROOT
@@ -35,6 +36,7 @@ SPOOL_BYTES = 2_000_000
 NEEDED = ("prometheus", "prometheus-alertmanager")
 
 _TOKEN = "of the device dx-1"  # noqa: S105  the test's own
+_PORTS = ("stream", "archive", "gateway", "dicom", "http", "alerts", "reports")
 _READY_TIMEOUT_S = 120
 _POLL_S = 0.2
 
@@ -48,15 +50,18 @@ class Watched:
         The broker and two trained models.
     folder : Path
         Of Prometheus, Alertmanager and all logs.
+    listeners : Listeners
+        Who gets alarms and reports.
     """
 
-    def __init__(self, site: Site, folder: Path) -> None:
+    def __init__(self, site: Site, folder: Path, listeners: Listeners) -> None:
         self.site, self.folder, self.started_at = site, folder, time.time()
-        first = find_ports(7)
-        self.ports = dict(zip(("stream", "archive", "gateway", "dicom", "http"), range(first, first + 5), strict=True))
-        self.prometheus_url, self.alertmanager_url = (f"http://127.0.0.1:{first + n}" for n in (5, 6))
+        first = find_ports(len(_PORTS) + 2)
+        self.ports = {name: first + number for number, name in enumerate(_PORTS)}
+        self.prometheus_url, self.alertmanager_url = (f"http://127.0.0.1:{first + len(_PORTS) + n}" for n in (0, 1))
         self.home = site.folder / "site"
         self.spool = folder / "spool"
+        self.crosswalk = folder / "crosswalk"
         devices = folder / "devices.toml"
         folder.mkdir(parents=True)
         digest = hashlib.sha256(_TOKEN.encode()).hexdigest()
@@ -79,6 +84,22 @@ class Watched:
             "XRAY_GATEWAY__SPOOL_MAX_BYTES": str(SPOOL_BYTES),
             "XRAY_GATEWAY__SPOOL_MIN_FREE_BYTES": "0",
             "XRAY_GATEWAY__ANSWER_S": "4",
+            "XRAY_GATEWAY__CROSSWALK": str(self.crosswalk),
+            "XRAY_ALERTS__METRICS_PORT": str(self.ports["alerts"]),
+            "RIS_SECRET": SECRET,
+            "XRAY_REPORTS__METRICS_PORT": str(self.ports["reports"]),
+            "XRAY_REPORTS__REFUSAL_TRIES": "2",
+            "XRAY_REPORTS__REFUSAL_WAIT_S": "0.1",
+        }
+        rules = write_rules(folder, DEVICE, webhook=listeners.webhook.url, alertmanager=self.alertmanager_url)
+        self._many_rules = write_many_rules(folder)
+        targets = (f"mllp:127.0.0.1:{listeners.hospital.port}", f"files:{folder / 'reports'}")
+        self._commands: dict[str, tuple[str, ...]] = {
+            "stream": ("stream", "--no-archive"),
+            "archive": ("archive",),
+            "gateway": ("gateway",),
+            "alerts": ("alerts", "run", str(rules)),
+            "reports": ("results", "run", "--to", targets[0], "--to", targets[1]),
         }
         kafka = {"bootstrap_servers": site.broker.bootstrap_servers}
         self.settings: StreamSettings = load_settings(home=self.home, jars=site.jars, kafka=kafka)
@@ -87,18 +108,23 @@ class Watched:
 
     # --- the programs -------------------------------------------------------------------------------------------------
 
-    def start(self, *names: str) -> None:
-        """Start programs, and wait until each is ready."""
+    def start(self, *names: str, **own: Any) -> None:
+        """Start programs, and wait until each is ready; with what `launch` takes."""
         for name in names:
-            self.launch(name)
+            self.launch(name, **own)
         for name in names:
             self.wait_ready(name)
 
-    def launch(self, name: str) -> None:
-        """Start a program."""
-        options = ("--no-archive",) if name == "stream" else ()
-        command = command_line(name, "--json", *options)
-        self.programs[name] = StreamProcess(self.environ, self.folder / f"{name}.stderr", command=command)
+    def launch(self, name: str, *, options: tuple[str, ...] = (), environ: Mapping[str, str] | None = None) -> None:
+        """Start a program, with more options, and with settings of its own."""
+        command = command_line(*self._commands[name], "--json", *options)
+        own = {**self.environ, **(environ or {})}
+        self.programs[name] = StreamProcess(own, self.folder / f"{name}.stderr", command=command)
+
+    def launch_with_many_rules(self) -> None:
+        """Start the alarms with rules by which they are slow."""
+        command = command_line("alerts", "run", str(self._many_rules), "--json")
+        self.programs["alerts"] = StreamProcess(self.environ, self.folder / "alerts.stderr", command=command)
 
     def wait_ready(self, name: str) -> None:
         """Wait until a program says that it is ready."""
@@ -168,8 +194,9 @@ class Watched:
 
     # --- what devices do ----------------------------------------------------------------------------------------------
 
-    def send(self, payload: bytes, *, media_type: str = "image/png") -> int:
-        """Send an object as the known device; give the HTTP status, 0 where nobody answers."""
+    def send(self, payload: bytes) -> int:
+        """Send a DICOM object or a PNG as the known device; give the HTTP status, 0 where nobody answers."""
+        media_type = "application/dicom" if payload[128:132] == b"DICM" else "image/png"
         headers = {"Content-Type": media_type, "Authorization": f"Bearer {_TOKEN}"}
         url = f"http://127.0.0.1:{self.ports['http']}/images"
         request = urllib.request.Request(url, payload, headers)
@@ -225,6 +252,11 @@ class Watched:
         """Whether Alertmanager has an alert and keeps it to itself, for the sake of another."""
         found = _read_json(f"{self.alertmanager_url}/api/v2/alerts")
         return any(a["labels"]["alertname"] == name and a["status"]["inhibitedBy"] for a in found)
+
+    def alarms(self) -> list[dict[str, str]]:
+        """Give the labels of the alarms about images that Alertmanager has now."""
+        found = _read_json(f"{self.alertmanager_url}/api/v2/alerts")
+        return [one["labels"] for one in found if "alarm_id" in one["labels"]]
 
     def wait_for(self, is_so: Callable[[], Any], what: str, timeout_s: float = 60) -> None:
         """Wait until something is so."""
