@@ -1,9 +1,13 @@
 """A DICOM archive as a target: each report is stored by C-STORE, over one association while there are reports."""
 
+import socket
+from contextlib import suppress
+
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 
+from streaming.deadline import Deadline, resolve
 from streaming.reports.report import Report
 from streaming.reports.structuredreport import SOP_CLASS, to_dataset
 from streaming.reports.target import Address, AwayError, RefusedError
@@ -31,6 +35,7 @@ class DicomStore:
 
     def __init__(self, address: Address, settings: ReportsSettings) -> None:
         self._address = address
+        self._answer_s = settings.answer_s
         self._entity = AE(ae_title=settings.aet)
         self._entity.acse_timeout = self._entity.dimse_timeout = self._entity.network_timeout = settings.answer_s
         self._entity.connection_timeout = settings.answer_s
@@ -40,9 +45,10 @@ class DicomStore:
     def send(self, report: Report) -> None:
         """See `Target.send`."""
         dataset = to_dataset(report)
-        association = self._associate()
         try:
-            answer = association.send_c_store(dataset)
+            # pynetdicom waits without an end for the rest of a message that has begun, and so does its own time-out.
+            with Deadline(self._answer_s) as deadline:
+                answer = self._associate(deadline).send_c_store(dataset)
         except (RuntimeError, OSError) as exc:  # the peer has ended the association meanwhile
             self.close()
             raise AwayError(type(exc).__name__) from exc
@@ -59,20 +65,40 @@ class DicomStore:
 
     def close(self) -> None:
         """See `Target.close`."""
-        if self._association is not None:
-            if self._association.is_established:
-                self._association.release()
-            self._association = None
+        association, self._association = self._association, None
+        if association is not None and association.is_established:
+            with Deadline(self._answer_s) as deadline, suppress(OSError):  # the peer has ended it meanwhile
+                _watch(association, deadline)
+                association.release()
 
-    def _associate(self) -> Association:
-        if self._association is None or not self._association.is_established:
-            made = self._entity.associate(self._address.place, self._address.port, ae_title=self._address.aet)
-            if not made.is_established:
-                why = "it rejects the association" if made.is_rejected else "no association"
-                raise AwayError(why)
-            if not made.accepted_contexts:
-                made.release()
-                msg = "it takes no Comprehensive 3D SR"
-                raise AwayError(msg)
-            self._association = made
-        return self._association
+    def _associate(self, deadline: Deadline) -> Association:
+        if self._association is not None and self._association.is_established:
+            _watch(self._association, deadline)
+            return self._association
+        made = self._entity.associate(
+            self._find_address(deadline),
+            self._address.port,
+            ae_title=self._address.aet,
+            evt_handlers=[(evt.EVT_CONN_OPEN, lambda event: _watch(event.assoc, deadline))],
+        )
+        if not made.is_established:
+            why = "it rejects the association" if made.is_rejected else "no association"
+            raise AwayError(why)
+        self._association = made
+        if not made.accepted_contexts:
+            self.close()
+            msg = "it takes no Comprehensive 3D SR"
+            raise AwayError(msg)
+        return made
+
+    def _find_address(self, deadline: Deadline) -> str:
+        """Ask for the host's address in time, which pynetdicom does not; IPv4 first, as it does."""
+        entries = resolve(self._address.place, self._address.port, within_s=deadline.left_s)
+        entries.sort(key=lambda entry: entry[0] is not socket.AF_INET)
+        return str(entries[0][4][0])
+
+
+def _watch(association: Association, deadline: Deadline) -> None:
+    wrapper = association.dul.socket
+    if wrapper is not None and wrapper.socket is not None:
+        deadline.watch(wrapper.socket)

@@ -1,7 +1,12 @@
-"""What FHIR and DICOMweb servers have in common: a session, and what a status means."""
+"""What FHIR and DICOMweb servers have in common: a session, its deadline, and what a status means."""
+
+from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 
+from streaming.deadline import Deadline
+from streaming.httpconnections import FindDeadline, make_pools
 from streaming.reports.target import AwayError, RefusedError
 from streaming.settings import ReportsSettings
 
@@ -13,9 +18,45 @@ _REFUSED = 400
 _FAILED = 500
 
 
-def open_session(settings: ReportsSettings) -> requests.Session:
+class Session(requests.Session):  # type: ignore[misc]  # requests has no types
+    """An HTTP session that waits for the whole of an answer, and no longer; for one thread.
+
+    Parameters
+    ----------
+    within_s : float
+        Seconds from a request to the last byte of its answer.
+    """
+
+    def __init__(self, within_s: float) -> None:
+        super().__init__()
+        self._within_s = within_s
+        self._deadline = Deadline(0.0)
+        for scheme in ("http://", "https://"):
+            self.mount(scheme, _Adapter(lambda: self._deadline))
+
+    def request(self, *args: Any, **options: Any) -> requests.Response:
+        """Ask, and read the whole answer; see requests."""
+        with Deadline(self._within_s) as deadline:
+            self._deadline = deadline
+            answer = super().request(*args, **options)
+            if deadline.is_over:  # what was cut off may look like the end of an answer without a length
+                raise requests.Timeout
+        return answer
+
+
+class _Adapter(HTTPAdapter):  # type: ignore[misc]
+    def __init__(self, find: FindDeadline) -> None:
+        self._find = find
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = make_pools(self._find)
+
+
+def open_session(settings: ReportsSettings) -> Session:
     """Open an HTTP session that shows the token, and follows no redirect to somebody else."""
-    session = requests.Session()
+    session = Session(settings.answer_s)
     session.max_redirects = 0
     if settings.http_token is not None:
         session.headers["Authorization"] = f"Bearer {settings.http_token.get_secret_value()}"

@@ -6,8 +6,8 @@ HL7 Version 2 Transport Specification: MLLP, release 1.
 """
 
 import socket
-import time
 
+from streaming.deadline import Deadline
 from streaming.reports.hl7v2 import Answer, Parties, read_answer, to_message
 from streaming.reports.report import Report
 from streaming.reports.target import Address, AwayError, RefusedError
@@ -42,10 +42,11 @@ class MllpPeer:
         """See `Target.send`."""
         message = to_message(report, self._parties)
         try:
-            connection = self._connect()
-            connection.settimeout(self._answer_s)
-            connection.sendall(_BEGIN + message + _END)
-            answer = read_answer(self._receive(connection), report.key)
+            with Deadline(self._answer_s) as deadline:
+                connection = self._connect(deadline)
+                connection.settimeout(deadline.left_s)
+                connection.sendall(_BEGIN + message + _END)
+                answer = read_answer(self._receive(connection, deadline), report.key)
         except OSError as exc:
             self.close()
             raise AwayError(type(exc).__name__) from exc
@@ -64,17 +65,15 @@ class MllpPeer:
             self._connection.close()
             self._connection = None
 
-    def _connect(self) -> socket.socket:
+    def _connect(self, deadline: Deadline) -> socket.socket:
         if self._connection is None:
-            self._connection = socket.create_connection((self._address.place, self._address.port), self._answer_s)
-            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._connection = deadline.connect(self._address.place, self._address.port)
         return self._connection
 
-    def _receive(self, connection: socket.socket) -> bytes:
+    def _receive(self, connection: socket.socket, deadline: Deadline) -> bytes:
         """Read one framed answer; however slowly it comes, it has to be whole in time."""
-        deadline = time.monotonic() + self._answer_s
         while (end := self._left.find(_END)) < 0:
-            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            connection.settimeout(deadline.left_s)
             piece = connection.recv(65_536)
             if not piece or len(self._left) > _MOST_BYTES:
                 msg = "the answer has no end"

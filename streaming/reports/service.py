@@ -110,7 +110,7 @@ def run_reports(
             health=lambda: describe_health(couriers),
         )
         stack.callback(stop)
-        end_within_s = 2 * settings.reports.answer_s + _END_S  # to connect, and to answer
+        end_within_s = 2 * settings.reports.answer_s + _END_S  # the report under way, and to end an association
         _run_all(couriers, ended, lambda: on_ready(ReportsState(tuple(addresses), url, reopened)), end_within_s)
 
 
@@ -145,7 +145,7 @@ def describe_health(couriers: Sequence[Courier]) -> dict[str, Any]:
 def _run_all(
     couriers: Sequence[Courier], ended: threading.Event, on_ready: Callable[[], None], end_within_s: float
 ) -> None:
-    # Daemons: a target whose answer drips without an end must not hold the program's. What it was sent is sent again.
+    # Daemons: a target that hangs without an end, as a folder can, must not hold the program's. It is sent again.
     threads = [
         threading.Thread(target=courier.run, name=f"courier-{courier.name}", daemon=True) for courier in couriers
     ]
@@ -167,4 +167,4 @@ def _run_all(
             if thread.ident is not None:
                 thread.join(max(deadline - time.monotonic(), 0.0))
             if thread.is_alive():
-                log.warning("%s: its answer does not end; the report under way is sent again later", courier.name)
+                log.warning("%s: it does not end; the report under way is sent again later", courier.name)

@@ -27,9 +27,7 @@ class Courier:
 
 
 @pytest.mark.parametrize("hanging", [{"fhir"}, {"fhir", "mllp"}, {"files", "fhir", "mllp"}, set()])
-def test_a_target_whose_answer_does_not_end_holds_up_no_end(
-    hanging: set[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_target_that_does_not_end_holds_up_no_end(hanging: set[str], caplog: pytest.LogCaptureFixture) -> None:
     ended = threading.Event()
     couriers: Any = [Courier(name, ended, hangs=name in hanging) for name in ("files", "fhir", "mllp")]
     began = time.monotonic()

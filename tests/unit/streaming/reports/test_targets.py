@@ -23,8 +23,11 @@ from streaming.reports.reportfolder import Format, ReportFolder
 from streaming.reports.target import Address, AwayError, Kind, RefusedError, read_address
 from streaming.reports.targets import open_target
 from streaming.settings import ReportsSettings
+from tests.drips import ENDLESS, PDU, TLS_RECORD, hanging_names, run_dripping_proxy, run_drips
 from tests.reportparts import CORRECTION, report
 from tests.reportpeers import FhirStore, MllpReceiver, run_fhir, run_mllp
+
+__all__ = ["hanging_names"]  # a fixture
 
 SETTINGS = ReportsSettings(answer_s=5)
 QUICK = ReportsSettings(answer_s=0.3)
@@ -412,3 +415,69 @@ def test_a_folder_that_cannot_be_made_is_away(tmp_path: Path) -> None:
 def test_a_dicom_file_is_one(tmp_path: Path) -> None:
     ReportFolder(tmp_path, SETTINGS, "sr").send(report())
     assert dcmread(tmp_path / f"{report().key}.dcm").SOPClassUID == Comprehensive3DSRStorage
+
+
+# --- answers without an end -------------------------------------------------------------------------------------------
+
+FHIR_GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+STOW_GOOD = b"HTTP/1.1 200 OK\r\nContent-Type: application/dicom+json\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def send_in_time(target: Any, number: int = 0) -> None:
+    """Send to a peer that drips: it is away, and soon known to be."""
+    began = time.monotonic()
+    with pytest.raises(AwayError):
+        target.send(report(number))
+    target.close()
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("where", ENDLESS)
+@pytest.mark.parametrize("kind", ["fhir", "stow"])
+def test_an_http_answer_that_drips_is_waited_for_no_longer(kind: str, where: str) -> None:
+    with run_drips(ENDLESS[where]) as port:
+        send_in_time(open_target(read_address(f"{kind}:http://127.0.0.1:{port}"), QUICK))
+
+
+@pytest.mark.parametrize(("kind", "good"), [("fhir", FHIR_GOOD), ("stow", STOW_GOOD)])
+def test_over_a_connection_that_is_kept_neither(kind: str, good: bytes) -> None:
+    with run_drips(ENDLESS["body"], ends_well=1, good=good) as port:
+        target = open_target(read_address(f"{kind}:http://127.0.0.1:{port}"), QUICK)
+        target.send(report())
+        send_in_time(target, 1)
+
+
+@pytest.mark.parametrize("kind", ["fhir", "stow"])
+def test_nor_is_tls_that_drips(kind: str) -> None:
+    with run_drips(TLS_RECORD) as port:
+        send_in_time(open_target(read_address(f"{kind}:https://127.0.0.1:{port}"), QUICK))
+
+
+def test_an_association_that_drips_is_waited_for_no_longer() -> None:
+    with run_drips(PDU) as port:
+        send_in_time(open_target(read_address(f"dicom:PACS@127.0.0.1:{port}"), QUICK))
+
+
+@pytest.mark.parametrize("n_stored", [0, 1, 2])
+def test_nor_is_a_store_that_drips(n_stored: int) -> None:
+    with run_archive(Archive()) as archive, run_dripping_proxy(archive.port, 1 + n_stored) as port:
+        target = open_target(read_address(f"dicom:PACS@127.0.0.1:{port}"), ReportsSettings(answer_s=1))
+        for number in range(n_stored):
+            target.send(report(number))
+        send_in_time(target, n_stored)
+
+
+def test_nor_is_a_release_that_drips() -> None:
+    with run_archive(Archive()) as archive, run_dripping_proxy(archive.port, 2) as port:
+        target = open_target(read_address(f"dicom:PACS@127.0.0.1:{port}"), ReportsSettings(answer_s=1))
+        target.send(report())
+        began = time.monotonic()
+        target.close()
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("kind", ["fhir", "stow", "dicom", "mllp"])
+def test_a_name_server_that_hangs_is_waited_for_no_longer_than_a_target(kind: str, hanging_names: list[str]) -> None:
+    place = {"dicom": "PACS@host.hangs:104", "mllp": "host.hangs:2575"}.get(kind, "http://host.hangs")
+    send_in_time(open_target(read_address(f"{kind}:{place}"), QUICK))
+    assert set(hanging_names) == {"host.hangs"}
