@@ -37,6 +37,7 @@ class MailServer:
     answers: dict[str, str] = field(default_factory=dict)
     mails: list[Mail] = field(default_factory=list)
     conversations: int = 0
+    greeted: list[str] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -70,6 +71,7 @@ class _Conversation(socketserver.StreamRequestHandler):
         verb, _, rest = line.partition(" ")
         match verb.upper():
             case "EHLO":
+                self.own.greeted.append(rest)
                 offers = [one for one in self.own.offers if not (self.is_private and one == "STARTTLS")]
                 self._write("".join(f"250-{one}\r\n" for one in ("mail.example", *offers)) + "250 HELP")
             case "STARTTLS":

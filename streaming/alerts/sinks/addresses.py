@@ -1,7 +1,8 @@
 """Which addresses a webhook may lead to: whoever may write a URL must not reach this network's own machines by it."""
 
 import ipaddress
-import socket
+
+from streaming.deadline import resolve
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -14,7 +15,7 @@ class ForbiddenAddressError(OSError):
     """The name leads only to addresses that are not allowed."""
 
 
-def resolve_host(host: str, port: int, *, allow_private: bool) -> list[str]:
+def resolve_host(host: str, port: int, *, allow_private: bool, within_s: float) -> list[str]:
     """Ask once for a host's addresses, and give those that may be used; whoever connects uses these, not the name.
 
     A name that is asked for a second time, for the connection itself, may have another address by then.
@@ -27,6 +28,8 @@ def resolve_host(host: str, port: int, *, allow_private: bool) -> list[str]:
         For the system, which wants it.
     allow_private : bool
         See `is_allowed`.
+    within_s : float
+        Seconds, for the answer.
 
     Returns
     -------
@@ -38,9 +41,9 @@ def resolve_host(host: str, port: int, *, allow_private: bool) -> list[str]:
     ForbiddenAddressError
         It has addresses, and none is allowed.
     OSError
-        The name has no address, or nobody could be asked (`socket.gaierror`).
+        The name has no address, or nobody could be asked or answered in time (`socket.gaierror`).
     """
-    found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    found = [str(entry[4][0]) for entry in resolve(host, port, within_s=within_s)]
     allowed = [address for address in dict.fromkeys(found) if is_allowed(address, allow_private=allow_private)]
     if not allowed:
         msg = "leads only to addresses that are not allowed (allow_private)"

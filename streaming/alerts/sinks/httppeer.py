@@ -1,12 +1,8 @@
 """One receiver of HTTP posts: its connection is kept, its time and the length of its answer are bounded."""
 
 import http.client
-import socket
 import ssl
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,12 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import Url, parse_url
 
 from streaming.alerts.sinks.addresses import resolve_host
 from streaming.alerts.sinks.failures import describe_failure
+from streaming.deadline import Deadline
+from streaming.httpconnections import TimedConnection, TimedTlsConnection
 
 USER_AGENT = f"xray-alerts/{version('xray-stream')}"
 MAX_ANSWER_BYTES = 64 * 1024
@@ -104,7 +101,7 @@ class HttpPeer:
     url : str
         See `HttpUrl`.
     timeout_s : float
-        For the whole of a post: connection, request and answer.
+        For the whole of a post: the name's addresses, connection, request and answer.
     ca : Path or None
         PEM file of the authority that signs the receiver's certificate; None: those that the system trusts.
     allow_private : bool
@@ -116,7 +113,7 @@ class HttpPeer:
         self._timeout_s = timeout_s
         self._allow_private = allow_private
         self._context = ssl.create_default_context(cafile=ca) if self._url.scheme == "https" else None
-        self._connection: HTTPConnection | None = None
+        self._connection: TimedConnection | None = None
 
     @property
     def place(self) -> str:
@@ -138,18 +135,18 @@ class HttpPeer:
         PostError
             The receiver may have the body or not.
         """
-        deadline = time.monotonic() + self._timeout_s
-        try:
-            kept = self._take_kept()
-            if kept is not None:
-                try:
-                    return self._exchange(kept, body, headers, deadline)
-                except _CLOSED_BEFORE:
-                    pass  # the receiver closed it meanwhile, as it may: that says nothing of the receiver
-            return self._exchange(self._connect(deadline), body, headers, deadline)
-        except _FAILURES as exc:
-            msg = f"{self.place}: {self._describe(exc, is_late=time.monotonic() >= deadline)}"
-            raise PostError(msg) from exc
+        with Deadline(self._timeout_s) as deadline:
+            try:
+                kept = self._take_kept()
+                if kept is not None:
+                    try:
+                        return self._exchange(kept, body, headers, deadline)
+                    except _CLOSED_BEFORE:
+                        pass  # the receiver closed it meanwhile, as it may: that says nothing of the receiver
+                return self._exchange(self._connect(deadline), body, headers, deadline)
+            except _FAILURES as exc:
+                msg = f"{self.place}: {self._describe(exc, is_late=deadline.is_over)}"
+                raise PostError(msg) from exc
 
     def close(self) -> None:
         """Close the connection that is kept."""
@@ -157,23 +154,24 @@ class HttpPeer:
         if kept is not None:
             kept.close()
 
-    def _take_kept(self) -> HTTPConnection | None:
+    def _take_kept(self) -> TimedConnection | None:
         kept, self._connection = self._connection, None
         if kept is None or kept.is_connected:
             return kept
         kept.close()
         return None
 
-    def _connect(self, deadline: float) -> HTTPConnection:
+    def _connect(self, deadline: Deadline) -> TimedConnection:
         host = str(self._url.host).strip("[]")
-        addresses = resolve_host(host, _port_of(self._url), allow_private=self._allow_private)
+        port = _port_of(self._url)
+        addresses = resolve_host(host, port, allow_private=self._allow_private, within_s=deadline.left_s)
         for position, address in enumerate(addresses):
             is_last = position == len(addresses) - 1
-            # An address that does not answer leaves time for those behind it.
-            left_s = (deadline - time.monotonic()) / (len(addresses) - position)
-            if left_s <= 0:
+            if deadline.is_over:
                 raise TimeoutError
-            connection = self._make_connection(address, host, left_s)
+            # An address that does not answer leaves time for those behind it.
+            connection = self._make_connection(address, host, deadline.left_s / (len(addresses) - position))
+            connection.find_deadline = lambda: deadline
             try:
                 connection.connect()
             except _FAILURES:
@@ -185,27 +183,30 @@ class HttpPeer:
         msg = "resolve_host gives at least one address"
         raise AssertionError(msg)
 
-    def _make_connection(self, address: str, host: str, timeout_s: float) -> HTTPConnection:
+    def _make_connection(self, address: str, host: str, timeout_s: float) -> TimedConnection:
         port = _port_of(self._url)
         if self._context is None:
-            return HTTPConnection(address, port, timeout=timeout_s)
+            return TimedConnection(address, port, timeout=timeout_s)
         # The certificate is checked for the name in the URL, not for the address that it had.
-        return HTTPSConnection(address, port, timeout=timeout_s, ssl_context=self._context, server_hostname=host)
+        return TimedTlsConnection(address, port, timeout=timeout_s, ssl_context=self._context, server_hostname=host)
 
-    def _exchange(self, connection: HTTPConnection, body: bytes, headers: Mapping[str, str], deadline: float) -> Answer:
+    def _exchange(
+        self, connection: TimedConnection, body: bytes, headers: Mapping[str, str], deadline: Deadline
+    ) -> Answer:
+        connection.find_deadline = lambda: deadline
+        connection.timeout = deadline.left_s
         try:
-            with _cut_off(connection, deadline):
-                connection.request(
-                    "POST",
-                    self._url.request_uri,
-                    body,
-                    {"Host": self._url.netloc or "", "User-Agent": USER_AGENT, **headers},
-                    preload_content=False,
-                    decode_content=False,
-                )
-                response = connection.getresponse()
-                is_whole = _read_away(response.read)
-            if time.monotonic() >= deadline:
+            connection.request(
+                "POST",
+                self._url.request_uri,
+                body,
+                {"Host": self._url.netloc or "", "User-Agent": USER_AGENT, **headers},
+                preload_content=False,
+                decode_content=False,
+            )
+            response = connection.getresponse()
+            is_whole = _read_away(response.read)
+            if deadline.is_over:
                 raise TimeoutError  # what was cut off may look like an end of headers, or of an answer without a length
             self._connection = connection if is_whole else None
         finally:
@@ -256,28 +257,6 @@ def _read_away(read: Callable[[int], bytes]) -> bool:
         if left < 0:
             return False
     return True
-
-
-@contextmanager
-def _cut_off(connection: HTTPConnection, deadline: float) -> Iterator[None]:
-    """End the connection at the deadline: a time-out of the socket begins anew with every byte of a slow answer."""
-    sock = connection.sock
-    left_s = max(0.001, deadline - time.monotonic())
-    connection.timeout = left_s
-    timer = threading.Timer(left_s, _shut_down, args=(sock,))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _shut_down(sock: socket.socket) -> None:
-    try:
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own, which changes what the reading thread uses
-    except OSError:
-        pass  # it was closed just now
 
 
 def _port_of(url: Url) -> int:

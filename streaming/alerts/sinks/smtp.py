@@ -5,7 +5,6 @@ import logging
 import smtplib
 import socket
 import ssl
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email.message import EmailMessage
@@ -20,6 +19,7 @@ from streaming.alerts.sinks.failures import describe_failure
 from streaming.alerts.sinks.httppeer import AuthorityFile
 from streaming.alerts.sinks.secret import Secret, SecretError
 from streaming.alerts.sinks.wording import message_id, to_subject, to_text
+from streaming.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class SmtpSettings(BaseModel):
     alarms_per_message : int
         1: a message for each alarm. More: one message tells of up to so many that wait at the time.
     timeout_s : float
-        For one delivery, the whole conversation.
+        For one delivery: the server's address, and the whole conversation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -152,20 +152,19 @@ class SmtpSink:
     def _converse(self) -> Iterator[smtplib.SMTP]:
         settings = self._settings
         port = settings.port or _PORTS[settings.security]
-        server: smtplib.SMTP = (
-            _TimedTls(settings.host, port, timeout=settings.timeout_s, context=self._context)
-            if settings.security == "tls"
-            else _Timed(settings.host, port, timeout=settings.timeout_s)
-        )
-        try:
-            if settings.security == "starttls":
-                server.starttls(context=self._context)
-            if settings.username is not None and settings.password is not None:
-                server.login(settings.username, settings.password.read())
-            yield server
-            _say_goodbye(server)
-        finally:
-            server.close()
+        tls = self._context if settings.security == "tls" else None
+        with Deadline(settings.timeout_s) as deadline:
+            server = _Timed(settings.host, port, deadline, tls)
+            try:
+                server.name_itself()
+                if settings.security == "starttls":
+                    server.starttls(context=self._context)
+                if settings.username is not None and settings.password is not None:
+                    server.login(settings.username, settings.password.read())
+                yield server
+                _say_goodbye(server)
+            finally:
+                server.close()
 
     def _send(self, server: smtplib.SMTP, message: EmailMessage) -> Outcome:
         taken = self._remember(str(message["Message-ID"]))
@@ -198,36 +197,29 @@ class SmtpSink:
 
 
 class _Timed(smtplib.SMTP):
-    """Ends a conversation that takes too long: a time-out of the socket begins anew with every byte of a slow reply."""
+    """A conversation that ends by a deadline, whatever hangs or drips: the name server, TLS, or a reply."""
 
-    _timer: threading.Timer | None = None
+    def __init__(self, host: str, port: int, deadline: Deadline, tls: ssl.SSLContext | None) -> None:
+        self._deadline = deadline
+        self._tls = tls
+        # The own name is given: smtplib would ask a name server for it, and wait.
+        super().__init__(host, port, local_hostname=socket.gethostname(), timeout=deadline.left_s)
 
-    def connect(  # type: ignore[override]
-        self, host: str = "localhost", port: int = 0, source_address: tuple[str, int] | None = None
-    ) -> tuple[int, bytes]:
-        self._timer = threading.Timer(self.timeout, self._cut_off)
-        self._timer.daemon = True
-        self._timer.start()
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        sock = self._deadline.connect(host, port)
+        if self._tls is None:
+            return sock
         try:
-            return super().connect(host, port, source_address)
+            return self._tls.wrap_socket(sock, server_hostname=host)
         except OSError:
-            self._timer.cancel()
+            sock.close()
             raise
 
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        super().close()
-
-    def _cut_off(self) -> None:
-        sock = self.sock
-        if sock is not None:
-            with suppress(OSError):  # it was closed just now
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-class _TimedTls(_Timed, smtplib.SMTP_SSL):
-    pass
+    def name_itself(self) -> None:
+        """Use the own address where the own name is none of the network's (RFC 5321, 4.1.4)."""
+        if "." not in self.local_hostname and self.sock is not None:
+            own = str(self.sock.getsockname()[0])
+            self.local_hostname = f"[IPv6:{own}]" if ":" in own else f"[{own}]"
 
 
 def _say_goodbye(server: smtplib.SMTP) -> None:

@@ -74,13 +74,17 @@ def test_addresses_that_are_nobodys_are_never_allowed(address: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "localhost", "::1"])
 def test_every_writing_of_this_machine_is_known(host: str) -> None:
     with pytest.raises(ForbiddenAddressError, match="allow_private"):
-        resolve_host(host, 80, allow_private=False)
-    assert resolve_host(host, 80, allow_private=True)
+        resolve_host(host, 80, allow_private=False, within_s=10)
+    assert resolve_host(host, 80, allow_private=True, within_s=10)
 
 
 def test_addresses_that_are_not_allowed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     found = ["10.0.0.1", "93.184.216.34", "::ffff:127.0.0.1", "93.184.216.34"]
     entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in found]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
-    assert resolve_host("both.example", 80, allow_private=False) == ["93.184.216.34"]
-    assert resolve_host("both.example", 80, allow_private=True) == ["10.0.0.1", "93.184.216.34", "::ffff:127.0.0.1"]
+    assert resolve_host("both.example", 80, allow_private=False, within_s=10) == ["93.184.216.34"]
+    assert resolve_host("both.example", 80, allow_private=True, within_s=10) == [
+        "10.0.0.1",
+        "93.184.216.34",
+        "::ffff:127.0.0.1",
+    ]
