@@ -29,6 +29,9 @@ class Session(requests.Session):  # type: ignore[misc]  # requests has no types
 
     def __init__(self, within_s: float) -> None:
         super().__init__()
+        # Reports name patients: a proxy that a shell has for other things must not get them, nor a password of ~/.netrc
+        # take the token's place.
+        self.trust_env = False
         self._within_s = within_s
         self._deadline = Deadline(0.0)
         for scheme in ("http://", "https://"):

@@ -2,14 +2,16 @@
 
 import os
 import socket
+import ssl
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from pydantic import SecretStr
 from pydicom import Dataset, dcmread
 from pynetdicom import AE, evt
@@ -24,6 +26,7 @@ from streaming.reports.target import Address, AwayError, Kind, RefusedError, rea
 from streaming.reports.targets import open_target
 from streaming.settings import ReportsSettings
 from tests.drips import ENDLESS, PDU, TLS_RECORD, hanging_names, run_dripping_proxy, run_drips
+from tests.receiver import receive, say
 from tests.reportparts import CORRECTION, report
 from tests.reportpeers import FhirStore, MllpReceiver, run_fhir, run_mllp
 
@@ -481,3 +484,55 @@ def test_a_name_server_that_hangs_is_waited_for_no_longer_than_a_target(kind: st
     place = {"dicom": "PACS@host.hangs:104", "mllp": "host.hangs:2575"}.get(kind, "http://host.hangs")
     send_in_time(open_target(read_address(f"{kind}:{place}"), QUICK))
     assert set(hanging_names) == {"host.hangs"}
+
+
+# --- what the environment says ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fhir", "stow"])
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
+def test_no_proxy_of_the_environment_gets_a_report(
+    kind: str, variable: str, store: FhirStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, store.address)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    target = open_target(read_address(f"{kind}:http://127.0.0.1:{closed_port()}"), SETTINGS)
+    with pytest.raises(AwayError):
+        target.send(report())
+    target.close()
+    assert store.requests == []
+
+
+@pytest.mark.parametrize("kind", ["fhir", "stow"])
+@pytest.mark.parametrize("token", ["s3cret", None])
+def test_no_netrc_takes_the_tokens_place(
+    kind: str, token: str | None, store: FhirStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    settings = ReportsSettings(http_token=None if token is None else SecretStr(token))
+    target = open_target(read_address(f"{kind}:{store.address}"), settings)
+    with suppress(RefusedError, AwayError):  # to the store STOW-RS means nothing
+        target.send(report())
+    target.close()
+    assert store.requests[0].get("Authorization") == (None if token is None else "Bearer s3cret")
+
+
+@pytest.mark.parametrize("kind", ["fhir", "stow"])
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_no_authority_of_the_environment_takes_the_settings_place(
+    kind: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = trustme.CA(), trustme.CA()
+    for name, authority in (("ours", ours), ("theirs", theirs)):
+        authority.cert_pem.write_to_path(str(tmp_path / name))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.issue_cert("127.0.0.1").configure_cert(context)
+    monkeypatch.setenv(variable, str(tmp_path / "theirs"))
+    with receive(context) as receiver:
+        receiver.answers = [say(200, b"{}", Content_Type="application/dicom+json")]
+        address = read_address(f"{kind}:https://127.0.0.1:{receiver.port}")
+        target = open_target(address, ReportsSettings(http_ca=tmp_path / "ours"))
+        target.send(report())
+        target.close()

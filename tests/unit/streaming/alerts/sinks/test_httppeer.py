@@ -240,3 +240,18 @@ def test_tls_is_verified(authority: trustme.CA, authority_file: Path) -> None:
             HttpPeer(receiver.url.replace("127.0.0.1", "localhost"), timeout_s=10, ca=authority_file).post(b"{}", {})
     with receive() as plain, pytest.raises(PostError, match="TLS failed"):
         HttpPeer(plain.url.replace("http:", "https:"), timeout_s=10, ca=authority_file).post(b"{}", {})
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_no_proxy_and_no_netrc_of_the_environment_is_used(
+    receiver: Receiver, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with receive() as proxy:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
+        assert HttpPeer(receiver.url, timeout_s=10).post(b"{}", {}).status == 200
+        assert proxy.got == []
+    assert "authorization" not in receiver.got[0].headers
