@@ -6,10 +6,11 @@ sent a second time, with the same identifiers.
 """
 
 import fcntl
+import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,15 +23,15 @@ from streaming.reports.report import Correction, Prediction, report_key
 Partition = tuple[str, int]
 """Topic and number."""
 
-_VERSION = 1
+_VERSION = 2
 _TABLES = f"""
 CREATE TABLE predictions (event_id TEXT PRIMARY KEY, value BLOB NOT NULL, received_at TEXT NOT NULL,
                           scored_at TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX predictions_at ON predictions (at);
 CREATE TABLE names (name TEXT NOT NULL, event_id TEXT NOT NULL, PRIMARY KEY (name, event_id)) WITHOUT ROWID;
 CREATE INDEX names_event ON names (event_id);
-CREATE TABLE findings (name TEXT PRIMARY KEY, label TEXT NOT NULL, confirmed_at TEXT NOT NULL, at REAL NOT NULL)
-    WITHOUT ROWID;
+CREATE TABLE findings (name TEXT NOT NULL, label TEXT NOT NULL, confirmed_at TEXT NOT NULL, at REAL NOT NULL,
+                       PRIMARY KEY (name, label)) WITHOUT ROWID;
 CREATE INDEX findings_at ON findings (at);
 CREATE TABLE deliveries (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, event_id TEXT NOT NULL, label TEXT,
                          confirmed_at TEXT, state TEXT NOT NULL, code TEXT NOT NULL, tries INTEGER NOT NULL,
@@ -313,8 +314,10 @@ def _add_prediction(db: sqlite3.Connection, arrival: Arrival, found: Prediction,
     db.executemany("INSERT OR IGNORE INTO names VALUES (?, ?)", [(name, found.event_id) for name in found.names])
     _add_delivery(db, arrival.source, found.event_id, None)
     marks = ", ".join("?" * len(found.names))
-    query = f"SELECT label, confirmed_at FROM findings WHERE name IN ({marks}) ORDER BY confirmed_at DESC LIMIT 1"  # noqa: S608
-    for label, confirmed_at in db.execute(query, found.names).fetchall():
+    query = f"SELECT label, confirmed_at FROM findings WHERE name IN ({marks}) ORDER BY confirmed_at DESC"  # noqa: S608
+    rows = db.execute(query, found.names).fetchall()
+    # The newest that the model knows; where it knows none, that is told of one of them.
+    for label, confirmed_at in ([row for row in rows if row[0] in found.labels] or rows)[:1]:
         _add_delivery(db, arrival.source, found.event_id, Correction(label, datetime.fromisoformat(confirmed_at)))
 
 
@@ -323,19 +326,22 @@ def _add_finding(db: sqlite3.Connection, source: Source, found: Finding, now: fl
     at = correction.confirmed_at.isoformat()
     db.execute(
         """
-        INSERT INTO findings VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE
-        SET label = excluded.label, confirmed_at = excluded.confirmed_at, at = excluded.at
+        INSERT INTO findings VALUES (?, ?, ?, ?) ON CONFLICT (name, label) DO UPDATE
+        SET confirmed_at = excluded.confirmed_at, at = excluded.at
         WHERE excluded.confirmed_at >= findings.confirmed_at
         """,
         (found.name, correction.label, at, now),
     )
-    # A finding that is older than the one which was reported last is no news.
-    query = """
-        SELECT event_id FROM names WHERE name = ? AND NOT EXISTS (
-            SELECT 1 FROM deliveries d WHERE d.event_id = names.event_id AND d.confirmed_at > ?)
-    """
-    for (event_id,) in db.execute(query, (found.name, at)).fetchall():
-        _add_delivery(db, source, event_id, correction)
+    query = "SELECT event_id, value FROM names JOIN predictions USING (event_id) WHERE name = ?"
+    for event_id, value in db.execute(query, (found.name,)).fetchall():
+        if not _has_later(db, event_id, json.loads(value)["probabilities"], at):
+            _add_delivery(db, source, event_id, correction)
+
+
+def _has_later(db: sqlite3.Connection, event_id: str, labels: Collection[str], at: str) -> bool:
+    """Tell whether a report has a later finding already: an older one is no news. One that amends nothing is none."""
+    query = "SELECT label FROM deliveries WHERE event_id = ? AND confirmed_at > ?"
+    return any(label in labels for (label,) in db.execute(query, (event_id, at)))
 
 
 def _add_delivery(db: sqlite3.Connection, source: Source, event_id: str, correction: Correction | None) -> None:

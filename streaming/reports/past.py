@@ -1,7 +1,7 @@
 """Predictions and findings that there are already: of the topics, or of the archive's tables."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -18,8 +18,9 @@ from streaming.reports.records import read_finding_record, read_prediction_recor
 from streaming.reports.report import Correction, NotReportedError, Prediction, name_image, read_prediction
 from streaming.settings import KafkaSettings
 
-Corrections = dict[str, Correction]
-"""The newest finding of each image, by each name that a finding had for it."""
+Corrections = dict[str, dict[str, Correction]]
+"""The newest of each finding of an image, by each name that it had for the image, and by label: which labels the model
+knows is not known yet."""
 _COLUMNS = (
     "event_id source id sha256 model_name model_version model_sha256 label probabilities positive_label "
     "operating_point flags received_at scored_at"
@@ -28,7 +29,7 @@ _COLUMNS = (
 
 def choose_correction(corrections: Corrections, prediction: Prediction) -> Correction | None:
     """Give the newest finding of a prediction's image; one that is none of the model's labels amends nothing."""
-    named = [corrections[name] for name in prediction.names if name in corrections]
+    named = [one for name in prediction.names for one in corrections.get(name, {}).values()]
     found = [one for one in named if one.label in prediction.labels]
     return max(found, key=lambda one: one.confirmed_at, default=None)
 
@@ -46,7 +47,7 @@ def read_topic_corrections(kafka: KafkaSettings) -> Corrections:
     with open_reader(kafka) as reader:
         spans = read_spans(reader, kafka.labels_topic)
     found = (read_finding_record(message) for message in scan_offsets(kafka, kafka.labels_topic, spans))
-    return _keep_newest(one for one in found if one is not None)
+    return keep_newest(one for one in found if one is not None)
 
 
 def read_topic_predictions(kafka: KafkaSettings, since: datetime | None) -> Iterator[Prediction | NotReportedError]:
@@ -101,7 +102,7 @@ def read_table_corrections(folder: str) -> Corrections:
         return {}
     with failing_as(f"the table {table.table_uri} cannot be read"):
         rows = table.to_pyarrow_table(columns=["sha256", "label", "confirmed_at"]).to_pylist()
-    return _keep_newest(
+    return keep_newest(
         Finding(name_image("sha256", row["sha256"]), Correction(row["label"], row["confirmed_at"])) for row in rows
     )
 
@@ -158,10 +159,12 @@ def _to_event(row: dict[str, Any]) -> dict[str, Any]:
     return event | {"image": image, "model": model, "probabilities": dict(row["probabilities"] or ())}
 
 
-def _keep_newest(findings: Iterator[Finding]) -> Corrections:
+def keep_newest(findings: Iterable[Finding]) -> Corrections:
+    """Keep of each image's findings the newest of each label."""
     newest: Corrections = {}
     for one in findings:
-        known = newest.get(one.name)
+        by_label = newest.setdefault(one.name, {})
+        known = by_label.get(one.correction.label)
         if known is None or one.correction.confirmed_at >= known.confirmed_at:
-            newest[one.name] = one.correction
+            by_label[one.correction.label] = one.correction
     return newest

@@ -86,6 +86,56 @@ def test_what_was_given_up_is_sent_again_when_asked(ledger: Ledger) -> None:
     assert {one.tries for one in ledger.list_due(9)} == {0}
 
 
+def send_all(ledger: Ledger, labels: set[str]) -> list[str]:
+    """Close all that is due as the courier does; give the findings that amend."""
+    amended = []
+    while found := ledger.list_due(1):
+        label = found[0].correction and found[0].correction.label
+        if label is None or label in labels:
+            ledger.close_done(found[0])
+            amended += [label] if label else []
+        else:
+            ledger.close_left_out(found[0], "unknown_label")
+    return amended
+
+
+UNKNOWN = replace(LATER, label="hernia")
+KNOWN = set(report().prediction.labels)
+
+
+@pytest.mark.parametrize("prediction_at", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "found",
+    [
+        (CORRECTION, UNKNOWN),
+        (UNKNOWN, CORRECTION),
+        (CORRECTION, UNKNOWN, replace(UNKNOWN, label="mass", confirmed_at=LATER.confirmed_at + timedelta(days=1))),
+        (UNKNOWN, replace(UNKNOWN, label="mass"), CORRECTION),
+    ],
+    ids=["known first", "unknown first", "two unknown behind", "two unknown before"],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_finding_that_the_model_does_not_know_hides_none_that_it_does(
+    ledger: Ledger, found: tuple[Correction, ...], prediction_at: int, *, at_once: bool
+) -> None:
+    arrivals = [finding(1, one, name=number % 2, offset=number) for number, one in enumerate(found)]
+    arrivals.insert(prediction_at, prediction(1))
+    amended = []
+    for some in [arrivals] if at_once else [[one] for one in arrivals]:
+        ledger.absorb(some)
+        amended += send_all(ledger, KNOWN)
+    assert amended == ["normal"]
+
+
+@pytest.mark.parametrize("prediction_at", [0, 1])
+def test_a_finding_that_no_model_knows_is_told_of(ledger: Ledger, prediction_at: int) -> None:
+    arrivals = [finding(1, UNKNOWN)]
+    arrivals.insert(prediction_at, prediction(1))
+    ledger.absorb(arrivals)
+    ledger.close_done(ledger.list_due(1)[0])
+    assert due(ledger) == [(event(1)["event_id"], "hernia")]
+
+
 @pytest.mark.parametrize("name", [0, 1, 2])
 def test_a_finding_amends_whenever_it_comes_and_however_it_names_the_image(ledger: Ledger, name: int) -> None:
     ledger.absorb([finding(1, name=name)])
