@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import JobError
+from schemas.folders import sync_folder
 from streaming.alerts.alarm import Alarm, State
 from streaming.alerts.rules import UNANSWERED_S
 
@@ -179,6 +180,7 @@ class Ledger:
         try:
             if path is not None:
                 path.touch(mode=0o600, exist_ok=True)
+                sync_folder(path.parent)
             self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
             self._db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
             self._db.execute("PRAGMA journal_mode = WAL")

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from kafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
 from schemas.errors import BrokerError, SettingsError
+from schemas.folders import make_folder
 from schemas.registry import CHALLENGER_FILE, CHAMPION_FILE, read_aliases
 from streaming.alerts.alarm import Sink
 from streaming.alerts.alertmetrics import AlertMetrics
@@ -125,6 +126,8 @@ def open_ledger(folder: Path) -> Iterator[Ledger]:
     JobError
         The ledger is damaged.
     """
+    with suppress(OSError):  # the check says what is wrong
+        make_folder(folder)
     check_folder(folder, _SETTING)
     make_scratch(folder)
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from schemas.envelope import DISCLAIMER
 from schemas.errors import SettingsError
+from schemas.folders import make_folder, sync_folder
 from streaming.reports.past import (
     choose_correction,
     read_table_corrections,
@@ -129,7 +130,7 @@ class _Lines:
         self._settings = settings
         self._aside = folder / f".{NDJSON_FILE}-{os.getpid()}"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder)
             descriptor = os.open(self._aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         except OSError as exc:
             raise _unwritable(folder, exc.strerror) from exc
@@ -143,11 +144,17 @@ class _Lines:
             raise AwayError(exc.strerror) from exc
 
     def _end(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stream.close()
-        if kind is None:
-            self._aside.replace(self._aside.with_name(NDJSON_FILE))
-        else:
-            self._aside.unlink()
+        with self._stream:
+            if kind is not None:
+                self._aside.unlink()
+                return
+            try:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+                self._aside.replace(self._aside.with_name(NDJSON_FILE))
+                sync_folder(self._aside.parent)
+            except OSError as exc:
+                raise _unwritable(self._aside.parent, exc.strerror) from exc
 
 
 def _open_files(folder: Path, settings: ReportsSettings, form: ExportFormat, stack: ExitStack) -> _Writes:

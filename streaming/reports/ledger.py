@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from schemas.errors import SettingsError, XrayError
+from schemas.folders import make_folder, sync_folder
 from streaming.reports.findings import Finding
 from streaming.reports.report import Correction, Prediction, report_key
 
@@ -285,9 +286,10 @@ def open_ledger(path: Path) -> Iterator[Ledger]:
         It is damaged.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent)
         # SQLite would go by the umask; its other files take over what this one has.
         os.close(os.open(path, os.O_CREAT, 0o600))
+        sync_folder(path.parent)
         lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         msg = f"XRAY_REPORTS__FOLDER: {path} cannot be used: {exc.strerror}"

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from schemas.folders import make_folder, sync_folder
 from streaming.reports.fhir import to_bundle, to_json
 from streaming.reports.hl7v2 import to_message
 from streaming.reports.mllp import make_parties
@@ -49,8 +50,8 @@ class ReportFolder:
         """See `Target.close`."""
 
     def _write(self, name: str, content: bytes) -> None:
-        """Write aside and rename: nobody reads half a report."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Write aside and rename: nobody reads half a report; the name is on the disk too when this returns."""
+        make_folder(self._folder)
         aside = self._folder / f".{name}-{os.getpid()}"
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "wb") as stream:
@@ -58,6 +59,7 @@ class ReportFolder:
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(self._folder / name)
+        sync_folder(self._folder)
 
 
 def render(report: Report, settings: ReportsSettings, form: Format) -> bytes:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from schemas.folders import sync_folder
 from streaming.alerts.alarm import Alarm, Delivered, Outcome, Retry
 from streaming.alerts.sinks.wording import to_json
 
@@ -72,6 +73,7 @@ class FileSink:
         self._path = settings.path
         self._max_bytes = settings.max_bytes
         self._keep = settings.keep
+        self._named: tuple[int, int] | None = None
 
     def deliver(self, alarms: Sequence[Alarm], attempt: int) -> Outcome:
         """Append all of them or none; see `streaming.alerts.alarm.Sink`."""
@@ -97,11 +99,17 @@ class FileSink:
                 self._rotate()
                 descriptor, size = os.open(self._path, _FLAGS, _MODE), 0
             _write_all(descriptor, lines, size)
-            if not size:
-                _sync_folder(self._path.parent)
+            self._sync_name(descriptor)
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+
+    def _sync_name(self, descriptor: int) -> None:
+        """Bring the file's name to the disk, once for each file: what it holds may be there without it."""
+        found = os.fstat(descriptor)
+        if self._named != (found.st_dev, found.st_ino):
+            sync_folder(self._path.parent)
+            self._named = (found.st_dev, found.st_ino)
 
     def _rotate(self) -> None:
         for number in range(self._keep, 1, -1):
@@ -132,11 +140,3 @@ def _write_all(descriptor: int, lines: bytes, size: int) -> None:
     except OSError:
         os.ftruncate(descriptor, size)  # all or none: they are written again
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
