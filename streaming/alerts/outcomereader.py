@@ -16,9 +16,11 @@ from streaming.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
 
+SESSION_S = 15.0
+"""A member that was killed is one for so long."""
+
 _FETCH_WAIT_MS = 100
 _MOST = 500
-_SESSION_MS = 15_000
 _METADATA_MS = 5_000
 _PARTITIONS_S = 30.0
 _COMMIT_EVERY_S = 0.5
@@ -176,7 +178,7 @@ def open_consumer(kafka: KafkaSettings, group: str, **options: Any) -> KafkaCons
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         fetch_max_wait_ms=_FETCH_WAIT_MS,
-        session_timeout_ms=_SESSION_MS,
+        session_timeout_ms=int(1000 * SESSION_S),
         allow_auto_create_topics=False,
         # A topic that was just made shows no partitions for a moment: without this it would be asked about again after
         # five minutes, and so would partitions that are added.

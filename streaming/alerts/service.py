@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from kafka.errors import KafkaError
+from kafka.errors import FencedInstanceIdError, KafkaError
 from prometheus_client import CollectorRegistry
 
 from schemas.errors import BrokerError, SettingsError
@@ -29,9 +29,10 @@ from streaming.alerts.dispatcher import Dispatcher
 from streaming.alerts.evaluator import Evaluator
 from streaming.alerts.ledger import LEDGER_FILE, UNDELIVERED, AlarmKind, Ledger
 from streaming.alerts.matching import NEVER, Place
-from streaming.alerts.outcomereader import OutcomeReader, begin_group
+from streaming.alerts.outcomereader import SESSION_S, OutcomeReader, begin_group
 from streaming.alerts.rules import Rules
 from streaming.folders import check_folder, make_scratch
+from streaming.kafka.groups import await_alone
 from streaming.kafka.topics import create_topics, receipt_topics, wanted_topics
 from streaming.metrics import serve_metrics
 from streaming.periodic import PeriodicTask
@@ -49,6 +50,8 @@ _AGAIN_S = 5.0
 _REFRESH_S = 5.0
 _REMOVE_S = 600.0
 _STALE_S = 60.0
+_GONE_WITHIN_S = SESSION_S + 10.0
+"""A process that was killed is in the group for as long as its session, where this one does not take its place."""
 _STUCK_S = 300.0
 """Far longer than any sink's own time-out."""
 
@@ -95,7 +98,7 @@ def run_alerts(
     Raises
     ------
     SettingsError
-        The folder cannot be used, another process has it, or the port is taken.
+        The folder cannot be used, another process has it, the port is taken, or another process reads in the group.
     BrokerError
         No broker answers at the start; later ones are waited for.
     JobError
@@ -110,6 +113,7 @@ def run_alerts(
         ledger = stack.enter_context(open_ledger(settings.alerts_folder))
         run = _Run(settings, rules, sinks, ledger, ended)
         url = run.serve(stack)
+        run.enter()
         run.begin()
         run.deliver(stack)
         run.read(lambda: on_ready(AlertsState(url, tuple(sinks))))
@@ -185,6 +189,17 @@ class _Run:
         stack.callback(stop)
         return url
 
+    def enter(self) -> None:
+        """Refuse to share a group: each of two would have half of the outcomes, and so of what was seen before."""
+        group = self._settings.alerts.group
+        member = self._find_member_name()
+        if not await_alone(self._settings.kafka, group, within_s=_GONE_WITHIN_S, ended=self._ended, member=member):
+            msg = (
+                f"another 'xray alerts run' reads in the group {group}, from another folder or machine: each would get "
+                "a part of the outcomes. End it, or give this one an XRAY_ALERTS__GROUP of its own"
+            )
+            raise SettingsError(msg)
+
     def begin(self) -> None:
         """Give a group that has never read its place."""
         if self._ledger.read_note(_BEGUN) is not None:
@@ -236,6 +251,13 @@ class _Run:
                         on_ready()
                         on_ready = _ignore
                 reader.commit(at_end=True)
+            except FencedInstanceIdError as exc:
+                folder = self._settings.alerts_folder
+                msg = (
+                    f"another 'xray alerts run' has taken this one's place in the group: it has a copy of {folder}. "
+                    "Remove one of the two"
+                )
+                raise SettingsError(msg) from exc
             except KafkaError as exc:
                 self._pause(exc)
             finally:

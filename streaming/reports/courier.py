@@ -105,8 +105,9 @@ class Courier:
 
     def describe(self) -> dict[str, Any]:
         """Give what ``/health`` says of it."""
-        ok = self.is_ready and not self._away.seconds and not self._failing.seconds
-        return {"ok": ok, "open": self._counts["open"], "given_up": self._counts["given_up"]}
+        is_alone = self._inbox is None or self._inbox.is_alone
+        ok = self.is_ready and is_alone and not self._away.seconds and not self._failing.seconds
+        return {"ok": ok, "alone": is_alone, "open": self._counts["open"], "given_up": self._counts["given_up"]}
 
     def run(self) -> None:
         """Deliver until told to end."""

@@ -1,5 +1,6 @@
 """Predictions and findings as they come, for one target: a consumer group of its own."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -12,13 +13,18 @@ from streaming.reports.records import read_finding_record, read_prediction_recor
 from streaming.reports.report import NotReportedError
 from streaming.settings import KafkaSettings
 
+log = logging.getLogger(__name__)
+
+SESSION_S = 10.0
+"""A member that was killed is one for so long."""
+
 _MOST = 500
 _TIMEOUT_S = 20.0
 _OPTIONS = {
     "partition.assignment.strategy": "range",  # gives all partitions back before it takes some
     "enable.auto.commit": False,
     "auto.offset.reset": "earliest",
-    "session.timeout.ms": 10_000,
+    "session.timeout.ms": int(1000 * SESSION_S),
     # A target may take its time for each report; what is read meanwhile waits in the ledger.
     "max.poll.interval.ms": 900_000,
     "fetch.wait.max.ms": 10,
@@ -65,6 +71,7 @@ class Inbox:
         self._committed: dict[Partition, int] = {}
         self._is_paused = False
         self.is_assigned = False
+        self.is_alone = True
         self.n_strange = 0
         describe_cluster(kafka)
         self._consumer = Consumer(kafka.to_librdkafka() | _OPTIONS | {"group.id": group})
@@ -165,8 +172,17 @@ class Inbox:
         self.commit({})
         for topic in {place.topic for place in places}:
             self._ledger.begin(topic)
+        self.is_alone = len(places) == self._count_partitions()
+        if not self.is_alone:
+            log.error(
+                "somebody else is in the reports' group: each has a part of the reports, and corrections are lost"
+            )
         self.is_assigned = True
         self._is_paused = False
+
+    def _count_partitions(self) -> int:
+        found = self._consumer.list_topics(timeout=_TIMEOUT_S).topics
+        return sum(len(found[topic].partitions) for topic in (self._kafka.predictions_topic, self._kafka.labels_topic))
 
     def _on_revoke(self, _consumer: Consumer, _places: Sequence[TopicPartition]) -> None:
         self._next, self._committed = {}, {}

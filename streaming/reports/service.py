@@ -12,9 +12,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from schemas.errors import JobError, SettingsError
+from streaming.kafka.groups import await_alone
 from streaming.kafka.topics import create_topics, label_topics, wanted_topics
 from streaming.metrics import serve_metrics
 from streaming.reports.courier import Courier, name_group
+from streaming.reports.inbox import SESSION_S
 from streaming.reports.ledger import open_ledger
 from streaming.reports.reporter import Reporter, find_crosswalk
 from streaming.reports.reportmetrics import ReportMetrics
@@ -25,6 +27,7 @@ from streaming.settings import StreamSettings
 _LOOK_S = 0.05
 _WATCH_S = 1.0
 _END_S = 5.0
+_GONE_WITHIN_S = SESSION_S + 10.0
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +83,8 @@ def run_reports(
     Raises
     ------
     SettingsError
-        A target is none, there is no crosswalk, another process delivers to a target, or a port is taken.
+        A target is none, there is no crosswalk, another process delivers to a target, here or elsewhere, or a port is
+        taken.
     BrokerError
         Kafka cannot be reached.
     """
@@ -98,6 +102,7 @@ def run_reports(
         for name, address in addresses.items():
             file = settings.reporting_folder / f"{name_group(address)}.db"
             ledger = stack.enter_context(open_ledger(file))
+            _check_alone(settings, name, name_group(address), ended)
             reopened += ledger.reopen() if again else 0
             reporter = Reporter(settings, demonstration=demonstration)
             parts = (open_target(address, settings.reports), ledger, reporter, metrics)
@@ -112,6 +117,22 @@ def run_reports(
         stack.callback(stop)
         end_within_s = 2 * settings.reports.answer_s + _END_S  # the report under way, and to end an association
         _run_all(couriers, ended, lambda: on_ready(ReportsState(tuple(addresses), url, reopened)), end_within_s)
+
+
+def _check_alone(settings: StreamSettings, name: str, group: str, ended: threading.Event) -> None:
+    """Refuse to share a target's group: of two one would read a finding, and the other have the report that it amends.
+
+    Raises
+    ------
+    SettingsError
+        Another process is in it.
+    """
+    if not await_alone(settings.kafka, group, within_s=_GONE_WITHIN_S, ended=ended):
+        msg = (
+            f"another 'xray results run' delivers to {name}, from another XRAY_HOME or machine: each would have a part "
+            f"of the reports (consumer group {group}). End it first"
+        )
+        raise SettingsError(msg)
 
 
 def name_targets(to: Sequence[str]) -> dict[str, Address]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import statistics
 import threading
 import time
@@ -15,6 +16,7 @@ from benchmarks.ports import find_ports
 from schemas import envelope
 from schemas.envelope import derive_event_id
 from schemas.errors import SettingsError
+from streaming.alerts import service
 from streaming.alerts.ledger import LEDGER_FILE, Ledger
 from streaming.alerts.rulesfile import parse_rules
 from streaming.alerts.service import run_alerts
@@ -239,3 +241,52 @@ def test_one_process_uses_a_folder_and_the_ledger_is_read_and_replayed_beside_it
             wait_until(lambda: set(hook.seen) == {ident}, "the same id")
             assert cli.invoke(app, ["alerts", "replay", "zz"]).exit_code != 0
             assert cli.invoke(app, ["alerts", "replay"]).exit_code == 2
+
+
+@pytest.mark.parametrize("other", ["another folder", "another rule", "no rule in common"])
+def test_two_folders_do_not_read_in_one_group(
+    settings: StreamSettings, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_GONE_WITHIN_S", 1.0)
+    rules = [{"name": name, "prediction": {}} for name in ("Opacities", "More")]
+    text = {"another folder": rules[:1], "another rule": rules, "no rule in common": rules[1:]}[other]
+    alerts = settings.alerts.model_copy(update={"folder": tmp_path / "elsewhere"})
+    elsewhere = settings.model_copy(update={"alerts": alerts})
+    (tmp_path / "other").mkdir()
+    with receiving() as hook:
+        path = write_rules(tmp_path, {"ward": hook_sink(hook, tmp_path)})
+        its = write_rules(tmp_path / "other", {"ward": hook_sink(hook, tmp_path)}, text)
+        with running(settings, path) as program:
+            with pytest.raises(SettingsError, match="another 'xray alerts run' reads in the group"):
+                run_alerts(elsewhere, parse_rules(its.read_text(encoding="utf-8"), "r.yml"), {})
+            assert program.health()["holds_all_partitions"]
+
+
+def test_a_copy_of_a_folder_ends_the_run_whose_place_it_takes(settings: StreamSettings, tmp_path: Path) -> None:
+    with receiving() as hook:
+        path = write_rules(tmp_path, {"ward": hook_sink(hook, tmp_path)})
+        rules = parse_rules(path.read_text(encoding="utf-8"), "r.yml")
+        with running(settings, path):
+            pass
+        shutil.copytree(settings.alerts_folder, tmp_path / "copy")
+        ended, ready, failures = threading.Event(), threading.Event(), list[BaseException]()
+
+        def work() -> None:
+            try:
+                run_alerts(settings, rules, {}, ended=ended, on_ready=lambda _: ready.set())
+            except SettingsError as exc:
+                failures.append(exc)
+
+        first = threading.Thread(target=work)
+        first.start()
+        try:
+            assert ready.wait(60)
+            with running(settings, path, XRAY_ALERTS__FOLDER=str(tmp_path / "copy")):
+                publish(settings.kafka, prediction(settings.kafka, 1))
+                first.join(60)
+                assert [str(one).partition(":")[0] for one in failures] == [
+                    "another 'xray alerts run' has taken this one's place in the group"
+                ]
+        finally:
+            ended.set()
+            first.join(60)

@@ -25,6 +25,7 @@ from schemas.errors import SettingsError
 from streaming.devices.crosswalk import Crosswalk
 from streaming.kafka.cluster import connect_admin
 from streaming.kafka.topics import create_topics, label_topics
+from streaming.reports import service
 from streaming.reports.courier import name_group
 from streaming.reports.export import NDJSON_FILE, export_reports
 from streaming.reports.service import ReportsState, run_reports
@@ -186,6 +187,22 @@ def test_a_hundred_are_acknowledged_and_a_refused_one_is_asked_again(settings: S
             publish(settings, [*range(100), 100])
             wait_for(lambda: report(100).key in receiver.accepted, "the next one did not come")
     assert len(receiver.accepted) == 101
+
+
+@pytest.mark.parametrize("kind", ["mllp", "fhir", "files"])
+def test_two_homes_do_not_deliver_to_one_target(
+    settings: StreamSettings, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_GONE_WITHIN_S", 1.0)
+    target = {"mllp": "mllp:127.0.0.1:1", "fhir": "fhir:http://127.0.0.1:1", "files": f"files:{tmp_path / 'out'}"}[kind]
+    reports = settings.reports.model_copy(update={"folder": tmp_path / "elsewhere"})
+    elsewhere = settings.model_copy(update={"reports": reports})
+    with running(settings, target) as run:
+        with pytest.raises(SettingsError, match=f"another 'xray results run' delivers to {kind}, from another"):
+            run_reports(elsewhere, [target])
+        assert run.health()["targets"][kind]["alone"]
+    with running(elsewhere, target):  # once the first has ended
+        pass
 
 
 def test_what_is_refused_for_good_is_given_up_and_sent_when_asked(settings: StreamSettings) -> None:
