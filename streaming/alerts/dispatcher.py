@@ -130,7 +130,10 @@ class Dispatcher:
         began = time.monotonic()
         self.attempting_since = began
         try:
-            outcome = self._sink.deliver([one.alarm for one in deliveries], attempt)
+            # What is delivered again while it is open tells how things are; what is delivered once has one text for its
+            # id.
+            is_repeated = self._sink.resend_s is not None
+            outcome = self._sink.deliver([one.alarm if is_repeated else one.told for one in deliveries], attempt)
         except Exception:  # a fault of one sink, whatever it is, stops no other and loses nothing: it is tried again
             log.exception("the sink %s failed for an unexpected reason", self.name)
             outcome = Retry(None, "unexpected")

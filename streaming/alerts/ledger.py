@@ -30,7 +30,7 @@ MAX_MEMBERS = 10_000
 _ANSWERED_S = 86_400.0
 _BUSY_MS = 10_000
 _REMOVED_AT_ONCE = 500
-_VERSION = 1
+_VERSION = 2
 _TABLES = f"""
 CREATE TABLE alarms (
     id TEXT PRIMARY KEY,
@@ -57,6 +57,7 @@ CREATE TABLE deliveries (
     changed_at REAL NOT NULL,
     delivered_at REAL,
     why TEXT NOT NULL,
+    said TEXT,
     PRIMARY KEY (alarm, sink, state)
 );
 CREATE INDEX deliveries_due ON deliveries (sink, next_at) WHERE next_at IS NOT NULL;
@@ -136,7 +137,9 @@ class Delivery:
     Parameters
     ----------
     alarm : Alarm
-        In the state that is to be delivered.
+        In the state that is to be delivered, as it is now.
+    told : Alarm
+        As it was when it came into that state: what is delivered once says the same at each attempt.
     sink : str
         Name of the sink.
     status : Status
@@ -152,6 +155,7 @@ class Delivery:
     """
 
     alarm: Alarm
+    told: Alarm
     sink: str
     status: Status
     attempts: int
@@ -266,17 +270,19 @@ class Ledger:
                 ),
             ).rowcount
             if added and entry.kind is not AlarmKind.GATHERING:
-                self._route(alarm.id, State.OPEN, entry.routes)
+                self._route(entry)
             return bool(added)
 
-    def _route(self, alarm: str, state: State, routes: Iterable[str]) -> None:
-        now = time.time()
+    def _route(self, entry: Entry) -> None:
+        now, alarm = time.time(), entry.alarm
+        # An image's alarm says the same for ever; of the others the counts and times go on changing.
+        said = None if entry.kind is AlarmKind.IMAGE else _write_says(entry)
         disabled = {name: why for name, _, why in self._db.execute("SELECT * FROM disabled")}
-        for sink in routes:
+        for sink in entry.routes:
             status, why = (Status.DISABLED, disabled[sink]) if sink in disabled else (Status.WAITING, "")
             self._db.execute(
-                "INSERT OR IGNORE INTO deliveries VALUES (?, ?, ?, ?, 0, ?, ?, NULL, ?)",
-                (alarm, sink, state, status, None if why else now, now, why),
+                "INSERT OR IGNORE INTO deliveries VALUES (?, ?, ?, ?, 0, ?, ?, NULL, ?, ?)",
+                (alarm.id, sink, alarm.state, status, None if why else now, now, why, said),
             )
 
     def find_unsettled(self, rule: str, part: str) -> Entry | None:
@@ -315,10 +321,10 @@ class Ledger:
                 ),
             )
             if before[0] == AlarmKind.GATHERING and entry.kind is AlarmKind.SUMMARY:
-                self._route(alarm.id, State.OPEN, entry.routes)
+                self._route(replace(entry, alarm=replace(alarm, state=State.OPEN)))
             # A summary is told once: that no more old images come is no news to anybody.
             if before[1] != alarm.state and entry.kind is AlarmKind.CONDITION:
-                self._route(alarm.id, alarm.state, entry.routes)
+                self._route(entry)
 
     def add_member(self, alarm: str, says: Mapping[str, Any]) -> None:
         """Note an image that a summary is about."""
@@ -624,6 +630,12 @@ def _read_entry(row: Sequence[Any]) -> Entry:
 
 
 def _read_delivery(row: Sequence[Any]) -> Delivery:
-    alarm = _read_entry(row[:_ALARM_COLUMNS]).alarm
-    _, sink, state, status, attempts, next_at, _, delivered_at, why = row[_ALARM_COLUMNS:]
-    return Delivery(replace(alarm, state=State(state)), sink, Status(status), attempts, next_at, delivered_at, why)
+    entry = _read_entry(row[:_ALARM_COLUMNS])
+    _, sink, state, status, attempts, next_at, _, delivered_at, why, said = row[_ALARM_COLUMNS:]
+    alarm = told = replace(entry.alarm, state=State(state))
+    if said is not None:
+        then = json.loads(said)
+        told = replace(alarm, labels=then["labels"], annotations=then["annotations"], event=then["event"])
+        if told.state is State.OPEN:  # that it has ended meanwhile is another message
+            told = replace(told, ends_at=None)
+    return Delivery(alarm, told, sink, Status(status), attempts, next_at, delivered_at, why)
