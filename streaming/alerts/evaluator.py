@@ -70,6 +70,7 @@ class Evaluator:
         self._ledger = ledger
         self._find_place = find_place
         self._by_name = {rule.name: rule for rule in rules.rules}
+        self._ticked_at: datetime | None = None
 
     def take(self, event: Event, now: datetime) -> list[Verdict]:
         """Apply every rule to an event.
@@ -190,6 +191,9 @@ class Evaluator:
         is_current : bool
             Whether all that the topics have is read: only then can an absence be told.
         """
+        if self._ticked_at is None or now < self._ticked_at:
+            self._ledger.bring_back(now.timestamp())
+        self._ticked_at = now
         for rule in self._rules:
             if rule.rate is not None:
                 self._judge_rate(rule, now)

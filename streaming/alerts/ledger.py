@@ -397,15 +397,38 @@ class Ledger:
             ).fetchall()
         return {source: (count, first) for source, count, first in rows}
 
+    def bring_back(self, now: float) -> None:
+        """Have nothing that conditions and summaries go by lie ahead: the clock has gone back, and was ahead before.
+
+        Without it an image of two hours ahead would hide an absence for two hours, and a condition would be open for as
+        long.
+        """
+        with self._lock:
+            self._db.execute("UPDATE arrivals SET at = ?1 WHERE at > ?1", (now,))
+            self._db.execute("UPDATE waiting SET accepted_at = ?1 WHERE accepted_at > ?1", (now,))
+            self._db.execute("UPDATE waiting SET answered_at = ?1 WHERE answered_at > ?1", (now,))
+            self._db.execute("UPDATE alarms SET held_at = ?1 WHERE held_at > ?1 AND kind <> 'image'", (now,))
+            self._db.execute("UPDATE alarms SET starts_at = ?1 WHERE starts_at > ?1 AND kind = 'gathering'", (now,))
+            self._db.execute(
+                "INSERT INTO counts SELECT rule, part, ?1, matched, total FROM counts WHERE begin > ?1"
+                " ON CONFLICT DO UPDATE SET matched = matched + excluded.matched, total = total + excluded.total",
+                (int(now),),
+            )
+            self._db.execute("DELETE FROM counts WHERE begin > ?", (int(now),))
+
     def list_due(self, sink: str, now: float, limit: int) -> list[Delivery]:
-        """Give deliveries that are due, first those that were never tried; a resolved one waits for its open one."""
+        """Give deliveries that are due, first those that were never tried; a resolved one waits for its open one.
+
+        What was noted at a time that lies ahead is due too: the clock has gone back, and would be waited for.
+        """
         with self._lock:
             rows = self._db.execute(
                 "SELECT a.*, d.* FROM deliveries d JOIN alarms a ON a.id = d.alarm"
-                " WHERE d.sink = ? AND d.next_at <= ? AND NOT (d.state = 'resolved' AND EXISTS ("
+                " WHERE d.sink = ?1 AND (d.next_at <= ?2 OR d.next_at IS NOT NULL AND d.changed_at > ?2)"
+                " AND NOT (d.state = 'resolved' AND EXISTS ("
                 "SELECT 1 FROM deliveries o"
                 " WHERE o.alarm = d.alarm AND o.sink = d.sink AND o.state = 'open' AND o.status = 'waiting'))"
-                " ORDER BY d.attempts > 0, d.next_at LIMIT ?",
+                " ORDER BY d.attempts > 0, d.next_at LIMIT ?3",
                 (sink, now, limit),
             ).fetchall()
         return [_read_delivery(row) for row in rows]

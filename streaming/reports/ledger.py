@@ -36,8 +36,8 @@ CREATE TABLE findings (name TEXT NOT NULL, label TEXT NOT NULL, confirmed_at TEX
 CREATE INDEX findings_at ON findings (at);
 CREATE TABLE deliveries (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, event_id TEXT NOT NULL, label TEXT,
                          confirmed_at TEXT, state TEXT NOT NULL, code TEXT NOT NULL, tries INTEGER NOT NULL,
-                         due REAL NOT NULL, since REAL NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL,
-                         place INTEGER NOT NULL);
+                         due REAL NOT NULL, noted REAL NOT NULL, since REAL NOT NULL, topic TEXT NOT NULL,
+                         partition INTEGER NOT NULL, place INTEGER NOT NULL);
 CREATE INDEX deliveries_state ON deliveries (state, due, number);
 CREATE INDEX deliveries_event ON deliveries (event_id, number);
 CREATE TABLE begun (topic TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -167,6 +167,9 @@ class Ledger:
     def list_due(self, limit: int) -> list[Delivery]:
         """List reports that may be sent now, the oldest first; an amended one not before the one that it amends.
 
+        One whose refusal was noted at a time that lies ahead is sent now: the clock has gone back, and would be waited
+        for.
+
         Raises
         ------
         LedgerError
@@ -175,12 +178,12 @@ class Ledger:
         query = """
             SELECT d.number, p.value, p.received_at, p.scored_at, d.label, d.confirmed_at, d.tries, d.since
             FROM deliveries d JOIN predictions p USING (event_id)
-            WHERE d.state = ? AND d.due <= ? AND NOT EXISTS (
-                SELECT 1 FROM deliveries e WHERE e.event_id = d.event_id AND e.number < d.number AND e.state = ?)
-            ORDER BY d.number LIMIT ?
+            WHERE d.state = ?1 AND (d.due <= ?2 OR d.noted > ?2) AND NOT EXISTS (
+                SELECT 1 FROM deliveries e WHERE e.event_id = d.event_id AND e.number < d.number AND e.state = ?1)
+            ORDER BY d.number LIMIT ?3
         """
         with self._using() as db:
-            rows = db.execute(query, (_OPEN, time.time(), _OPEN, limit)).fetchall()
+            rows = db.execute(query, (_OPEN, time.time(), limit)).fetchall()
         return [_read_delivery(*row) for row in rows]
 
     def close_done(self, delivery: Delivery) -> None:
@@ -240,9 +243,9 @@ class Ledger:
         self._db.close()
 
     def _set(self, delivery: Delivery, state: str, code: str, *, tries: int, due: float) -> None:
-        query = "UPDATE deliveries SET state = ?, code = ?, tries = ?, due = ? WHERE number = ?"
+        query = "UPDATE deliveries SET state = ?, code = ?, tries = ?, due = ?, noted = ? WHERE number = ?"
         with self._using() as db:
-            db.execute(query, (state, code, tries, due, delivery.number))
+            db.execute(query, (state, code, tries, due, time.time(), delivery.number))
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
@@ -351,8 +354,8 @@ def _add_delivery(db: sqlite3.Connection, source: Source, event_id: str, correct
     place = (source.since_s, source.topic, source.partition, source.offset)
     query = """
         INSERT OR IGNORE INTO deliveries
-            (key, event_id, label, confirmed_at, state, code, tries, due, since, topic, partition, place)
-        VALUES (?, ?, ?, ?, ?, '', 0, 0, ?, ?, ?, ?)
+            (key, event_id, label, confirmed_at, state, code, tries, due, noted, since, topic, partition, place)
+        VALUES (?, ?, ?, ?, ?, '', 0, 0, 0, ?, ?, ?, ?)
     """
     db.execute(query, (report_key(event_id, correction), event_id, *said, _OPEN, *place))
 

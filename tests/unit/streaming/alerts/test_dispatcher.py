@@ -108,6 +108,20 @@ def test_it_is_tried_again_by_the_sinks_schedule_and_given_up_at_its_end() -> No
     assert desk.meter.results == ["retried", "retried", "given_up"]
 
 
+@pytest.mark.parametrize("step_s", [-60.0, -7200.0, -86_400.0 * 400])
+@pytest.mark.parametrize("outcome", [Retry(None, "503"), Retry(3600.0, "429"), Delivered()])
+def test_a_clock_that_goes_back_is_not_waited_for(outcome: Outcome, step_s: float) -> None:
+    desk = Desk(answer=lambda alarms: outcome, resend_s=60.0)
+    desk.add(1, open_s=1e6)
+    assert len(desk.work()) == 1
+    assert desk.work() == []
+    assert len(desk.work(step_s)) == 1
+    assert desk.work() == []
+    desk.add(2)
+    assert len(desk.work()) == 1
+    assert len(desk.work(3601)) >= 1
+
+
 @pytest.mark.parametrize("after_s", [0.5, 30.0, 4000.0])
 def test_a_receiver_that_says_when_is_heeded(after_s: float) -> None:
     desk = Desk(answer=lambda alarms: Retry(after_s, "429"))

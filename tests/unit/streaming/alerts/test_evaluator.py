@@ -26,8 +26,13 @@ class Case:
         named = [{"name": f"R{number}", **rule} for number, rule in enumerate(rules)]
         self.ledger = Ledger(None)
         text = yaml.safe_dump({"version": 1, "rules": named, "sinks": {"ward": {}}, "defaults": {"routes": ["ward"]}})
-        self.evaluator = Evaluator(parse_rules(text, "rules.yml"), self.ledger, lambda: Place("xray.images"))
+        self._rules = parse_rules(text, "rules.yml")
         self.now = START
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew with what the ledger has."""
+        self.evaluator = Evaluator(self._rules, self.ledger, lambda: Place("xray.images"))
 
     def take(self, kind: str = "prediction", *, age_s: float = 0.0, **said: Any) -> list[Why | None]:
         """Read an event that was written now."""
@@ -313,3 +318,100 @@ def test_an_outcome_that_is_read_before_accepted_counts(case: Case, answer: str)
 def test_a_source_with_braces_is_text(case: Case, source: str) -> None:
     case.take(source=source)
     assert case.alarms[0].alarm.annotations["summary"] == f"opacities at {source}, 1.000"
+
+
+STEPS = [-7200.0, -86_400.0 * 30]
+"""By how much a clock goes back."""
+
+
+def step(case: Case, step_s: float, *, is_new: bool) -> None:
+    """Have the clock go back, while the process runs or is started again."""
+    case.now += timedelta(seconds=step_s)
+    if is_new:
+        case.restart()
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("step_s", STEPS)
+@rules({"absence": {"source": "/dx-1", "for": "1h"}})
+def test_a_clock_that_goes_back_hides_no_absence_for_long(case: Case, step_s: float, *, is_new: bool) -> None:
+    case.wait(0)
+    case.take()
+    step(case, step_s, is_new=is_new)
+    case.wait(1)
+    case.wait(3601)
+    assert case.states == [("R0", "open")]
+    case.take(id="2")
+    case.wait(1)
+    assert case.states == [("R0", "resolved")]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("step_s", STEPS)
+@pytest.mark.parametrize("ahead_s", [7200, 86_400])
+@rules({"absence": {"source": "/dx-1", "for": "1h"}})
+def test_an_absence_that_a_clock_ahead_has_opened_ends_with_it(
+    case: Case, ahead_s: int, step_s: float, *, is_new: bool
+) -> None:
+    case.wait(0)
+    case.take()
+    case.wait(ahead_s)
+    assert case.states == [("R0", "open")]
+    step(case, step_s, is_new=is_new)
+    case.wait(1)
+    case.take(id="2")
+    case.wait(1)
+    assert case.states == [("R0", "resolved")]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("step_s", STEPS)
+@rules({"unanswered": {"for": "10m"}})
+def test_a_clock_that_goes_back_hides_no_image_without_an_answer(case: Case, step_s: float, *, is_new: bool) -> None:
+    case.take("accepted")
+    case.wait(1)
+    step(case, step_s, is_new=is_new)
+    case.wait(1)
+    case.wait(601)
+    assert case.states == [("R0", "open")]
+    case.take("answered")
+    step(case, step_s, is_new=is_new)
+    case.wait(1)
+    case.wait(1)
+    assert case.states == [("R0", "resolved")]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("step_s", STEPS)
+@rules({"rate": {"dead_letter": {}, "at_least": 3, "within": "10m"}})
+def test_a_clock_that_goes_back_holds_no_rate_and_loses_none(case: Case, step_s: float, *, is_new: bool) -> None:
+    for number in range(2):
+        case.take("dead_letter", id=str(number))
+    case.wait(1)
+    step(case, step_s, is_new=is_new)
+    case.wait(1)
+    case.take("dead_letter", id="2")
+    case.wait(1)
+    assert case.states == [("R0", "open")]
+    step(case, step_s, is_new=is_new)
+    case.wait(1)
+    for _ in range(20):
+        case.wait(60)
+    assert case.states == [("R0", "resolved")]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("step_s", STEPS)
+@rules({"prediction": {}, "max_age": "10m"})
+def test_a_clock_that_goes_back_holds_no_summary(case: Case, step_s: float, *, is_new: bool) -> None:
+    case.take(age_s=700)
+    case.wait(1)
+    step(case, step_s, is_new=is_new)
+    case.wait(1)
+    case.wait(GATHERING_S + 1)
+    assert [entry.kind for entry in case.alarms] == [AlarmKind.SUMMARY]
+    assert len(case.sent()) == 1
+    step(case, step_s, is_new=is_new)
+    case.wait(1)
+    case.wait(601)
+    assert case.states == [("R0", "resolved")]

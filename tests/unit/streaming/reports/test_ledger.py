@@ -78,6 +78,22 @@ def test_a_refused_one_waits_and_stops_no_other(ledger: Ledger) -> None:
     assert [one.tries for one in ledger.list_due(9)] == [1]
 
 
+@pytest.mark.parametrize("step_s", [-60.0, -7200.0, -86_400.0 * 400])
+def test_a_clock_that_goes_back_makes_no_refused_report_wait_for_it(
+    ledger: Ledger, step_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.absorb([prediction(1), prediction(2)])
+    ledger.note_refusal(ledger.list_due(1)[0], "AE", again_in_s=30)
+    assert due(ledger) == ids(2)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + step_s)
+    assert due(ledger) == ids(1, 2)
+    ledger.note_refusal(ledger.list_due(1)[0], "AE", again_in_s=30)
+    assert due(ledger) == ids(2)
+    monkeypatch.setattr(time, "time", lambda: now + step_s + 31)
+    assert due(ledger) == ids(1, 2)
+
+
 def test_what_was_given_up_is_sent_again_when_asked(ledger: Ledger) -> None:
     ledger.absorb([prediction(1), prediction(2)])
     ledger.note_refusal(ledger.list_due(1)[0], "AR", again_in_s=None)
