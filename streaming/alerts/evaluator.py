@@ -181,15 +181,16 @@ class Evaluator:
         begin = int(event.at.timestamp() // step * step)
         self._ledger.count(rule.name, (event.source or "") if rule.rate.by_source else "", begin, matched=matched)
 
-    def tick(self, now: datetime, *, is_current: bool) -> None:
+    def tick(self, now: datetime, *, read_until: datetime | None) -> None:
         """Open and resolve what depends on time.
 
         Parameters
         ----------
         now : datetime
             With a time zone.
-        is_current : bool
-            Whether all that the topics have is read: only then can an absence be told.
+        read_until : datetime or None
+            All that the topics had at this time is read: only of it can an absence be told. None where that is not
+            known.
         """
         if self._ticked_at is None or now < self._ticked_at:
             self._ledger.bring_back(now.timestamp())
@@ -197,13 +198,13 @@ class Evaluator:
         for rule in self._rules:
             if rule.rate is not None:
                 self._judge_rate(rule, now)
-            if rule.absence is not None and is_current:
-                self._judge_absence(rule, now)
-            if rule.unanswered is not None and is_current:
-                self._judge_unanswered(rule, now)
+            if rule.absence is not None and read_until is not None:
+                self._judge_absence(rule, now, read_until)
+            if rule.unanswered is not None and read_until is not None:
+                self._judge_unanswered(rule, now, read_until)
         for entry in self._ledger.list_unsettled():
             if entry.kind is AlarmKind.CONDITION:
-                if is_current:
+                if read_until is not None:
                     self._settle_condition(entry, now)
             else:
                 self._settle_summary(entry, now)
@@ -218,7 +219,7 @@ class Evaluator:
                 text = f"{matched} of {total} outcomes within {rate.within:.0f} s"
                 self._hold(rule, part, now, now, text, images=matched, of=total)
 
-    def _judge_absence(self, rule: Rule, now: datetime) -> None:
+    def _judge_absence(self, rule: Rule, now: datetime, read_until: datetime) -> None:
         absence = rule.absence
         if absence is None:
             return
@@ -234,17 +235,18 @@ class Evaluator:
                 # An image ends it, and the end of working time does not. It may be one of before the alarm, whose
                 # outcome is read after it.
                 opened = entry.alarm.starts_at.timestamp()
-                if last < opened and now.timestamp() - last >= absence.duration:
+                if last < opened and read_until.timestamp() - last >= absence.duration:
                     self._hold(rule, part, entry.alarm.starts_at, now, text)
                 continue
-            begun = find_absence_begin(absence, last, now)
-            if begun is not None and now.timestamp() - begun >= absence.duration:
+            begun = find_absence_begin(absence, last, read_until)
+            if begun is not None and read_until.timestamp() - begun >= absence.duration:
                 self._hold(rule, part, datetime.fromtimestamp(begun + absence.duration, UTC), now, text)
 
-    def _judge_unanswered(self, rule: Rule, now: datetime) -> None:
+    def _judge_unanswered(self, rule: Rule, now: datetime, read_until: datetime) -> None:
         if rule.unanswered is None:
             return
-        waiting = self._ledger.read_waiting(now.timestamp() - rule.unanswered.duration)
+        # A receipt of later than this may be read before the outcome, which is in another topic.
+        waiting = self._ledger.read_waiting(read_until.timestamp() - rule.unanswered.duration)
         for source, (count, first) in waiting.items():
             if matches(rule.unanswered.source, source):
                 since = write_time(datetime.fromtimestamp(first, UTC))

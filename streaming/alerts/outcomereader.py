@@ -61,6 +61,7 @@ class OutcomeReader:
         self._ends: dict[TopicPartition, int] = {}
         self._begins: dict[TopicPartition, int] = {}
         self._ends_at = self._asked_at = -_ENDS_COUNT_S
+        self._ends_of = datetime.fromtimestamp(0, UTC)
 
     def poll(self, wait_s: float) -> tuple[list[Event], int]:
         """Read what there is.
@@ -136,11 +137,12 @@ class OutcomeReader:
         return all(mine.get(topic) == len(self._consumer.partitions_for_topic(topic) or ()) for topic in self.topics)
 
     @property
-    def is_current(self) -> bool:
-        """Whether the broker answered lately, and all that it had then is read."""
+    def read_until(self) -> datetime | None:
+        """When the broker was last asked for the topics' ends; None where that is long ago, or not all is read."""
         if time.monotonic() - self._ends_at > _ENDS_COUNT_S or set(self._ends) != self._consumer.assignment():
-            return False
-        return all(self._next.get(one, self._begins.get(one, 0)) >= end for one, end in self._ends.items())
+            return None
+        is_read = all(self._next.get(one, self._begins.get(one, 0)) >= end for one, end in self._ends.items())
+        return self._ends_of if is_read else None
 
     def read_lag(self) -> dict[tuple[str, int], int]:
         """Give how many records are unread, by topic and partition, as of the last answer."""
@@ -155,13 +157,15 @@ class OutcomeReader:
         assigned = self._consumer.assignment()
         if not assigned:
             return
+        # By the clock too: a machine that slept for a night has a monotonic one that did not go on.
+        asked_of = datetime.now(UTC)
         try:
             ends = self._consumer.end_offsets(list(assigned), timeout_ms=_ASK_MS)
             self._begins = {one: self._consumer.position(one, timeout_ms=_ASK_MS) or 0 for one in assigned}
         except KafkaError as exc:
             log.info("the ends of the topics are not known: %s", exc)
             return
-        self._ends, self._ends_at = ends, time.monotonic()
+        self._ends, self._ends_at, self._ends_of = ends, time.monotonic(), asked_of
 
     def close(self) -> None:
         """Leave the group."""

@@ -311,9 +311,10 @@ class _Run:
         self._ticked_at = time.monotonic()
         reader.look_up_ends()
         self._may_judge = reader.holds_all
-        self._is_current = reader.is_current and self._may_judge
+        read_until = reader.read_until if self._may_judge else None
+        self._is_current = read_until is not None
         with self._ledger.transaction():
-            self._evaluator.tick(now, is_current=self._is_current)
+            self._evaluator.tick(now, read_until=read_until)
         self._metrics.is_current.set(int(self._is_current))
         lag = reader.read_lag()
         for topic in reader.topics:

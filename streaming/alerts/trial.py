@@ -73,11 +73,11 @@ def try_rules(
     times = [event.at for event in ordered]
     now = begin or (times[0] if times else until or datetime.now(UTC))
     with ledger.transaction():
-        evaluator.tick(now, is_current=True)
+        evaluator.tick(now, read_until=now)
         for event in ordered:
             now = _pass_time(evaluator, now, event.at)
             verdicts.append((event, evaluator.take(event, max(now, event.at))))
-            evaluator.tick(max(now, event.at), is_current=True)
+            evaluator.tick(max(now, event.at), read_until=max(now, event.at))
         # By itself, for the last summary to be whole.
         _pass_time(evaluator, now, max(until or now, now + timedelta(seconds=GATHERING_S if until is None else 0)))
     alarms = ledger.list_alarms(limit=_ALL)
@@ -91,9 +91,9 @@ def _pass_time(evaluator: Evaluator, now: datetime, until: datetime) -> datetime
     step = timedelta(seconds=max(_STEP_S, gap_s / _STEPS_AT_MOST))
     while now + step < until:
         now += step
-        evaluator.tick(now, is_current=True)
+        evaluator.tick(now, read_until=now)
     if until > now:
-        evaluator.tick(until, is_current=True)
+        evaluator.tick(until, read_until=until)
     return max(now, until)
 
 

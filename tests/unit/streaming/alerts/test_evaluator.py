@@ -44,11 +44,12 @@ class Case:
         with self.ledger.transaction():
             return [verdict.why for verdict in self.evaluator.take(event, self.now)]
 
-    def wait(self, seconds: float, *, is_current: bool = True) -> None:
-        """Let time pass, with a tick at its end."""
+    def wait(self, seconds: float, *, is_current: bool = True, behind_s: float = 0.0) -> None:
+        """Let time pass, with a tick at its end; what the topics had ``behind_s`` before it is read."""
         self.now += timedelta(seconds=seconds)
         with self.ledger.transaction():
-            self.evaluator.tick(self.now, is_current=is_current)
+            read_until = self.now - timedelta(seconds=behind_s) if is_current else None
+            self.evaluator.tick(self.now, read_until=read_until)
 
     @property
     def alarms(self) -> list[Entry]:
@@ -311,6 +312,40 @@ def test_an_outcome_that_is_read_before_accepted_counts(case: Case, answer: str)
     case.take("accepted")
     case.wait(3600)
     assert case.states == []
+
+
+@pytest.mark.parametrize("behind_s", [1.0, 600.0, 86_400.0])
+@pytest.mark.parametrize("answer", ["answered", "prediction", "dead_letter"])
+@rules({"unanswered": {"for": "10m"}})
+def test_a_receipt_that_is_read_late_is_judged_when_the_other_topics_are_read_as_well(
+    case: Case, answer: str, behind_s: float
+) -> None:
+    case.wait(0)
+    accepted_at = case.now
+    case.now += timedelta(seconds=599 + behind_s)
+    event = read_line({"accepted": {}, "at": accepted_at.isoformat()}, None)
+    assert event is not None
+    case.take_event(event)
+    case.wait(0, behind_s=behind_s)
+    case.wait(0.5, behind_s=behind_s)
+    assert case.states == []
+    case.take(answer)
+    case.wait(3600)
+    assert case.states == []
+
+
+@pytest.mark.parametrize("behind_s", [1.0, 600.0, 86_400.0])
+@rules({"absence": {"source": "/dx-1", "for": "1h"}})
+def test_an_absence_is_told_of_what_is_read(case: Case, behind_s: float) -> None:
+    case.wait(0)
+    case.take()
+    case.wait(3600 + behind_s - 1, behind_s=behind_s)
+    assert case.states == []
+    case.wait(2, behind_s=behind_s)
+    assert case.states == [("R0", "open")]
+    case.take(id="2")
+    case.wait(1, behind_s=behind_s)
+    assert case.states == [("R0", "resolved")]
 
 
 @pytest.mark.parametrize("source", ["/{dx}", "{source}", "/dx-1 {0.__class__}"])
