@@ -58,6 +58,9 @@ class AlertMetrics:
         self.undelivered = Gauge(
             "xray_alerts_undelivered", "Deliveries that were given up or refused.", ["sink"], registry=registry
         )
+        self.without_sink = Gauge(
+            "xray_alerts_without_sink", "Deliveries to sinks that the rules do not name any more.", registry=registry
+        )
         self.lag = Gauge("xray_alerts_lag_records", "Records not read yet.", ["topic"], registry=registry)
         self.is_current = Gauge(
             "xray_alerts_conditions_judged", "1 while all is read, so that an absence can be told.", registry=registry
@@ -104,6 +107,7 @@ class AlertMetrics:
         self, sinks: Iterable[str], counts: dict[tuple[str, str], int], oldest: dict[str, float]
     ) -> None:
         """Set how many deliveries wait, and for how long, and how many nobody got."""
+        self.without_sink.set(sum(n for (_, status), n in counts.items() if status == Status.NO_SINK))
         for sink in sinks:
             self.waiting.labels(sink).set(counts.get((sink, Status.WAITING), 0))
             self.undelivered.labels(sink).set(sum(counts.get((sink, one), 0) for one in UNDELIVERED))

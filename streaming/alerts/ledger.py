@@ -96,9 +96,11 @@ class Status(StrEnum):
     REFUSED = "refused"
     GIVEN_UP = "given_up"
     DISABLED = "disabled"
+    NO_SINK = "no_sink"
+    """The rules name no such sink any more."""
 
 
-UNDELIVERED = (Status.REFUSED, Status.GIVEN_UP, Status.DISABLED)
+UNDELIVERED = (Status.REFUSED, Status.GIVEN_UP, Status.DISABLED, Status.NO_SINK)
 """Ends of a delivery that nobody got."""
 
 
@@ -499,6 +501,28 @@ class Ledger:
                 " WHERE sink = ? AND next_at IS NOT NULL",
                 (now, why, sink),
             )
+
+    def note_sinks(self, sinks: Iterable[str], now: float) -> dict[str, int]:
+        """Note which sinks the rules name; give how many deliveries wait for others, by sink.
+
+        These are shown as undelivered, and made once a sink of that name is back.
+        """
+        names = json.dumps(list(sinks))
+        with self.transaction(durable=False):
+            self._db.execute(
+                "UPDATE deliveries SET status = 'no_sink', next_at = NULL, changed_at = ?1, why = 'no such sink'"
+                " WHERE next_at IS NOT NULL AND status = 'waiting' AND sink NOT IN (SELECT value FROM json_each(?2))",
+                (now, names),
+            )
+            self._db.execute(
+                "UPDATE deliveries SET status = 'waiting', attempts = 0, next_at = ?1, changed_at = ?1, why = ''"
+                " WHERE status = 'no_sink' AND sink IN (SELECT value FROM json_each(?2))",
+                (now, names),
+            )
+            rows = self._db.execute(
+                "SELECT sink, count(*) FROM deliveries WHERE status = 'no_sink' GROUP BY sink"
+            ).fetchall()
+        return dict(rows)
 
     def read_disabled(self) -> dict[str, str]:
         """Give why each sink is disabled that is."""

@@ -216,6 +216,14 @@ class _Run:
 
     def deliver(self, stack: ExitStack) -> None:
         """Start a thread for each sink, and what looks after the ledger."""
+        for name, n in self._note_sinks().items():
+            log.warning(
+                "%d alarms wait for the sink %s, which the rules do not name any more; 'xray alerts list --undelivered "
+                "--sink %s' shows them, and they are delivered once there is a sink of that name",
+                n,
+                name,
+                name,
+            )
         self._refresh()
         refresh = PeriodicTask("alerts-refresh", self._refresh, _REFRESH_S, failure="figures could not be read")
         removal = PeriodicTask(
@@ -229,6 +237,9 @@ class _Run:
             stack.callback(dispatcher.join)
             dispatcher.start()
         stack.callback(self._stop_dispatchers)
+
+    def _note_sinks(self) -> dict[str, int]:
+        return self._ledger.note_sinks([one.name for one in self._dispatchers], time.time())
 
     def _stop_dispatchers(self) -> None:
         for dispatcher in self._dispatchers:
@@ -328,6 +339,7 @@ class _Run:
         )
         is_open = [one.alarm.rule for one in self._ledger.list_unsettled() if one.kind is AlarmKind.CONDITION]
         self._metrics.note_conditions(is_open)
+        self._note_sinks()  # that a condition is over goes to the sinks that were told of it
         names = [dispatcher.name for dispatcher in self._dispatchers]
         self._metrics.note_deliveries(names, self._ledger.count_deliveries(), self._ledger.read_oldest_waiting())
 

@@ -40,6 +40,7 @@ CREATE TABLE deliveries (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, e
                          partition INTEGER NOT NULL, place INTEGER NOT NULL);
 CREATE INDEX deliveries_state ON deliveries (state, due, number);
 CREATE INDEX deliveries_event ON deliveries (event_id, number);
+CREATE TABLE target (address TEXT NOT NULL);
 CREATE TABLE begun (topic TEXT PRIMARY KEY) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
 """
@@ -147,6 +148,18 @@ class Ledger:
         """Note that a topic's offsets are committed from now on."""
         with self._using() as db:
             db.execute("INSERT OR IGNORE INTO begun VALUES (?)", (topic,))
+
+    def note_target(self, address: str) -> None:
+        """Note whose it is, for people."""
+        with self._using() as db:
+            db.execute("DELETE FROM target")
+            db.execute("INSERT INTO target VALUES (?)", (address,))
+
+    def read_target(self) -> str:
+        """Give whose it is; empty where nobody has said so."""
+        with self._using() as db:
+            found = db.execute("SELECT address FROM target").fetchone()
+        return "" if found is None else str(found[0])
 
     def absorb(self, arrivals: Sequence[Arrival]) -> None:
         """Note what came, in one transaction; what is known already changes nothing.
@@ -307,6 +320,35 @@ def open_ledger(path: Path) -> Iterator[Ledger]:
             yield ledger
     finally:
         os.close(lock)
+
+
+def find_left_behind(folder: Path, own: Collection[Path]) -> dict[str, int]:
+    """Find reports that are open in ledgers of targets that nobody delivers to now.
+
+    Parameters
+    ----------
+    folder : Path
+        Where ledgers are.
+    own : collection of Path
+        Those that are delivered to.
+
+    Returns
+    -------
+    dict
+        How many there are, by target.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.db")):
+        if path in own:
+            continue
+        try:
+            with open_ledger(path) as ledger:
+                n, name = ledger.count()[_OPEN], ledger.read_target() or path.stem
+        except (SettingsError, LedgerError):  # another process delivers, or it is damaged: who delivers to it is told
+            continue
+        if n:
+            found[name] = n
+    return found
 
 
 def _add_prediction(db: sqlite3.Connection, arrival: Arrival, found: Prediction, now: float) -> None:

@@ -40,6 +40,11 @@ class ReportMetrics:
             ["target"],
             registry=registry,
         )
+        self.without_target = Gauge(
+            "xray_reports_without_target",
+            "Reports that were open at the start for targets that are not delivered to.",
+            registry=registry,
+        )
         self.up = Gauge("xray_report_target_up", "1 while the target takes reports.", ["target"], registry=registry)
         self.failures = Counter(
             "xray_report_failures",

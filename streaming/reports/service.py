@@ -17,7 +17,7 @@ from streaming.kafka.topics import create_topics, label_topics, wanted_topics
 from streaming.metrics import serve_metrics
 from streaming.reports.courier import Courier, name_group
 from streaming.reports.inbox import SESSION_S
-from streaming.reports.ledger import open_ledger
+from streaming.reports.ledger import find_left_behind, open_ledger
 from streaming.reports.reporter import Reporter, find_crosswalk
 from streaming.reports.reportmetrics import ReportMetrics
 from streaming.reports.target import Address, read_address
@@ -96,17 +96,22 @@ def run_reports(
     known = wanted_topics(kafka) | label_topics(kafka)
     create_topics(kafka, {name: known[name] for name in (kafka.predictions_topic, kafka.labels_topic)})
     metrics = ReportMetrics(CollectorRegistry(), addresses)
+    files = {address: settings.reporting_folder / f"{name_group(address)}.db" for address in addresses.values()}
     with ExitStack() as stack:
         reopened = 0
         couriers = []
         for name, address in addresses.items():
-            file = settings.reporting_folder / f"{name_group(address)}.db"
-            ledger = stack.enter_context(open_ledger(file))
+            ledger = stack.enter_context(open_ledger(files[address]))
+            ledger.note_target(str(address))
             _check_alone(settings, name, name_group(address), ended)
             reopened += ledger.reopen() if again else 0
             reporter = Reporter(settings, demonstration=demonstration)
             parts = (open_target(address, settings.reports), ledger, reporter, metrics)
             couriers.append(Courier(name, address, settings, parts, ended, from_beginning=from_beginning))
+        left_behind = find_left_behind(settings.reporting_folder, files.values())
+        for target, n in left_behind.items():
+            log.warning("%d reports wait for %s, which is not among --to; nobody sends them", n, target)
+        metrics.without_target.set(sum(left_behind.values()))
         url, stop = serve_metrics(
             metrics.registry,
             settings.metrics.host,

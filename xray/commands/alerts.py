@@ -181,7 +181,8 @@ def show_alarm(
 def replay_alarms(
     alarms: Annotated[list[str] | None, typer.Argument(metavar="[ID]", help="As 'list' shows them.")] = None,
     undelivered: Annotated[
-        bool, typer.Option("--undelivered", help="All that were refused, given up, or for a sink that was disabled.")
+        bool,
+        typer.Option("--undelivered", help="All that were refused, given up, or for a sink that is disabled or gone."),
     ] = False,
     sink: Annotated[
         str | None,

@@ -290,3 +290,27 @@ def test_a_copy_of_a_folder_ends_the_run_whose_place_it_takes(settings: StreamSe
         finally:
             ended.set()
             first.join(60)
+
+
+def test_what_waits_for_a_sink_that_is_gone_is_told_and_delivered_once_it_is_back(
+    settings: StreamSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "less").mkdir()
+    with receiving() as hook, receiving() as other:
+        hook.status = 503
+        sinks = {"ward": hook_sink(hook, tmp_path), "office": hook_sink(other, tmp_path)}
+        path = write_rules(tmp_path, sinks)
+        less = write_rules(tmp_path / "less", {"office": hook_sink(other, tmp_path / "less")})
+        with running(settings, path):
+            publish(settings.kafka, *(prediction(settings.kafka, number) for number in range(3)))
+            wait_until(lambda: len(other.seen) == 3, "the alarms, at the sink that is well")
+        hook.status = 200
+        with running(settings, less) as program:
+            wait_until(lambda: "xray_alerts_without_sink 3.0" in program.read_page(), "how many wait for nobody")
+            assert program.health()["ok"]
+            assert not hook.seen
+        log = (settings.home / "alerts.log").read_text(encoding="utf-8")
+        assert "3 alarms wait for the sink ward, which the rules do not name any more" in log
+        with running(settings, path) as program:
+            wait_until(lambda: hook.seen == other.seen, "the alarms, once the sink is back")
+            wait_until(lambda: "xray_alerts_without_sink 0.0" in program.read_page(), "that none waits for nobody")

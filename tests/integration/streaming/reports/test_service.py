@@ -205,6 +205,20 @@ def test_two_homes_do_not_deliver_to_one_target(
         pass
 
 
+def test_what_waits_for_a_target_that_is_taken_out_is_told(
+    settings: StreamSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone, other = "mllp:127.0.0.1:1", f"files:{tmp_path / 'out'}"
+    with running(settings, gone, other) as run:
+        publish(settings, range(3))
+        wait_for(lambda: run.value("xray_reports_open", target="mllp") == 3, "they do not wait")
+        assert run.value("xray_reports_without_target") == 0
+    with running(settings, other) as run:
+        assert run.value("xray_reports_without_target") == 3
+        assert run.health()["ok"]
+    assert f"3 reports wait for {gone}, which is not among --to; nobody sends them" in caplog.messages
+
+
 def test_what_is_refused_for_good_is_given_up_and_sent_when_asked(settings: StreamSettings) -> None:
     receiver = MllpReceiver(lambda control_id, _: "AE" if control_id == report(1).key else "AA")
     with run_mllp(receiver):

@@ -13,7 +13,7 @@ import pytest
 from schemas.errors import JobError
 from streaming.alerts.alarm import Alarm, Delivered, Disabled, Outcome, Refused, Retry, State
 from streaming.alerts.dispatcher import Dispatcher
-from streaming.alerts.ledger import KEPT_S, AlarmKind, Delivery, Entry, Ledger, Status
+from streaming.alerts.ledger import KEPT_S, UNDELIVERED, AlarmKind, Delivery, Entry, Ledger, Status
 
 
 class Meter:
@@ -169,6 +169,25 @@ def test_a_receiver_that_wants_nothing_more_gets_nothing_until_a_replay() -> Non
     assert desk.ledger.replay(ids, "ward", desk.now) == 3
     assert [alarms for alarms, _ in desk.work()] == [("01o",), ("02o",), ("03o",)]
     assert desk.ledger.read_disabled() == {}
+
+
+def test_what_waits_for_a_sink_that_is_gone_is_told_and_delivered_once_it_is_back() -> None:
+    desk = Desk(answer=lambda alarms: Retry(None, "503"))
+    desk.add(1, 2)
+    desk.add(3, kind=AlarmKind.CONDITION, open_s=None)
+    desk.work()
+    assert desk.ledger.note_sinks(["ward", "office"], desk.now) == {}
+    assert desk.ledger.note_sinks(["office"], desk.now) == {"ward": 3}
+    desk.resolve(3)  # which goes to whom it was told
+    assert desk.ledger.note_sinks(["office"], desk.now) == {"ward": 4}
+    assert desk.ledger.count_deliveries() == {("ward", "no_sink"): 4}
+    assert Status.NO_SINK in UNDELIVERED
+    assert len(desk.ledger.list_alarms(status=Status.NO_SINK)) == 3
+    assert desk.work(1e6) == []
+    desk.sink.answer = lambda alarms: Delivered()
+    assert desk.ledger.note_sinks(["office", "ward"], desk.now) == {}
+    assert [alarms for alarms, _ in desk.work()] == [("01o", "02o", "03o"), ("03r",)]
+    assert desk.ledger.note_sinks([], desk.now) == {}, "what was delivered waits for nobody"
 
 
 @pytest.mark.parametrize("fault", [OSError("x"), ValueError("x"), KeyError("x")])

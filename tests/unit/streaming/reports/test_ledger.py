@@ -14,7 +14,7 @@ import pytest
 
 from schemas.errors import SettingsError
 from streaming.reports.findings import Finding
-from streaming.reports.ledger import Arrival, Ledger, LedgerError, Source, open_ledger
+from streaming.reports.ledger import Arrival, Ledger, LedgerError, Source, find_left_behind, open_ledger
 from streaming.reports.report import Correction
 from tests.reportparts import CORRECTION, event, report
 
@@ -250,3 +250,25 @@ def test_a_damaged_file_is_told_with_what_to_do(path: Path, damage: bytes) -> No
     path.write_bytes(damage)
     with pytest.raises(LedgerError, match="move it away"), open_ledger(path):
         pass
+
+
+def fill(path: Path, target: str, n_open: int, n_done: int = 0) -> Path:
+    with open_ledger(path) as ledger:
+        ledger.note_target("another name")
+        ledger.note_target(target)
+        ledger.absorb([prediction(number) for number in range(n_open + n_done)])
+        for delivery in ledger.list_due(n_done):
+            ledger.close_done(delivery)
+    return path
+
+
+def test_what_waits_for_targets_that_nobody_delivers_to_is_found(tmp_path: Path) -> None:
+    assert find_left_behind(tmp_path / "no", ()) == {}
+    own = fill(tmp_path / "own.db", "mllp:ris:2575", 3)
+    fill(tmp_path / "left.db", "fhir:https://h/fhir", 2, 1)
+    fill(tmp_path / "done.db", "files:/out", 0, 4)
+    (tmp_path / "damaged.db").write_bytes(b"x" * 5000)
+    elsewhere = fill(tmp_path / "elsewhere.db", "stow:https://h", 5)
+    with open_ledger(elsewhere):  # as another process that delivers to it
+        assert find_left_behind(tmp_path, [own]) == {"fhir:https://h/fhir": 2}
+    assert find_left_behind(tmp_path, [own]) == {"fhir:https://h/fhir": 2, "stow:https://h": 5}
