@@ -105,6 +105,16 @@ def test_nobody_there_is_away(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fhir", "stow", "dicom", "mllp"])
+def test_a_host_that_cannot_be_resolved_is_away(kind: str) -> None:
+    host = "no-such-host.invalid"
+    place = {"dicom": f"PACS@{host}:104", "mllp": f"{host}:2575"}.get(kind, f"http://{host}")
+    target = open_target(read_address(f"{kind}:{place}"), SETTINGS)
+    with pytest.raises(AwayError):
+        target.send(report())
+    target.close()
+
+
+@pytest.mark.parametrize("kind", ["fhir", "stow", "dicom", "mllp"])
 def test_who_does_not_answer_is_away(kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
