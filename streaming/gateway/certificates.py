@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 from schemas.errors import SettingsError
+from streaming.pemfiles import load_authority, load_own
 from streaming.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
@@ -71,35 +72,11 @@ def load_context(settings: GatewaySettings) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for name, file in (("TLS_CERTIFICATE", certificate), ("TLS_KEY", key), ("TLS_CLIENT_CA", authority)):
-        if file is not None:
-            _check_readable(name, file)
-    try:
-        # Without an answer to the question for a pass phrase OpenSSL would ask at the terminal.
-        context.load_cert_chain(certificate, key, password="")
-    except (ssl.SSLError, ValueError) as exc:
-        msg = (
-            f"{_PREFIX}TLS_CERTIFICATE, {_PREFIX}TLS_KEY: {certificate} and {key} are not a certificate and its "
-            "private key, in PEM and without a pass phrase"
-        )
-        raise SettingsError(msg) from exc
+    load_own(context, certificate, key, settings=(f"{_PREFIX}TLS_CERTIFICATE", f"{_PREFIX}TLS_KEY"))
     if authority is not None:
-        try:
-            context.load_verify_locations(authority)
-        except ssl.SSLError as exc:
-            msg = f"{_PREFIX}TLS_CLIENT_CA: {authority} has no certificate in PEM"
-            raise SettingsError(msg) from exc
+        load_authority(context, authority, setting=f"{_PREFIX}TLS_CLIENT_CA")
         context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def _check_readable(name: str, file: Path) -> None:
-    try:
-        with file.open("rb"):
-            pass
-    except OSError as exc:
-        msg = f"{_PREFIX}{name}: {file} cannot be read: {exc.strerror}"
-        raise SettingsError(msg) from exc
 
 
 def _stamp_file(file: Path) -> tuple[int, int, int] | None:
