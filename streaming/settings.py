@@ -431,6 +431,12 @@ class ReportsSettings(_Section):
     """Bearer token for FHIR and STOW-RS servers; never printed."""
     http_ca: Path | None = None
     """PEM file of the authority that signed these servers' certificates; the usual ones when absent."""
+    tls_ca: Path | None = None
+    """PEM file of the authority of ``mllps:`` and ``dicoms:`` targets' certificates; the usual ones when absent."""
+    tls_certificate: Path | None = None
+    """PEM file with the certificate that is shown to targets with TLS, HTTPS too, which want one."""
+    tls_key: Path | None = None
+    """PEM file with its private key, PKCS#8 and without a pass phrase."""
     aet: str = Field(default="XRAY", pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
     """DICOM: application entity title that reports are sent from, at most 16 characters."""
     sending_facility: str | None = None
@@ -443,6 +449,13 @@ class ReportsSettings(_Section):
     """HL7: who gives out the patients' ids (PID-3.4)."""
     processing: Literal["P", "T", "D"] = "P"
     """HL7: processing id (MSH-11): production, training or debugging."""
+
+    @model_validator(mode="after")
+    def _tls_is_complete(self) -> "ReportsSettings":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            msg = "tls_certificate and tls_key are wanted both or neither"
+            raise ValueError(msg)
+        return self
 
 
 class TrackingSettings(_Section):

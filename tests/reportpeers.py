@@ -2,6 +2,8 @@
 
 import json
 import socketserver
+import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ class MllpReceiver:
     """Acknowledges messages; ``answer`` decides how, by the message's control id and how often it has come.
 
     ``AA``, ``AE``, ``AR``, ``silence``, ``hang up``, ``another`` (acknowledges another message), ``nonsense``, ``drip``
-    (never ends); ``cut`` acknowledges by the first ``n_named`` characters of the id.
+    (never ends); ``cut`` acknowledges by the first ``n_named`` characters of the id. With ``tls`` it speaks TLS only.
     """
 
     answer: Callable[[str, int], str] = lambda _id, _times: "AA"
@@ -26,6 +28,7 @@ class MllpReceiver:
     accepted: list[str] = field(default_factory=list)
     n_connections: int = 0
     n_named: int = 20
+    tls: ssl.SSLContext | None = None
 
     def times(self, control_id: str) -> int:
         return sum(str(one.segment("MSH")[10]) == control_id for one in self.messages)
@@ -36,6 +39,15 @@ def run_mllp(receiver: MllpReceiver) -> Iterator[MllpReceiver]:
     ended = threading.Event()
 
     class Handler(socketserver.StreamRequestHandler):
+        def setup(self) -> None:
+            if receiver.tls is not None:
+                self.request = receiver.tls.wrap_socket(self.request, server_side=True)
+            super().setup()
+
+        def finish(self) -> None:
+            super().finish()
+            self.request.close()
+
         def handle(self) -> None:
             receiver.n_connections += 1
             left = b""
@@ -76,6 +88,11 @@ def run_mllp(receiver: MllpReceiver) -> Iterator[MllpReceiver]:
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = True
         daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Say nothing of a connection that is none of TLS, or was given up."""
+            if not isinstance(sys.exception(), OSError):
+                super().handle_error(request, client_address)
 
     with Server(("127.0.0.1", receiver.port), Handler) as server:
         receiver.port = server.server_address[1]

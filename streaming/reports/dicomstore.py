@@ -10,7 +10,8 @@ from pynetdicom.association import Association
 from streaming.deadline import Deadline, resolve
 from streaming.reports.report import Report
 from streaming.reports.structuredreport import SOP_CLASS, to_dataset
-from streaming.reports.target import Address, AwayError, RefusedError
+from streaming.reports.target import Address, AwayError, Kind, RefusedError
+from streaming.reports.targettls import TargetTls
 from streaming.settings import ReportsSettings
 
 _SUCCESS = 0x0000
@@ -28,9 +29,14 @@ class DicomStore:
     Parameters
     ----------
     address : Address
-        Its host, port and title.
+        Its host, port and title, and whether it is reached by TLS.
     settings : ReportsSettings
-        Own title and time limit.
+        Own title, time limit, and the files of TLS.
+
+    Raises
+    ------
+    SettingsError
+        A file of TLS is not what it should be.
     """
 
     def __init__(self, address: Address, settings: ReportsSettings) -> None:
@@ -41,6 +47,9 @@ class DicomStore:
         self._entity.connection_timeout = settings.answer_s
         self._entity.add_requested_context(SOP_CLASS, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
         self._association: Association | None = None
+        self._tls = TargetTls(address, settings) if address.has_tls else None
+        self._failure: OSError | None = None
+        self._is_connected = False
 
     def send(self, report: Report) -> None:
         """See `Target.send`."""
@@ -54,9 +63,9 @@ class DicomStore:
             raise AwayError(type(exc).__name__) from exc
         status = answer.get("Status") if answer else None
         if status is None:
+            why = self._describe("no answer to C-STORE")
             self.close()
-            msg = "no answer to C-STORE"
-            raise AwayError(msg)
+            raise AwayError(why)
         code = f"status {status:04X}"
         if status in _LATER:
             raise AwayError(code)
@@ -75,15 +84,9 @@ class DicomStore:
         if self._association is not None and self._association.is_established:
             _watch(self._association, deadline)
             return self._association
-        made = self._entity.associate(
-            self._find_address(deadline),
-            self._address.port,
-            ae_title=self._address.aet,
-            evt_handlers=[(evt.EVT_CONN_OPEN, lambda event: _watch(event.assoc, deadline))],
-        )
+        made = self._request(deadline)
         if not made.is_established:
-            why = "it rejects the association" if made.is_rejected else "no association"
-            raise AwayError(why)
+            raise AwayError("it rejects the association" if made.is_rejected else self._describe("no association"))
         self._association = made
         if not made.accepted_contexts:
             self.close()
@@ -91,11 +94,40 @@ class DicomStore:
             raise AwayError(msg)
         return made
 
+    def _request(self, deadline: Deadline) -> Association:
+        """Ask for an association; how far it came is noted, for pynetdicom raises nothing."""
+        self._failure, self._is_connected = None, False
+        tls_args = None if self._tls is None else (self._tls.load(self._note_failure), self._address.place)
+
+        def note_connection(event: evt.Event) -> None:
+            self._is_connected = True
+            _watch(event.assoc, deadline)
+
+        return self._entity.associate(
+            self._find_address(deadline),
+            self._address.port,
+            ae_title=self._address.aet,
+            tls_args=tls_args,
+            evt_handlers=[(evt.EVT_CONN_OPEN, note_connection)],
+        )
+
     def _find_address(self, deadline: Deadline) -> str:
         """Ask for the host's address in time, which pynetdicom does not; IPv4 first, as it does."""
         entries = resolve(self._address.place, self._address.port, within_s=deadline.left_s)
         entries.sort(key=lambda entry: entry[0] is not socket.AF_INET)
         return str(entries[0][4][0])
+
+    def _note_failure(self, failure: OSError) -> None:
+        self._failure = failure
+
+    def _describe(self, what: str) -> str:
+        if self._tls is not None and self._failure is not None:
+            return f"{what}: {self._tls.describe(self._failure, is_connected=self._is_connected)}"
+        if self._tls is None and self._is_connected:
+            return (
+                f"{what}: it closed the connection or does not answer, as a peer does that wants TLS ({Kind.DICOMS}:)"
+            )
+        return what
 
 
 def _watch(association: Association, deadline: Deadline) -> None:

@@ -8,7 +8,10 @@ from typing import Protocol
 from schemas.errors import SettingsError
 from streaming.reports.report import Report
 
-EXAMPLES = "fhir:https://HOST/fhir, dicom:AET@HOST:PORT, stow:https://HOST/dicom-web, mllp:HOST:PORT or files:FOLDER"
+EXAMPLES = (
+    "fhir:https://HOST/fhir, dicom:AET@HOST:PORT, stow:https://HOST/dicom-web, mllp:HOST:PORT or files:FOLDER; "
+    "with TLS dicoms:AET@HOST:PORT or mllps:HOST:PORT"
+)
 
 _HIGHEST_PORT = 65_535
 _AET_CHARS = 16
@@ -19,8 +22,10 @@ class Kind(StrEnum):
 
     FHIR = "fhir"
     DICOM = "dicom"
+    DICOMS = "dicoms"
     STOW = "stow"
     MLLP = "mllp"
+    MLLPS = "mllps"
     FILES = "files"
 
 
@@ -92,9 +97,16 @@ class Address:
 
     def __str__(self) -> str:
         host = f"[{self.place}]" if ":" in self.place else self.place
-        if self.kind is Kind.DICOM:
+        if self.kind in (Kind.DICOM, Kind.DICOMS):
             return f"{self.kind}:{self.aet}@{host}:{self.port}"
-        return f"{self.kind}:{host}:{self.port}" if self.kind is Kind.MLLP else f"{self.kind}:{self.place}"
+        return (
+            f"{self.kind}:{host}:{self.port}" if self.kind in (Kind.MLLP, Kind.MLLPS) else f"{self.kind}:{self.place}"
+        )
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether a DICOM or MLLP peer is reached by TLS; of an HTTP server the URL says it."""
+        return self.kind in (Kind.DICOMS, Kind.MLLPS)
 
 
 def read_address(text: str) -> Address:
@@ -110,9 +122,9 @@ def read_address(text: str) -> Address:
         return Address(Kind(kind), rest.rstrip("/"))
     if kind == Kind.FILES and rest:
         return Address(Kind.FILES, rest)
-    if kind == Kind.MLLP and (found := _read_host(rest)):
-        return Address(Kind.MLLP, *found)
-    if kind == Kind.DICOM:
+    if kind in (Kind.MLLP, Kind.MLLPS) and (found := _read_host(rest)):
+        return Address(Kind(kind), *found)
+    if kind in (Kind.DICOM, Kind.DICOMS):
         aet, _, host = rest.rpartition("@")
         if (
             0 < len(aet) <= _AET_CHARS
@@ -121,7 +133,7 @@ def read_address(text: str) -> Address:
             and "\\" not in aet
             and (found := _read_host(host))
         ):
-            return Address(Kind.DICOM, *found, aet=aet)
+            return Address(Kind(kind), *found, aet=aet)
     msg = f"--to: {text!r} is no target; wanted {EXAMPLES}"
     raise SettingsError(msg)
 
@@ -130,4 +142,9 @@ def _read_host(text: str) -> tuple[str, int] | None:
     found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/@\[\]]+)):(\d{1,5})", text)
     if found is None or not 0 < int(found[3]) <= _HIGHEST_PORT:
         return None
-    return found[1] or found[2], int(found[3])
+    host = found[1] or found[2]
+    try:
+        host.encode("idna")  # what connects does so, and would fail of it with each report
+    except UnicodeError:
+        return None
+    return host, int(found[3])

@@ -12,15 +12,21 @@ from streaming.settings import ReportsSettings
 
 
 def open_target(address: Address, settings: ReportsSettings) -> Target:
-    """Make what sends to an address; nothing is connected yet."""
+    """Make what sends to an address; nothing is connected yet.
+
+    Raises
+    ------
+    SettingsError
+        A file of TLS is not what it should be; names the setting.
+    """
     match address.kind:
         case Kind.FHIR:
             return FhirServer(address.place, settings)
         case Kind.STOW:
             return StowServer(address.place, settings)
-        case Kind.DICOM:
+        case Kind.DICOM | Kind.DICOMS:
             return DicomStore(address, settings)
-        case Kind.MLLP:
+        case Kind.MLLP | Kind.MLLPS:
             return MllpPeer(address, settings)
         case Kind.FILES:
             return ReportFolder(Path(address.place), settings, "fhir")

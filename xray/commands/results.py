@@ -70,7 +70,8 @@ def run_results(
             "--to",
             metavar="TARGET",
             help=(
-                "fhir:URL, stow:URL, dicom:AET@HOST:PORT, mllp:HOST:PORT or files:FOLDER; may be given several times."
+                "fhir:URL, stow:URL, dicom:AET@HOST:PORT, mllp:HOST:PORT or files:FOLDER, with TLS dicoms: or mllps:; "
+                "may be given several times."
             ),
         ),
     ],

@@ -1,9 +1,11 @@
 """Reports from topics to peers, with a real broker: each once, refused ones again, and a dead target alone."""
 
+import asyncio
 import json
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -13,13 +15,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from queue import Queue
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
+import trustme
 from confluent_kafka import Consumer, Producer, TopicPartition
+from hl7.mllp import HL7StreamReader, HL7StreamWriter, start_hl7_server
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.ports import find_ports
 from schemas import envelope
 from schemas.errors import SettingsError
 from streaming.devices.crosswalk import Crosswalk
@@ -31,6 +37,7 @@ from streaming.reports.export import NDJSON_FILE, export_reports
 from streaming.reports.service import ReportsState, run_reports
 from streaming.reports.target import read_address
 from streaming.settings import StreamSettings
+from tests.reportcertificates import Files, serve_as
 from tests.reportparts import RECEIVED, SCORED, event, identity, report
 from tests.reportpeers import FhirStore, MllpReceiver, run_fhir, run_mllp
 from xray.broker import LocalBroker
@@ -127,6 +134,9 @@ class Running:
             families = text_string_to_metric_families(answer.read().decode())
         samples = [one for family in families for one in family.samples]
         return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
+
+    def has_delivered(self, target: str, count: int) -> bool:
+        return self.value("xray_reports_total", target=target, result="delivered") == count
 
     def has_left_out(self, reason: str) -> bool:
         return self.value("xray_reports_left_out_total", reason=reason) == 1
@@ -352,6 +362,113 @@ def test_without_a_crosswalk_none_is_sent_and_it_says_why(settings: StreamSettin
     with pytest.raises(SettingsError, match="cannot be read"):
         export_reports(settings.model_copy(update={"gateway": missing}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def run_hl7_server(context: ssl.SSLContext) -> Iterator[tuple[int, list[str]]]:
+    """python-hl7's own MLLP server; gives its port, and the control ids that it has acknowledged."""
+    accepted: list[str] = []
+    ports: Queue[int] = Queue()
+    loop = asyncio.new_event_loop()
+
+    async def answer(reader: HL7StreamReader, writer: HL7StreamWriter) -> None:
+        try:
+            while True:
+                message = await reader.readmessage()
+                accepted.append(str(message.segment("MSH")[10]))
+                writer.writemessage(message.create_ack())
+                await writer.drain()
+        except asyncio.IncompleteReadError:
+            writer.close()
+
+    async def serve() -> None:
+        server = await start_hl7_server(answer, "127.0.0.1", 0, ssl=context, encoding="utf-8")
+        ports.put(server.sockets[0].getsockname()[1])
+
+    def work() -> None:
+        loop.run_until_complete(serve())
+        loop.run_forever()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield ports.get(timeout=WAIT_S), accepted
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+@contextmanager
+def run_storescp(folder: Path, *tls: str | Path) -> Iterator[int]:
+    """dcmtk's receiver; gives its port."""
+    folder.mkdir()
+    port = find_ports()
+    process = subprocess.Popen(
+        ["storescp", *tls, "+xa", "+B", "--promiscuous", "-od", folder, str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def listens() -> bool:
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        wait_for(listens, "storescp does not listen")
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(shutil.which("storescp") is None, reason="dcmtk is not installed (apt-get install dcmtk)")
+def test_foreign_peers_take_reports_by_mutual_tls(settings: StreamSettings, tmp_path: Path) -> None:
+    files = Files(tmp_path, trustme.CA())
+    tls = {"tls_ca": files.ca, **files.write_own()}
+    own = settings.model_copy(update={"reports": settings.reports.model_copy(update=tls)})
+    theirs = files.authority.issue_cert("127.0.0.1")
+    theirs.private_key_pem.write_to_path(tmp_path / "pacs-key.pem")
+    theirs.cert_chain_pems[0].write_to_path(tmp_path / "pacs.pem")
+    options = ("+tls", tmp_path / "pacs-key.pem", tmp_path / "pacs.pem", "+cf", files.ca, "-rc")
+    with (
+        run_hl7_server(serve_as(theirs, wanting=files.authority)) as (hl7_port, accepted),
+        run_storescp(tmp_path / "taken", *options) as dicom_port,
+        running(own, f"mllps:127.0.0.1:{hl7_port}", f"dicoms:PACS@127.0.0.1:{dicom_port}") as run,
+    ):
+        publish(own, range(20))
+        for target in ("mllps", "dicoms"):
+            wait_for(partial(run.has_delivered, target, 20), f"{target} waits")
+        assert run.health()["ok"]
+    assert sorted(accepted) == sorted(report(number).key for number in range(20))
+    assert len(list((tmp_path / "taken").iterdir())) == 20
+
+
+@pytest.mark.parametrize("fault", ["expired", "another authority", "wants a certificate"])
+def test_while_tls_fails_reports_wait_and_none_is_lost(settings: StreamSettings, tmp_path: Path, fault: str) -> None:
+    files = Files(tmp_path, trustme.CA())
+    own = settings.model_copy(update={"reports": settings.reports.model_copy(update={"tls_ca": files.ca})})
+    good = serve_as(files.authority.issue_cert("127.0.0.1"))
+    bad = {
+        "expired": lambda: serve_as(files.authority.issue_cert("127.0.0.1", not_after=datetime.now(UTC))),
+        "another authority": lambda: serve_as(trustme.CA().issue_cert("127.0.0.1")),
+        "wants a certificate": lambda: serve_as(files.authority.issue_cert("127.0.0.1"), wanting=files.authority),
+    }[fault]()
+    receiver = MllpReceiver(tls=bad)
+    with run_mllp(receiver):
+        target = f"mllps:127.0.0.1:{receiver.port}"
+        with running(own, target) as run:
+            publish(own, range(20))
+            wait_for(lambda: run.value("xray_reports_open") == 20, "they were not written down")
+            wait_for(lambda: not run.health()["ok"], "nobody says that it fails")
+            assert receiver.messages == []
+            receiver.tls = good
+            wait_for(lambda: len(receiver.accepted) == 20, "not all came")
+            wait_for(lambda: run.health()["ok"], "nobody says that it goes well")
+        assert committed(own, target) == 20
+    assert sorted(receiver.accepted) == sorted(report(number).key for number in range(20))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
