@@ -4,8 +4,6 @@ import json
 import re
 from typing import Any
 
-import requests
-
 from streaming.reports.fhir import to_bundle, to_json
 from streaming.reports.httpsession import check_status, open_session
 from streaming.reports.report import Report
@@ -44,7 +42,7 @@ class FhirServer:
             answer = self._session.post(
                 self._url, data=to_json(bundle), headers=headers, timeout=self._settings.answer_s, allow_redirects=False
             )
-        except requests.RequestException as exc:
+        except OSError as exc:  # all of requests' errors are, and that of a file of TLS that is gone
             raise AwayError(type(exc).__name__) from exc
         check_status(answer.status_code)
         check_answer(answer.content)

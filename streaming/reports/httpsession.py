@@ -1,5 +1,6 @@
 """What FHIR and DICOMweb servers have in common: a session, its deadline, and what a status means."""
 
+import ssl
 from typing import Any
 
 import requests
@@ -7,7 +8,9 @@ from requests.adapters import HTTPAdapter
 
 from streaming.deadline import Deadline
 from streaming.httpconnections import FindDeadline, make_pools
+from streaming.pemfiles import load_authority
 from streaming.reports.target import AwayError, RefusedError
+from streaming.reports.targettls import load_context
 from streaming.settings import ReportsSettings
 
 _LATER = frozenset((401, 403, 404, 405, 408, 410, 425, 429))
@@ -30,7 +33,7 @@ class Session(requests.Session):  # type: ignore[misc]  # requests has no types
     def __init__(self, within_s: float) -> None:
         super().__init__()
         # Reports name patients: a proxy that a shell has for other things must not get them, nor a password of ~/.netrc
-        # take the token's place.
+        # take the token's place, nor REQUESTS_CA_BUNDLE that of our authority.
         self.trust_env = False
         self._within_s = within_s
         self._deadline = Deadline(0.0)
@@ -58,13 +61,23 @@ class _Adapter(HTTPAdapter):  # type: ignore[misc]
 
 
 def open_session(settings: ReportsSettings) -> Session:
-    """Open an HTTP session that shows the token, and follows no redirect to somebody else."""
+    """Open an HTTP session that shows the token, and a certificate where one is wanted, and follows no redirect.
+
+    Raises
+    ------
+    SettingsError
+        A file of TLS is not what it should be; names the setting.
+    """
     session = Session(settings.answer_s)
     session.max_redirects = 0
     if settings.http_token is not None:
         session.headers["Authorization"] = f"Bearer {settings.http_token.get_secret_value()}"
     if settings.http_ca is not None:
+        load_authority(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings.http_ca, setting="XRAY_REPORTS__HTTP_CA")
         session.verify = str(settings.http_ca)
+    if settings.tls_certificate is not None:
+        load_context(settings)
+        session.cert = (str(settings.tls_certificate), str(settings.tls_key))
     return session
 
 
