@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 """Between two looks for deliveries that another process has queued again."""
+_PART = 4
+"""What failed goes in parts smaller by this factor; what goes well then, in parts larger by it."""
 _END_WITHIN_S = 40.0
 """A sink's own time-out is at most 30 s."""
 
@@ -51,6 +53,7 @@ class Dispatcher:
         self._clock = clock
         self._ended = threading.Event()
         self._wanted = threading.Event()
+        self._proven: dict[int, int] = {}
         self._thread = threading.Thread(target=self._run, name=f"sink-{sink.name}", daemon=True)
         self.attempting_since: float | None = None
         self.last_failure: str | None = None
@@ -111,11 +114,19 @@ class Dispatcher:
             due = [one for one in due if one not in over]
         if due:
             attempt = due[0].attempts
-            # What failed before goes in ever smaller parts, so that one alarm that a receiver cannot take does not hold
-            # up the others.
-            size = max(1, self._sink.at_once >> (2 * attempt))
-            self._attempt([one for one in due if one.attempts == attempt][:size], attempt)
+            self._attempt([one for one in due if one.attempts == attempt][: self._find_size(attempt)], attempt)
         return True
+
+    def _find_size(self, attempt: int) -> int:
+        """Give how many go at once that failed so often.
+
+        What failed before goes in ever smaller parts, so that one alarm that a receiver cannot take does not hold up
+        the others. Where it was the receiver that was away, the parts grow again with each that arrives: else thousands
+        of open alarms came one by one after an outage, more slowly than they are to be repeated. They stay small in a
+        last attempt, in which an alarm is given up together with the one that is at fault.
+        """
+        is_last = self._sink.next_try_s(attempt) is None
+        return max(1, self._sink.at_once // _PART**attempt, 0 if is_last else self._proven.get(attempt, 0))
 
     def _is_over(self, delivery: Delivery) -> bool:
         """Tell whether an alarm that was delivered need not be so again."""
@@ -144,6 +155,7 @@ class Dispatcher:
     def _settle(self, deliveries: Sequence[Delivery], attempt: int, outcome: Outcome, seconds: float) -> None:
         now, n = self._clock(), len(deliveries)
         self.last_failure = None if isinstance(outcome, Delivered) else outcome.why
+        self._note_size(attempt, n, outcome)
         if isinstance(outcome, Refused) and n > 1:
             for one in deliveries:  # which of them it is that is refused, only an attempt of its own tells
                 self._attempt([one], attempt)
@@ -167,6 +179,13 @@ class Dispatcher:
                 self._ledger.disable(self.name, why, now)
                 log.error("%s wants no alarms any more: %s. 'xray alerts replay --sink' enables it.", self.name, why)
         self._meter.note_attempt(self.name, result, deliveries, seconds)
+
+    def _note_size(self, attempt: int, n: int, outcome: Outcome) -> None:
+        """Note how many that failed so often may go at once next; a failure makes all parts small again."""
+        if isinstance(outcome, Delivered):
+            self._proven[attempt] = min(self._sink.at_once, max(self._proven.get(attempt, 0), n * _PART))
+        else:
+            self._proven.clear()
 
     def _note_delivered(self, deliveries: Sequence[Delivery], now: float) -> None:
         again = [one for one in deliveries if self._is_repeated(one, now)]

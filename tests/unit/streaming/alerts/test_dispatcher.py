@@ -149,6 +149,42 @@ def test_one_alarm_that_a_receiver_cannot_take_holds_up_no_other() -> None:
     assert desk.status(3)[0] == "given_up"
 
 
+def test_after_an_outage_parts_grow_again() -> None:
+    desk = Desk(answer=lambda alarms: Retry(None, "503"), waits=(5.0,) * 100)
+    desk.add(*range(60))
+    for _ in range(4):
+        desk.work(6)
+    desk.sink.answer = lambda alarms: Delivered()
+    assert [len(alarms) for alarms, _ in desk.work(6)] == [1, 4, 16, 16, 16, 7]
+
+
+def test_a_failure_makes_parts_small_again() -> None:
+    desk = Desk(answer=lambda alarms: Retry(None, "503"), waits=(5.0,) * 100)
+    desk.add(*range(60))
+    for _ in range(4):
+        desk.work(6)
+    answers = iter([Delivered(), Delivered(), Retry(None, "503")])
+    desk.sink.answer = lambda alarms: next(answers, Delivered())
+    assert [len(alarms) for alarms, _ in desk.work(6)] == [1, 4, 16, 1, 4, 16, 16, 2]
+    assert [len(alarms) for alarms, _ in desk.work(6)] == [1, 4, 11]
+
+
+@pytest.mark.parametrize("at_fault", [0, 1, 5, 22, 59])
+@pytest.mark.parametrize("n_tries", [4, 100])
+def test_one_alarm_that_a_receiver_cannot_take_holds_up_no_other_after_an_outage(at_fault: int, n_tries: int) -> None:
+    desk = Desk(answer=lambda alarms: Retry(None, "503"), waits=(5.0,) * n_tries)
+    desk.add(*range(60))
+    for _ in range(3):
+        desk.work(6)
+    wrong = f"{at_fault:02}"
+    desk.sink.answer = lambda alarms: Retry(None, "500") if any(one.id[:2] == wrong for one in alarms) else Delivered()
+    for _ in range(8):
+        desk.work(6)
+    status = {number: desk.status(number)[0] for number in range(60)}
+    assert status.pop(at_fault) == ("given_up" if n_tries == 4 else "waiting")
+    assert set(status.values()) == {"delivered"}
+
+
 def test_of_alarms_that_are_refused_together_each_is_tried_alone() -> None:
     desk = Desk(answer=lambda alarms: Refused("400") if any(one.id[:2] == "02" for one in alarms) else Delivered())
     desk.add(1, 2, 3)
