@@ -153,7 +153,7 @@ class Dispatcher:
         self._settle(deliveries, attempt, outcome, time.monotonic() - began)
 
     def _settle(self, deliveries: Sequence[Delivery], attempt: int, outcome: Outcome, seconds: float) -> None:
-        now, n = self._clock(), len(deliveries)
+        now, n, before = self._clock(), len(deliveries), self.last_failure
         self.last_failure = None if isinstance(outcome, Delivered) else outcome.why
         self._note_size(attempt, n, outcome)
         if isinstance(outcome, Refused) and n > 1:
@@ -169,7 +169,8 @@ class Dispatcher:
                 self._hold_back(deliveries, after_s, why, now)
             case Retry(after_s, why):
                 result = self._note_retry(deliveries, attempt, after_s, why, now)
-                log.warning("%d alarm(s) not delivered to %s, attempt %d: %s", n, self.name, attempt, why)
+                if why != before:  # one line of an outage, not one of each alarm that is open
+                    log.warning("%d alarm(s) not delivered to %s, attempt %d: %s", n, self.name, attempt, why)
             case Refused(why):
                 result = Status.REFUSED.value
                 self._ledger.note_failed(deliveries, Status.REFUSED, now, next_at=None, why=why)

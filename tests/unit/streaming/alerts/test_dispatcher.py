@@ -158,6 +158,20 @@ def test_after_an_outage_parts_grow_again() -> None:
     assert [len(alarms) for alarms, _ in desk.work(6)] == [1, 4, 16, 16, 16, 7]
 
 
+def test_an_outage_is_logged_once_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk(answer=lambda alarms: Retry(None, "503"), waits=(5.0,) * 100)
+    desk.add(*range(60))
+    for answer, n_lines in ((Retry(None, "503"), 1), (Retry(None, "no answer"), 2), (Delivered(), 2)):
+        desk.sink.answer = lambda alarms, answer=answer: answer
+        for _ in range(3):
+            desk.work(6)
+        assert len(caplog.messages) == n_lines
+    desk.sink.answer = lambda alarms: Retry(None, "503")
+    desk.add(61)
+    desk.work(6)
+    assert len(caplog.messages) == 3
+
+
 def test_a_failure_makes_parts_small_again() -> None:
     desk = Desk(answer=lambda alarms: Retry(None, "503"), waits=(5.0,) * 100)
     desk.add(*range(60))
