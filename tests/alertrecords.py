@@ -89,9 +89,16 @@ def dead_letter(kafka: KafkaSettings, number: int = 0, *, reason: str = "corrupt
     return Record(kafka.deadletters_topic, b"no image", all_headers, event_id)
 
 
-def receipt(kafka: KafkaSettings, number: int = 0, *, state: State = State.ACCEPTED, age_s: float = 0.0) -> Record:
-    """A state of an image of ``/dx-1``."""
-    image = image_of(number)
+def receipt(
+    kafka: KafkaSettings,
+    number: int = 0,
+    *,
+    state: State = State.ACCEPTED,
+    age_s: float = 0.0,
+    source: str = "/dx-1",
+) -> Record:
+    """A state of an image."""
+    image = image_of(number, source)
     event_id = envelope.derive_image_event_id(image["source"], image["id"], image["sha256"])
     final: dict[str, Any] = {"outcome_event_id": "ab" * 16, "model": "1"} if state is State.PREDICTED else {}
     one = Receipt(

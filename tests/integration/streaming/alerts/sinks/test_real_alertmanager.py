@@ -1,42 +1,21 @@
 """A real Alertmanager (Debian's): shown, notified once, sent again, resolved, and there again after its restart."""
 
-import json
-import shutil
 import signal
-import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.ports import find_ports
 from schemas.envelope import DISCLAIMER
 from streaming.alerts.alarm import Alarm, Delivered, Retry, Sink, State
 from streaming.alerts.sinks import open_sinks
+from tests.integration.streaming.alerts.alertmanager import ALERTMANAGER, Daemon, notified
 from tests.receiver import Receiver, make_alarm, receive
 
-ALERTMANAGER = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
-
 pytestmark = pytest.mark.skipif(ALERTMANAGER is None, reason="Alertmanager is not installed (prometheus-alertmanager)")
-
-CONFIG = """
-route:
-  receiver: pager
-  group_by: [alertname, severity, source]
-  group_wait: 0s
-  group_interval: 1s
-  repeat_interval: 4h
-receivers:
-  - name: pager
-    webhook_configs:
-      - url: %s
-        send_resolved: true
-"""
 
 
 def wait_for(what: Callable[[], bool], within_s: float = 30) -> None:
@@ -44,42 +23,6 @@ def wait_for(what: Callable[[], bool], within_s: float = 30) -> None:
     while not what():
         assert time.monotonic() < deadline, "it did not come to be"
         time.sleep(0.05)
-
-
-class Daemon:
-    """One Alertmanager, on a folder of its own, that can be killed and started again."""
-
-    def __init__(self, folder: Path, pager_url: str) -> None:
-        self.folder = folder
-        self.port = find_ports(1)
-        self.url = f"http://127.0.0.1:{self.port}"
-        (folder / "config.yml").write_text(CONFIG % pager_url)
-
-    def ask(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:  # noqa: S310
-            return json.load(answer)
-
-    def is_ready(self) -> bool:
-        try:
-            return bool(self.ask("/api/v2/status"))
-        except OSError:
-            return False
-
-    def shown(self) -> dict[str, dict[str, Any]]:
-        return {alert["labels"]["alarm_id"]: alert for alert in self.ask("/api/v2/alerts")}
-
-    @contextmanager
-    def run(self, way: signal.Signals = signal.SIGKILL) -> Iterator["Daemon"]:
-        own = [f"--config.file={self.folder}/config.yml", f"--storage.path={self.folder}/data"]
-        own += [f"--web.listen-address=127.0.0.1:{self.port}", "--cluster.listen-address="]
-        with (self.folder / "log").open("ab") as log:
-            process = subprocess.Popen([str(ALERTMANAGER), *own], stdout=log, stderr=log)
-        try:
-            wait_for(self.is_ready)
-            yield self
-        finally:
-            process.send_signal(way)
-            process.wait()
 
 
 @pytest.fixture
@@ -101,12 +44,6 @@ def alarm_of(ident: str, state: State = State.OPEN, **changes: Any) -> Alarm:
     now = datetime.now(UTC)
     over = now if state is State.RESOLVED else None
     return make_alarm(ident * 32, state, **{"starts_at": now - timedelta(minutes=5), "ends_at": over, **changes})
-
-
-def notified(pager: Receiver) -> list[tuple[str, list[str]]]:
-    """Status of each notification, and whose it was."""
-    documents = [json.loads(got.body) for got in pager.got]
-    return [(one["status"], sorted(alert["labels"]["alarm_id"] for alert in one["alerts"])) for one in documents]
 
 
 def test_an_alarm_is_shown_with_what_it_says(daemon: Daemon) -> None:
