@@ -126,7 +126,7 @@ class Dispatcher:
         last attempt, in which an alarm is given up together with the one that is at fault.
         """
         is_last = self._sink.next_try_s(attempt) is None
-        return max(1, self._sink.at_once // _PART**attempt, 0 if is_last else self._proven.get(attempt, 0))
+        return max(1, self._sink.at_once // int(_PART**attempt), 0 if is_last else self._proven.get(attempt, 0))
 
     def _is_over(self, delivery: Delivery) -> bool:
         """Tell whether an alarm that was delivered need not be so again."""
