@@ -20,11 +20,11 @@ from kafka.admin import KafkaAdminClient, MemberToRemove
 
 from schemas.envelope import DISCLAIMER
 from schemas.goldenevents import GoldenEvent, load_event
-from sparkdl.spark.java import find_java
 from streaming.kafka.producer import RecordProducer
 from streaming.kafka.topics import create_topics
 from streaming.run.jars import KAFKA_JARS, resolve_jars
 from streaming.settings import StreamSettings
+from tests.javasource import run_java_file
 from tests.paths import ROOT
 from xray.broker import LocalBroker
 
@@ -40,7 +40,7 @@ def command(name: str, jars: Path, node_modules: Path | None) -> list[str]:
     """How a program is started, up to its own arguments."""
     if name == "java":
         path = os.pathsep.join(map(str, resolve_jars(KAFKA_JARS, jars)))
-        return [str(find_java()), "-cp", path, str(_CONSUMERS / "Consumer.java")]
+        return run_java_file(_CONSUMERS / "Consumer.java", path)
     if name == "node":
         assert node_modules is not None
         return ["node", str(node_modules.parent / "consumer.mjs")]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import DependencyError
-from sparkdl.spark.java import find_java
 from streaming.reports.fhir import to_bundle, to_json
 from streaming.run.jars import JarSet, resolve_jars
+from tests.javasource import run_java_file
 from tests.reportparts import CORRECTION, identity, report
 
 HAPI = JarSet(
@@ -47,7 +47,7 @@ def class_path(jars: Path) -> str:
 
 
 def validate(class_path: str, file: Path) -> list[str]:
-    command = [str(find_java()), "-cp", class_path, str(VALIDATOR), str(file)]
+    command = [*run_java_file(VALIDATOR, class_path), str(file)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=280).stdout.splitlines()
 
 
