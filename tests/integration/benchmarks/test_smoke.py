@@ -166,6 +166,17 @@ def test_gateway(jars: Path) -> None:
 
 
 @pytest.mark.kafka
+@pytest.mark.skipif(find_spec("standardwebhooks") is None, reason="alarms need the alerts extra")
+def test_alarms(jars: Path) -> None:
+    found = run(jars, "alarms", "--alarms", "10", "--burst", "20", "--json")["latency_seconds"]
+    assert [each["alarms"] for each in found] == [10, 10, 20]
+    for each in found:
+        assert 0 < each["p50"] <= each["p95"] <= each["p99"] <= each["longest"], each
+        assert is_figure(each["alarms_s"]), each
+    assert found[0]["alarms_s"] == pytest.approx(25, rel=0.5), "it is what is published in a second"
+
+
+@pytest.mark.kafka
 @pytest.mark.delta
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="processes are found through /proc")
 def test_chaos(jars: Path) -> None:
