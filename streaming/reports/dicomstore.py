@@ -122,7 +122,7 @@ class DicomStore:
 
     def _describe(self, what: str) -> str:
         if self._tls is not None and self._failure is not None:
-            return f"{what}: {self._tls.describe(self._failure, is_connected=self._is_connected)}"
+            return f"{what}: {self._tls.wanted.describe(self._failure, is_connected=self._is_connected)}"
         if self._tls is None and self._is_connected:
             return (
                 f"{what}: it closed the connection or does not answer, as a peer does that wants TLS ({Kind.DICOMS}:)"

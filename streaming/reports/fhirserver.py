@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from streaming.reports.fhir import to_bundle, to_json
-from streaming.reports.httpsession import check_status, open_session
+from streaming.reports.httpsession import check_status, describe_failure, open_session
 from streaming.reports.report import Report
 from streaming.reports.target import AwayError, RefusedError
 from streaming.settings import ReportsSettings
@@ -43,7 +43,7 @@ class FhirServer:
                 self._url, data=to_json(bundle), headers=headers, timeout=self._settings.answer_s, allow_redirects=False
             )
         except OSError as exc:  # all of requests' errors are, and that of a file of TLS that is gone
-            raise AwayError(type(exc).__name__) from exc
+            raise AwayError(describe_failure(exc, self._url, self._settings)) from exc
         check_status(answer.status_code)
         check_answer(answer.content)
 

@@ -2,6 +2,7 @@
 
 import ssl
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -10,9 +11,10 @@ from streaming.deadline import Deadline
 from streaming.httpconnections import FindDeadline, make_pools
 from streaming.pemfiles import load_authority
 from streaming.reports.target import AwayError, RefusedError
-from streaming.reports.targettls import load_context
+from streaming.reports.targettls import Wanted, load_context
 from streaming.settings import ReportsSettings
 
+_CA = "XRAY_REPORTS__HTTP_CA"
 _LATER = frozenset((401, 403, 404, 405, 408, 410, 425, 429))
 """Refusals that are not of this report but of this client or address: each further report would have the same."""
 _OK = 200
@@ -73,12 +75,25 @@ def open_session(settings: ReportsSettings) -> Session:
     if settings.http_token is not None:
         session.headers["Authorization"] = f"Bearer {settings.http_token.get_secret_value()}"
     if settings.http_ca is not None:
-        load_authority(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings.http_ca, setting="XRAY_REPORTS__HTTP_CA")
+        load_authority(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), settings.http_ca, setting=_CA)
         session.verify = str(settings.http_ca)
     if settings.tls_certificate is not None:
         load_context(settings)
         session.cert = (str(settings.tls_certificate), str(settings.tls_key))
     return session
+
+
+def describe_failure(exc: OSError, url: str, settings: ReportsSettings) -> str:
+    """Say why there was no answer; of what TLS failed, where it was that."""
+    wanted = Wanted(
+        urlsplit(url).hostname or "", "http:", settings.http_ca, _CA, shows_own=settings.tls_certificate is not None
+    )
+    inner: BaseException | None = exc
+    while inner is not None:  # requests wraps an error of urllib3, and this one that of the socket
+        if isinstance(inner, ssl.SSLError):
+            return wanted.describe(inner, is_connected=False)
+        inner = inner.__context__
+    return type(exc).__name__
 
 
 def check_status(status: int) -> None:

@@ -88,7 +88,7 @@ class MllpPeer:
 
     def _describe(self, exc: OSError) -> str:
         if self._tls is not None:
-            return self._tls.describe(exc, is_connected=self._connection is not None)
+            return self._tls.wanted.describe(exc, is_connected=self._connection is not None)
         if self._left.startswith(_TLS_ALERT):
             return f"it answers in TLS; wanted a target {Kind.MLLPS}:, or a peer without TLS"
         if isinstance(exc, ConnectionResetError | BrokenPipeError):

@@ -7,7 +7,7 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset
 
-from streaming.reports.httpsession import check_status, open_session
+from streaming.reports.httpsession import check_status, describe_failure, open_session
 from streaming.reports.report import Report
 from streaming.reports.structuredreport import to_dataset
 from streaming.reports.target import AwayError, RefusedError
@@ -31,6 +31,8 @@ class StowServer:
     """
 
     def __init__(self, url: str, settings: ReportsSettings) -> None:
+        self._url = url
+        self._settings = settings
         self._session = open_session(settings)
         self._session.hooks["response"].append(_bare_type)
         self._client = DICOMwebClient(url, session=self._session, timeout=settings.answer_s)
@@ -49,8 +51,8 @@ class StowServer:
             raise AwayError(type(exc).__name__) from exc
         except requests.JSONDecodeError as exc:
             raise _unreadable() from exc
-        except (requests.RequestException, OSError) as exc:
-            raise AwayError(type(exc).__name__) from exc
+        except OSError as exc:  # all of requests' errors are
+            raise AwayError(describe_failure(exc, self._url, self._settings)) from exc
         except _UNREADABLE as exc:
             raise _unreadable() from exc
         if reason not in (None, _KNOWN):

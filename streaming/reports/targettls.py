@@ -8,6 +8,8 @@ IHE ITI TF-2: 3.19 Authenticate Node (ATNA): both sides show a certificate. BCP 
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from schemas.errors import SettingsError
@@ -30,7 +32,7 @@ _WITHOUT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_T
 _OLD_TLS = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 _WANTS_CERTIFICATE = ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "TLSV1_ALERT_CERTIFICATE_REQUIRED")
 _NO_AGREEMENT = "SSLV3_ALERT_HANDSHAKE_FAILURE"
-"""With TLS 1.2 a peer that wants a certificate and is shown none says this as well."""
+"""With TLS 1.2 a peer that wants a certificate and is shown none says this, and one that knows none of our ciphers."""
 _OWN_REFUSED = (
     "TLSV1_ALERT_UNKNOWN_CA",
     "SSLV3_ALERT_BAD_CERTIFICATE",
@@ -41,6 +43,80 @@ _OWN_REFUSED = (
     "TLSV1_ALERT_ACCESS_DENIED",
     "TLSV1_ALERT_DECRYPT_ERROR",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a TLS connection to a target has to be, for the words of its failures.
+
+    Parameters
+    ----------
+    host : str
+        Whom the target's certificate has to be for.
+    plain : str
+        How the same target is named without TLS: ``mllp:``.
+    authority : Path or None
+        Who may have signed the certificate; None: those that are usual.
+    setting : str
+        Which setting names the authority.
+    shows_own : bool
+        Whether a certificate of ours is shown.
+    """
+
+    host: str
+    plain: str
+    authority: Path | None
+    setting: str
+    shows_own: bool
+
+    def describe(self, exc: OSError, *, is_connected: bool) -> str:
+        """Say what a connection failed of: what was found and what is wanted, and nothing that the peer wrote.
+
+        Parameters
+        ----------
+        exc : OSError
+            What a socket has raised.
+        is_connected : bool
+            Whether both sides had agreed on TLS before.
+        """
+        match exc:
+            case ssl.SSLCertVerificationError():
+                return self._describe_certificate(exc)
+            case ssl.SSLEOFError() | ConnectionResetError() | BrokenPipeError():
+                like = "" if is_connected else f", as a peer without TLS does ({self.plain})"
+                hint = "" if self.shows_own else f"; it may want a certificate ({_OWN})"
+                return f"it closed the connection without an answer{like}{hint}"
+            case ssl.SSLError():
+                return self._describe_tls(exc.reason or type(exc).__name__)
+            case TimeoutError():
+                return "no answer in time" + ("" if is_connected else f", as of a peer without TLS ({self.plain})")
+        return type(exc).__name__
+
+    def _describe_certificate(self, exc: ssl.SSLCertVerificationError) -> str:
+        if exc.verify_code == _EXPIRED:
+            return "its certificate has expired; wanted one that is valid now"
+        if exc.verify_code == _NOT_YET_VALID:
+            return "its certificate is not valid yet; wanted one that is valid now, and clocks that agree"
+        if exc.verify_code in _OTHER_HOST:
+            return f"its certificate is of another host; wanted one for {self.host}"
+        if exc.verify_code in _UNKNOWN_AUTHORITY:
+            usual = f"the usual ones, for {self.setting} is not set"
+            known = usual if self.authority is None else f"{self.setting}, {self.authority}"
+            return f"its certificate is of an authority that is not known; wanted one of {known}"
+        return f"its certificate is not accepted: {exc.verify_message}"
+
+    def _describe_tls(self, reason: str) -> str:
+        if reason in _WITHOUT_TLS:
+            return f"it answers without TLS; wanted TLS, or a target {self.plain} where it has none"
+        if reason in _OLD_TLS:
+            return "it speaks an older TLS; wanted 1.2 or newer"
+        said = reason.removeprefix("TLSV13_ALERT_").removeprefix("TLSV1_ALERT_").removeprefix("SSLV3_ALERT_")
+        if not self.shows_own and reason in (*_WANTS_CERTIFICATE, _NO_AGREEMENT):
+            verb = "may want" if reason == _NO_AGREEMENT else "wants"
+            return f"it {verb} a certificate, and none is set ({_OWN}): {said}"
+        if reason in _OWN_REFUSED:
+            return f"it does not accept the certificate that it is shown ({_OWN}): {said}"
+        return f"TLS failed: {said}"
 
 
 class TargetTls:
@@ -60,8 +136,9 @@ class TargetTls:
     """
 
     def __init__(self, address: Address, settings: ReportsSettings) -> None:
-        self._address = address
         self._settings = settings
+        plain = f"{address.kind.removesuffix('s')}:"
+        self.wanted = Wanted(address.place, plain, settings.tls_ca, _CA, settings.tls_certificate is not None)
         load_context(settings)
 
     def load(self, note: Callable[[OSError], Any] = lambda exc: None) -> ssl.SSLContext:
@@ -83,58 +160,6 @@ class TargetTls:
             raise AwayError(str(exc)) from exc
         context.sslsocket_class = _make_socket_class(note)
         return context
-
-    def describe(self, exc: OSError, *, is_connected: bool) -> str:
-        """Say what a connection failed of: what was found and what is wanted, and nothing that the peer wrote.
-
-        Parameters
-        ----------
-        exc : OSError
-            What a socket has raised.
-        is_connected : bool
-            Whether both sides had agreed on TLS before.
-        """
-        match exc:
-            case ssl.SSLCertVerificationError():
-                return self._describe_certificate(exc)
-            case ssl.SSLEOFError() | ConnectionResetError() | BrokenPipeError():
-                like = "" if is_connected else f", as a peer without TLS does ({self._plain})"
-                hint = "" if self._settings.tls_certificate else f"; it may want a certificate ({_OWN})"
-                return f"it closed the connection without an answer{like}{hint}"
-            case ssl.SSLError():
-                return self._describe_tls(exc.reason or type(exc).__name__)
-            case TimeoutError():
-                return "no answer in time" + ("" if is_connected else f", as of a peer without TLS ({self._plain})")
-        return type(exc).__name__
-
-    @property
-    def _plain(self) -> str:
-        return f"{self._address.kind.removesuffix('s')}:"
-
-    def _describe_certificate(self, exc: ssl.SSLCertVerificationError) -> str:
-        if exc.verify_code == _EXPIRED:
-            return "its certificate has expired; wanted one that is valid now"
-        if exc.verify_code == _NOT_YET_VALID:
-            return "its certificate is not valid yet; wanted one that is valid now, and clocks that agree"
-        if exc.verify_code in _OTHER_HOST:
-            return f"its certificate is of another host; wanted one for {self._address.place}"
-        if exc.verify_code in _UNKNOWN_AUTHORITY:
-            wanted = self._settings.tls_ca
-            known = f"the usual ones, for {_CA} is not set" if wanted is None else f"{_CA}, {wanted}"
-            return f"its certificate is of an authority that is not known; wanted one of {known}"
-        return f"its certificate is not accepted: {exc.verify_message}"
-
-    def _describe_tls(self, reason: str) -> str:
-        if reason in _WITHOUT_TLS:
-            return f"it answers without TLS; wanted TLS, or a target {self._plain} where it has none"
-        if reason in _OLD_TLS:
-            return "it speaks an older TLS; wanted 1.2 or newer"
-        said = reason.removeprefix("TLSV13_ALERT_").removeprefix("TLSV1_ALERT_").removeprefix("SSLV3_ALERT_")
-        if self._settings.tls_certificate is None and reason in (*_WANTS_CERTIFICATE, _NO_AGREEMENT):
-            return f"it wants a certificate, and none is set ({_OWN}): {said}"
-        if reason in _OWN_REFUSED:
-            return f"it does not accept the certificate that it is shown ({_OWN}): {said}"
-        return f"TLS failed: {said}"
 
 
 def load_context(settings: ReportsSettings) -> ssl.SSLContext:

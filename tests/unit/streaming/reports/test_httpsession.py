@@ -4,6 +4,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def files(tmp_path: Path) -> Files:
 
 
 @contextmanager
-def run_https(context: ssl.SSLContext) -> Iterator[tuple[int, list[tuple[Any, Any]]]]:
+def run_https(context: ssl.SSLContext | None) -> Iterator[tuple[int, list[tuple[Any, Any]]]]:
     """A server that takes all, and notes the headers and the certificate that it was shown."""
     shown: list[tuple[Any, Any]] = []
 
@@ -45,7 +46,8 @@ def run_https(context: ssl.SSLContext) -> Iterator[tuple[int, list[tuple[Any, An
 
     server = ThreadingHTTPServer((HOST, 0), Handler)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -120,3 +122,33 @@ def test_a_bad_certificate_of_ours_stops_the_start(files: Files, kind: str, wron
         own["tls_key"].unlink() if content is None else own["tls_key"].write_bytes(content)
     with pytest.raises(SettingsError, match="XRAY_REPORTS__TLS_KEY"):
         open_target(read_address(f"{kind}:https://fhir.hospital"), ReportsSettings(**own))
+
+
+@pytest.mark.parametrize("kind", ["fhir", "stow"])
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("expired", "its certificate has expired; wanted one that is valid now"),
+        ("another host", "of another host; wanted one for 127.0.0.1"),
+        ("another authority", "an authority that is not known; wanted one of XRAY_REPORTS__HTTP_CA, "),
+        ("no authority", "wanted one of the usual ones, for XRAY_REPORTS__HTTP_CA is not set"),
+        ("mutual", "(XRAY_REPORTS__TLS_CERTIFICATE)"),
+        ("no TLS", "it answers without TLS; wanted TLS, or a target http: where it has none"),
+    ],
+)
+def test_what_https_fails_of_is_told(files: Files, kind: str, what: str, words: str) -> None:
+    own = files.authority
+    issued = {
+        "expired": lambda: own.issue_cert(HOST, not_after=datetime.now(UTC)),
+        "another host": lambda: own.issue_cert("fhir.hospital"),
+        "another authority": lambda: trustme.CA().issue_cert(HOST),
+    }.get(what, lambda: own.issue_cert(HOST))()
+    context = None if what == "no TLS" else serve_as(issued, wanting=own if what == "mutual" else None)
+    with run_https(context) as (port, shown):
+        settings = ReportsSettings(http_ca=None if what == "no authority" else files.ca)
+        target = open_target(read_address(f"{kind}:https://{HOST}:{port}/in"), settings)
+        with pytest.raises(AwayError) as caught:
+            target.send(report())
+        target.close()
+    assert words in str(caught.value)
+    assert shown == []
