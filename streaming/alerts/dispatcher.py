@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 """Between two looks for deliveries that another process has queued again."""
-_PART = 4
-"""What failed goes in parts smaller by this factor; what goes well then, in parts larger by it."""
+_HALVINGS = 2
+"""What failed goes in parts that are halved so often; what goes well then, in parts that are doubled so often."""
 _END_WITHIN_S = 40.0
 """A sink's own time-out is at most 30 s."""
 
@@ -126,7 +126,7 @@ class Dispatcher:
         last attempt, in which an alarm is given up together with the one that is at fault.
         """
         is_last = self._sink.next_try_s(attempt) is None
-        return max(1, self._sink.at_once // int(_PART**attempt), 0 if is_last else self._proven.get(attempt, 0))
+        return max(1, self._sink.at_once >> (_HALVINGS * attempt), 0 if is_last else self._proven.get(attempt, 0))
 
     def _is_over(self, delivery: Delivery) -> bool:
         """Tell whether an alarm that was delivered need not be so again."""
@@ -184,7 +184,7 @@ class Dispatcher:
     def _note_size(self, attempt: int, n: int, outcome: Outcome) -> None:
         """Note how many that failed so often may go at once next; a failure makes all parts small again."""
         if isinstance(outcome, Delivered):
-            self._proven[attempt] = min(self._sink.at_once, max(self._proven.get(attempt, 0), n * _PART))
+            self._proven[attempt] = min(self._sink.at_once, max(self._proven.get(attempt, 0), n << _HALVINGS))
         else:
             self._proven.clear()
 
