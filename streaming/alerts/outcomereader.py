@@ -109,12 +109,13 @@ class OutcomeReader:
         at_end : bool
             Now, and wait for the broker's answer.
         """
-        if not self._uncommitted or (not at_end and time.monotonic() - self._committed_at < _COMMIT_EVERY_S):
+        # At the end all of it again: the last one may be under way still, and would be lost with the connection.
+        if not at_end and (not self._uncommitted or time.monotonic() - self._committed_at < _COMMIT_EVERY_S):
             return
         mine = self._consumer.assignment()
         offsets = {one: OffsetAndMetadata(at, "", -1) for one, at in self._next.items() if one in mine}
         try:
-            if at_end:
+            if offsets and at_end:
                 self._consumer.commit(offsets, timeout_ms=_ASK_MS)
             elif offsets:
                 self._consumer.commit_async(offsets)

@@ -43,6 +43,9 @@ class FakeConsumer:
     def position(self, partition: TopicPartition, timeout_ms: int) -> int:
         return 0
 
+    def commit_async(self, offsets: dict[TopicPartition, Any]) -> None:
+        """Lose it, as a connection does that is closed before the answer."""
+
     def give(self, partition: TopicPartition, offset: int) -> None:
         self.given[partition] = [SimpleNamespace(offset=offset, headers=(), value=b"", timestamp=0)]
 
@@ -66,6 +69,24 @@ def test_a_partition_that_comes_back_is_not_committed_where_it_was_left(
     reader.poll(0)
     reader.commit(at_end=True)
     assert consumer.committed == dict.fromkeys({ONE, OTHER} - lost, 12)
+
+
+@pytest.mark.parametrize("n_polls", [1, 2, 3])
+def test_what_was_read_is_committed_at_the_end_whatever_became_of_the_last_commit(
+    n_polls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = FakeConsumer()
+    monkeypatch.setattr(outcomereader, "open_consumer", lambda *_args, **_options: consumer)
+    reader = OutcomeReader(KAFKA, "group", "member")
+    reader.commit(at_end=True)
+    assert consumer.committed == {}
+    for number in range(n_polls):
+        consumer.give(ONE, number)
+        reader.poll(0)
+        reader.commit()
+    assert consumer.committed == {}
+    reader.commit(at_end=True)
+    assert consumer.committed == {ONE: n_polls}
 
 
 @pytest.mark.parametrize("slept_s", [60.0, 3600.0, 86_400.0])
