@@ -23,7 +23,7 @@ def seed() -> int:
     return SEED
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(jars: Path, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A running broker, and the model of this run twice: by its hash and version the second one is another."""
     if not Path("/proc/self/stat").is_file():
@@ -40,7 +40,7 @@ def site(jars: Path, trained: Trained, tmp_path_factory: pytest.TempPathFactory)
     broker.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def short_scene(site: Site, seed: int) -> Iterator[Scene]:
     """One stream for what every change is tested with."""
     scene = Scene(site, "short", seed=seed, images_per_batch=15)
