@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import Any, Final, Literal
 
 import numpy as np
-from pydicom import uid
+from pydicom import config, uid
 from pydicom.dataset import Dataset
 
 from schemas.errors import RecordError
@@ -134,6 +134,7 @@ def _identify(dataset: Dataset, payload: bytes, pseudonyms: Pseudonyms) -> Ident
         read_text(dataset, keyword) for keyword in ("SOPInstanceUID", "PatientID", "AccessionNumber")
     )
     own = sop_uid or sha256(payload).hexdigest()
+    sop_class = read_text(dataset, "SOPClassUID")
 
     def name_part(keyword: str) -> Known:
         text = read_text(dataset, keyword)  # an image without its study's UID is of a study of its own
@@ -145,7 +146,7 @@ def _identify(dataset: Dataset, payload: bytes, pseudonyms: Pseudonyms) -> Ident
         study_uid=name_part("StudyInstanceUID"),
         series_uid=name_part("SeriesInstanceUID"),
         sop_uid=Known(sop_uid, pseudonyms.uid(own)),
-        sop_class=read_text(dataset, "SOPClassUID"),
+        sop_class=sop_class if uid.UID(sop_class, config.IGNORE).is_valid else "",  # no other text, as it may be shown
     )
 
 
