@@ -99,6 +99,7 @@ def read_until_all_kinds(address: str) -> tuple[list[dict[str, Any]], Counter[st
     return events, kinds
 
 
+@pytest.mark.long
 def test_a_team_develops_against_it_and_xray_down_ends_it(shell: Shell, tmp_path: Path) -> None:
     with sandbox(shell) as (process, ready):
         address = ready["bootstrap_servers"]

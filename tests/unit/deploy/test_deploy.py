@@ -571,7 +571,14 @@ def test_promtool_accepts_the_configuration() -> None:
 
 
 @needs_promtool
-@pytest.mark.parametrize("file", RULE_TESTS, ids=lambda file: str(file.stem))
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, marks=mark)
+        for file, mark in zip(RULE_TESTS, (pytest.mark.slow, pytest.mark.long), strict=True)
+    ],
+    ids=lambda file: str(file.stem),
+)
 def test_promtool_finds_the_alerts_right(file: Path) -> None:
     run_promtool("test", "rules", str(file))
 

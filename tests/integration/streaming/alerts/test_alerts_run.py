@@ -56,7 +56,7 @@ def test_from_the_topic_to_the_receiver_it_takes_a_fifth_of_a_second(settings: S
     assert p95 < 0.2, f"p50 {statistics.median(waits):.3f} s, p95 {p95:.3f} s, max {waits[-1]:.3f} s"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_every_point_of_its_loop_it_loses_no_alarm_and_repeats_none_under_another_id(
     settings: StreamSettings, tmp_path: Path
 ) -> None:
@@ -95,6 +95,7 @@ def is_settled(settings: StreamSettings) -> bool:
         ledger.close()
 
 
+@pytest.mark.long
 def test_a_backlog_of_a_thousand_old_images_is_one_summary(settings: StreamSettings, tmp_path: Path) -> None:
     old = [prediction(settings.kafka, number, age_s=3600 + number) for number in range(1000)]
     new = prediction(settings.kafka, 5000)

@@ -95,7 +95,8 @@ class Scored:
 
     def check(self) -> None:
         """Hold the tables against what was scored: nothing lost, nothing twice, the account balanced."""
-        assert self.faults() == {}
+        faults = self.faults()
+        assert faults == {}, faults  # as name: (lost, doubled); pytest shows the values of test modules alone
         account = audit_stream(self.settings)
         assert account.balanced
         assert account.consumed == self.count

@@ -757,7 +757,9 @@ def test_a_model_that_names_other_code_is_refused_though_its_card_fits(trained: 
 
 
 # Last: it publishes predictions of its own, and those before count theirs.
-@pytest.mark.parametrize("way", ["scram", "plain", "certificate"])
+@pytest.mark.parametrize(
+    "way", ["scram", pytest.param("plain", marks=pytest.mark.long), pytest.param("certificate", marks=pytest.mark.long)]
+)
 def test_alarms_are_read_with_the_rights_of_their_role(
     secure: SecureBroker, base_settings: StreamSettings, tmp_path: Path, way: str
 ) -> None:

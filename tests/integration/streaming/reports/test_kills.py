@@ -61,7 +61,7 @@ def has_accepted(receiver: MllpReceiver, count: int) -> bool:
     return len(set(receiver.accepted)) >= count
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kills_lose_nothing_and_repeat_only_what_has_its_id(settings: StreamSettings) -> None:
     publish(settings, range(N_PREDICTIONS))
     for number in range(0, N_PREDICTIONS, 10):
