@@ -13,7 +13,7 @@ from tests.reportpeers import MllpReceiver, run_mllp
 
 SECRET = "whsec_" + base64.b64encode(b"of the receiver of the webhooks.").decode()
 
-N_MANY = 150
+N_MANY = 100
 """With so many rules that each make an alarm, a thousand outcomes take seconds."""
 
 

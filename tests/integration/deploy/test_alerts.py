@@ -45,7 +45,7 @@ pytestmark = [
     pytest.mark.kafka,
     pytest.mark.delta,
     pytest.mark.train,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         bool(missing_programs()),
         reason=f"not installed: {', '.join(missing_programs())} (Debian: packages of these names)",

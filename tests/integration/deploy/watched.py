@@ -258,19 +258,19 @@ class Watched:
         found = _read_json(f"{self.alertmanager_url}/api/v2/alerts")
         return [one["labels"] for one in found if "alarm_id" in one["labels"]]
 
-    def wait_for(self, is_so: Callable[[], Any], what: str, timeout_s: float = 60) -> None:
+    def wait_for(self, is_so: Callable[[], Any], what: str, timeout_s: float = 180) -> None:
         """Wait until something is so."""
         deadline = time.monotonic() + timeout_s
         while not is_so():
             assert time.monotonic() < deadline, f"never came: {what}; firing: {self._try_firing()}"
             time.sleep(_POLL_S)
 
-    def wait_fired(self, since: float, *names: str, timeout_s: float = 60, **labels: str) -> None:
+    def wait_fired(self, since: float, *names: str, timeout_s: float = 180, **labels: str) -> None:
         """Wait until each of these alerts has been firing since then."""
         for name in names:
             self.wait_for(lambda name=name: self.fired(since, name, **labels), f"{name} {labels} fires", timeout_s)  # type: ignore[misc]
 
-    def wait_silent(self, name: str, timeout_s: float = 90, **labels: str) -> None:
+    def wait_silent(self, name: str, timeout_s: float = 240, **labels: str) -> None:
         """Wait until an alert does not fire any more."""
         wanted = {"alertname": name, **labels}.items()
         self.wait_for(lambda: not any(wanted <= one.items() for one in self.firing()), f"the end of {name}", timeout_s)
