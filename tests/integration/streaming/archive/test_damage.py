@@ -133,6 +133,7 @@ def test_damage_while_it_runs_is_made_good(settings: StreamSettings, scored: Sco
     scored.check()
 
 
+@pytest.mark.long
 def test_a_table_that_is_restored_just_before_it_is_joined_is_filled_again(
     settings: StreamSettings, scored: Scored, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -362,6 +362,7 @@ def test_a_store_that_was_away_is_written_again(
     assert not [message for message in caplog.messages if KEY_ID in message or SECRET in message or "\n" in message]
 
 
+@pytest.mark.long
 def test_a_store_that_is_away_at_the_start_is_waited_for(remote: StreamSettings, store: ObjectStore) -> None:
     publish(remote, outcomes(range(3)))
     archive(remote)

@@ -58,6 +58,7 @@ def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> Non
             time.sleep(0.2)
 
 
+@pytest.mark.long
 def test_a_server_gets_the_same_and_no_password_is_printed(
     server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -178,6 +178,7 @@ print(json.dumps({"found": found, "keras": "keras" in sys.modules, "training": "
 """
 
 
+@pytest.mark.long
 def test_a_fresh_process_without_keras_predicts_the_same(trained: TrainingResult, tmp_path: Path) -> None:
     paths = [str(item.sample.path) for item in trained.held_out]
     command = [sys.executable, "-c", _FRESH_PROCESS, str(trained.folder), str(tmp_path), *paths]

@@ -115,7 +115,7 @@ def test_features_stay_close_to_those_in_fp32() -> None:
     assert found.max() < 1, "it must not be the same network"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_nncf
 @needs_keras
 @pytest.mark.train
@@ -178,7 +178,7 @@ INFER = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_nncf
 @needs_keras
 @pytest.mark.train

@@ -48,7 +48,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 def small_only(*names: str) -> list[Any]:
     """Networks as cases; only EfficientNetLite0, the smallest, is quick to build."""
-    return [name if name == "EfficientNetLite0" else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return [name if name == "EfficientNetLite0" else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
 @cache
@@ -152,7 +152,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         build_network("ResNet50", weights="random")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.train
 def test_keras_on_another_backend_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = built("EfficientNetLite0")
@@ -192,7 +192,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
     [
         (".keras", True),
         *[
-            pytest.param(*other, marks=pytest.mark.slow)
+            pytest.param(*other, marks=pytest.mark.long)
             for other in ((".keras", False), (".weights.h5", True), (".h5", False), (".h5", True))
         ],
     ],
@@ -261,7 +261,7 @@ print(build_network("EfficientNetLite0").sha256)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.train
 def test_another_process_builds_the_same_bytes_in_silence() -> None:
     done = subprocess.run([sys.executable, "-c", BUILD], cwd=ROOT, capture_output=True, text=True, check=True)
