@@ -40,6 +40,7 @@ def told() -> dict[str, tuple[int, str]]:
 
 
 @pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.slow
 def test_help_names_the_options(name: str, told: dict[str, tuple[int, str]]) -> None:
     code, text = told[name]
     assert code == 0

@@ -33,6 +33,7 @@ def test_a_batch_gives_each_image_its_own_features(network: Any, count: int) -> 
 
 
 @pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.slow
 def test_a_bare_run_has_all_its_figures(network: Any, batch: int) -> None:
     found = run_bare(EngineChoice(network, batch), (png(),), 0.2)
     assert found.img_s > 0

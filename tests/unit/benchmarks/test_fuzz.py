@@ -230,6 +230,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_few_seconds_of_it(tmp_path):
     done = run("--seconds", "2", "--no-bombs", "--seed", "1", "--json", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-4000:]

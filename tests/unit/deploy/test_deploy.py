@@ -494,6 +494,7 @@ def test_metric_names_are_found_in_an_expression() -> None:
 
 
 @pytest.mark.parametrize("expression", expressions())
+@pytest.mark.slow
 def test_every_metric_exists(expression: str) -> None:
     known = set(exposed_metrics()) | {rule["record"] for rule in recorded_rules()} | BUILT_IN
     named = metric_names(expression)
@@ -531,6 +532,7 @@ def test_alert_says_what_it_is_and_where_help_is(rule: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", [rule["alert"] for rule in alert_rules()])
+@pytest.mark.slow
 def test_alert_is_tested_both_ways(name: str) -> None:
     cases = [case for file in RULE_TESTS for test in read_yaml(file)["tests"] for case in test["alert_rule_test"]]
     outcomes = {bool(case["exp_alerts"]) for case in cases if case["alertname"] == name}
@@ -722,6 +724,7 @@ def as_fired() -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("number", range(len(read_yaml(ALERTMANAGER)["inhibit_rules"])))
+@pytest.mark.slow
 def test_a_cause_silences_what_is_no_graver(number: int) -> None:
     """Were a warning to silence a page, nobody would be called."""
     rule = read_yaml(ALERTMANAGER)["inhibit_rules"][number]

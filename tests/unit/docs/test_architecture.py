@@ -101,6 +101,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+@pytest.mark.slow
 def test_every_function_named_exists(page: str) -> None:
     """Names with an underscore in them are the code's; a word in code may be anything."""
     known = all_names() | names_defined(ROOT / "tests")

@@ -56,6 +56,7 @@ def claim(place: str, name: str) -> None:
     ],
     ids=["two", "three", "append and claim"],
 )
+@pytest.mark.slow
 def test_of_appends_to_one_version_at_one_moment_one_lands(
     store: ObjectStore, place: str, changes: tuple[Callable[[str, str], None], ...], lands: list[list[str]]
 ) -> None:
@@ -94,6 +95,7 @@ def test_of_appends_to_one_version_at_one_moment_one_lands(
     assert ends.count(None) == (1 if claim not in changes or stored(place) == [] else 2)
 
 
+@pytest.mark.slow
 def test_an_append_whose_answer_is_lost_is_in_the_table_once(store: ObjectStore, place: str) -> None:
     table = create_table(place, _TABLE, {})
     store.spoil("lose answers", times=1, **commits())
@@ -150,6 +152,7 @@ def refuse(code: str, status: int = 403) -> dict[str, Any]:
         ({"AWS_CONDITIONAL_PUT": "disabled"}, None, "AWS_CONDITIONAL_PUT"),
     ],
 )
+@pytest.mark.slow
 def test_a_failure_says_what_to_look_at_and_no_key(
     store: ObjectStore,
     place: str,

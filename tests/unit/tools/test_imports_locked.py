@@ -24,6 +24,7 @@ def imports_of(file: Path) -> set[str]:
 @pytest.mark.parametrize(
     "folder", ["tests", "streaming", "training", "sparkdl", "schemas", "xray", "benchmarks", "tools"]
 )
+@pytest.mark.slow
 def test_what_is_imported_is_locked(folder: str) -> None:
     own = {one.name for one in ROOT.iterdir()} | set(sys.stdlib_module_names)
     known = packages_distributions()

@@ -212,6 +212,7 @@ def test_a_remark_draws_nothing_either() -> None:
         (None, [], "3072x2560"),
     ],
 )
+@pytest.mark.slow
 def test_watch_writes_remarks_behind_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], remarks: Any, flags: list[str], end: str
 ) -> None:
@@ -222,6 +223,7 @@ def test_watch_writes_remarks_behind_the_rest(
     assert capsys.readouterr().out.rstrip("\n").endswith(end)
 
 
+@pytest.mark.slow
 def test_the_demo_counts_a_remarked_prediction_as_decided() -> None:
     remarked = [seen("normal", remarks=["old_rendering"], flags=[]), seen(remarks=["old_rendering"], flags=None)]
     assert count_undecided(remarked) == 0

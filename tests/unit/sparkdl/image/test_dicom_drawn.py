@@ -333,6 +333,7 @@ def check(case: Case) -> None:
 
 @SHORT
 @given(cases())
+@pytest.mark.slow
 def test_every_pixel_is_shown_as_the_standard_says(case: Case) -> None:
     check(case)
 

@@ -315,6 +315,7 @@ def test_what_a_kill_left_between_attempt_and_end_is_made_again(
 
 
 @pytest.mark.parametrize("fault", [sqlite3.OperationalError, sqlite3.DatabaseError, sqlite3.InternalError])
+@pytest.mark.slow
 def test_a_fault_of_the_disk_between_two_looks_ends_no_deliveries(
     fault: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:

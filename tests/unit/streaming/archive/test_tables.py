@@ -73,6 +73,7 @@ def test_a_table_is_described(folder: Path) -> None:
     assert not state.worth_compacting
 
 
+@pytest.mark.slow
 def test_a_table_with_many_small_files_is_worth_compacting(folder: Path) -> None:
     append(folder, range(100, 187))
     almost = describe_table(str(folder), "predictions")
@@ -273,6 +274,7 @@ def test_the_commands_show_and_compact(run: Any, folder: Path) -> None:
     assert event_ids(folder) == list(range(12))
 
 
+@pytest.mark.slow
 def test_the_command_hints_at_many_small_files(run: Any, folder: Path) -> None:
     assert "xray tables compact" not in run("show").stdout
     append(folder, range(100, 200))

@@ -364,6 +364,7 @@ def test_objects_are_stored_over_one_association() -> None:
         (0x0124, RefusedError),
     ],
 )
+@pytest.mark.slow
 def test_statuses(status: int, wanted: type[Exception] | None) -> None:
     with run_archive(Archive()) as archive:
         archive.statuses = [status]
@@ -454,6 +455,7 @@ def send_in_time(target: Any, number: int = 0) -> None:
 
 @pytest.mark.parametrize("where", ENDLESS)
 @pytest.mark.parametrize("kind", ["fhir", "stow"])
+@pytest.mark.slow
 def test_an_http_answer_that_drips_is_waited_for_no_longer(kind: str, where: str) -> None:
     with run_drips(ENDLESS[where]) as port:
         send_in_time(open_target(read_address(f"{kind}:http://127.0.0.1:{port}"), QUICK))
@@ -479,6 +481,7 @@ def test_an_association_that_drips_is_waited_for_no_longer() -> None:
 
 
 @pytest.mark.parametrize("n_stored", [0, 1, 2])
+@pytest.mark.slow
 def test_nor_is_a_store_that_drips(n_stored: int) -> None:
     with run_archive(Archive()) as archive, run_dripping_proxy(archive.port, 1 + n_stored) as port:
         target = open_target(read_address(f"dicom:PACS@127.0.0.1:{port}"), ReportsSettings(answer_s=1))

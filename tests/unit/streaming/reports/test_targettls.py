@@ -175,6 +175,7 @@ def issue(files: Files, what: str) -> trustme.LeafCert:
         ("one below another", "an authority that is not known; wanted one of XRAY_REPORTS__TLS_CA, "),
     ],
 )
+@pytest.mark.slow
 def test_a_wrong_certificate_is_told_and_nothing_is_sent(files: Files, kind: str, what: str, words: str) -> None:
     with run_peer(kind, serve_as(issue(files, what))) as peer:
         assert words in fail(kind, peer.port, make_settings(files.ca))
@@ -219,6 +220,7 @@ def test_old_tls_is_refused(files: Files, kind: str, version: str) -> None:
         ("not yet valid", r"does not accept the certificate that it is shown \(XRAY_REPORTS__TLS_CERTIFICATE\)"),
     ],
 )
+@pytest.mark.slow
 def test_what_a_peer_says_of_our_certificate_is_told(
     files: Files, kind: str, version: ssl.TLSVersion, what: str, words: str
 ) -> None:
@@ -322,6 +324,7 @@ def test_an_answer_in_tls_is_known(alert: bytes) -> None:
 @pytest.mark.parametrize("kind", MANY)
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("setting", ["tls_ca", "tls_certificate", "tls_key"])
+@pytest.mark.slow
 def test_a_bad_file_stops_the_start_and_later_waits(files: Files, kind: str, setting: str, wrong: str) -> None:
     paths = {"tls_ca": files.ca, **files.write_own()}
     good = {name: path.read_bytes() for name, path in paths.items()}

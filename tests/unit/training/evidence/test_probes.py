@@ -50,6 +50,7 @@ def _marked(pixels: np.ndarray, rng: np.random.Generator, *, darker: bool = Fals
     return marked
 
 
+@pytest.mark.slow
 def test_summary_has_the_shapes_it_says(radiographs: list[np.ndarray]) -> None:
     gray = summarize_image(radiographs[0], original_size=(2000, 1000), n_bytes=500_000)
     assert (gray.thumbnail.shape, gray.borders.shape, gray.corners.shape) == ((64,), (240,), (48,))
@@ -85,6 +86,7 @@ def test_without_a_measured_probe_of_the_label_nothing_is_known() -> None:
 
 
 @pytest.mark.parametrize("darker", [False, True])
+@pytest.mark.slow
 def test_a_corner_marker_is_found_by_the_corners(radiographs: list[np.ndarray], darker: bool) -> None:
     rng = np.random.default_rng(1)
     images = [_marked(p, rng, darker=darker) if label else p for p, label in zip(radiographs, LABELS, strict=True)]

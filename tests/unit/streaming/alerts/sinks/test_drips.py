@@ -44,6 +44,7 @@ def deliver_in_time(sink: Sink) -> str:
 
 @pytest.mark.parametrize("where", ENDLESS)
 @pytest.mark.parametrize("kind", ["webhook", "alertmanager"])
+@pytest.mark.slow
 def test_an_answer_of_http(kind: str, where: str) -> None:
     with run_drips(ENDLESS[where]) as port:
         deliver_in_time(open_sink(kind, f"127.0.0.1:{port}"))

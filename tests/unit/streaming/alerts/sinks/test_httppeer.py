@@ -138,6 +138,7 @@ def test_what_is_no_whole_answer_is_a_failure(receiver: Receiver, answer: Answer
     ids=["nothing", "status line", "headers", "body", "body to the end", "chunks"],
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.slow
 def test_a_slow_answer_is_cut_off(answer: Answer, scheme: str, authority: trustme.CA, authority_file: Path) -> None:
     context = serve_as(authority, "127.0.0.1") if scheme == "https" else None
     with receive(context) as receiver:

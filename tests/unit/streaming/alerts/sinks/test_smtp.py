@@ -161,6 +161,7 @@ def test_a_challenge_that_is_none_is_a_failure_of_the_conversation(
 
 @pytest.mark.parametrize("what", ["GREETING", "MAIL", DUTY, "DATA"])
 @pytest.mark.parametrize("way", [HANG_UP, SILENCE, DRIP])
+@pytest.mark.slow
 def test_a_server_that_hangs_is_left(server: MailServer, what: str, way: str) -> None:
     server.answers[what] = way
     sink = open_smtp(server, timeout_s=0.5)
