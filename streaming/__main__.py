@@ -1,11 +1,11 @@
 """``python -m streaming``: run the stream with the settings of the environment."""
 
 import logging
-import signal
 import sys
 import threading
 
 from schemas.errors import XrayError
+from streaming.ending import end_on_signals
 from streaming.run.service import run_stream
 from streaming.settings import load_settings
 
@@ -23,8 +23,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("py4j").setLevel(logging.WARNING)
     ended = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: ended.set())
+    end_on_signals(ended)
     try:
         settings = load_settings()
         run_stream(

@@ -2,7 +2,6 @@
 
 import shlex
 import shutil
-import signal
 import threading
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from schemas.registry import promote
 from sparkdl.spark.java import find_java
 from streaming.account.audit import Account, audit_stream
 from streaming.devices.publish import ImagePublisher, image_message, publish_files
+from streaming.ending import end_on_signals
 from streaming.kafka.topics import create_topics, label_topics, receipt_topics, wanted_topics
 from streaming.results.watch import SeenPrediction, watch_predictions
 from streaming.run.service import StreamState, run_stream
@@ -444,8 +444,7 @@ def _await_account(settings: StreamSettings, published: int) -> Account:
 
 def _go_on(trickle: Trickle, ended: threading.Event, every_s: float) -> None:
     # Not as an interrupt: Spark's handler would cancel the micro-batch that is running.
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: ended.set())
+    end_on_signals(ended)
     run_trickle(trickle, ended, every_s)
 
 

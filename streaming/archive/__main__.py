@@ -7,7 +7,6 @@ everybody else.
 import logging
 import os
 import pickle
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import BinaryIO
 from schemas.errors import XrayError
 from streaming.archive.process import BEAT, BEGUN, Order
 from streaming.archive.service import bound_threads, run_archive
+from streaming.ending import end_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,7 @@ def main() -> int:
     _stand_back()
     bound_threads()
     ended = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: ended.set())
+    end_on_signals(ended)
     threading.Thread(target=_await_end, args=(sys.stdin.buffer, ended), daemon=True).start()
     beats = os.dup(sys.stdout.fileno())
     os.set_blocking(beats, False)

@@ -1,6 +1,5 @@
 """``xray alerts``: alarms on outcomes, by the rules of a file."""
 
-import signal
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ import typer
 from schemas.envelope import DISCLAIMER
 from schemas.errors import JobError
 from schemas.extras import check_extra
+from streaming.ending import end_on_signals
 from streaming.settings import StreamSettings, load_settings
 from xray.commands.options import Json
 from xray.console import err, make_printable, new_table, out, print_json
@@ -51,8 +51,7 @@ def run_rules(
     sinks = open_sinks(rules.sinks)
     settings = load_settings()
     ended = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: ended.set())
+    end_on_signals(ended)
 
     def on_ready(state: AlertsState) -> None:
         if json_:

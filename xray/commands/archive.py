@@ -1,12 +1,12 @@
 """``xray archive``: outcomes into the Delta tables, as a program of its own."""
 
-import signal
 import threading
 from typing import Annotated
 
 import typer
 
 from schemas.envelope import DISCLAIMER
+from streaming.ending import end_on_signals
 from streaming.settings import load_settings
 from xray.console import out, print_json
 
@@ -46,8 +46,7 @@ def archive(
                 out.print(f"Health  {state.metrics_url.removesuffix('metrics')}health")
             out.print(DISCLAIMER if available_now else f"{DISCLAIMER} Ctrl-C ends it in order.")
 
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: ended.set())
+    end_on_signals(ended)
     run_archive(
         settings,
         available_now=available_now,

@@ -1,7 +1,6 @@
 """``xray devices``: imagined devices that send generated studies to the gateway."""
 
 import random
-import signal
 import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from schemas.extras import check_extra
+from streaming.ending import end_on_signals
 from streaming.settings import load_settings
 from xray.commands.options import Json
 from xray.console import out, print_json, step
@@ -64,8 +64,7 @@ def devices(
         seed = random.SystemRandom().randrange(100_000)
     plan = Plan(count, rate, seed, broken, images, duration, give_up, dicom, http, http_share)
     stop = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stop.set())
+    end_on_signals(stop)
     with Account(account) as book:
         with step("drawing radiographs"):
             pictures = Pictures(seed)

@@ -1,6 +1,5 @@
 """``xray gateway``: images from devices, by DICOM and HTTP."""
 
-import signal
 import threading
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from schemas.envelope import DISCLAIMER
+from streaming.ending import end_on_signals
 from streaming.settings import load_settings
 from xray.console import out, print_json
 
@@ -67,8 +67,7 @@ def gateway(
     }
     settings = load_settings(gateway={name: value for name, value in given.items() if value is not None})
     ended = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: ended.set())
+    end_on_signals(ended)
 
     def on_ready(state: GatewayState) -> None:
         if json_:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from schemas.errors import JobError, SettingsError
 from schemas.labels import LABELS_TABLE, LabelReason
 from schemas.modelcard import read_card
 from schemas.registry import champion_folder
+from streaming.ending import end_on_signals
 from streaming.retry import Backoff
 from streaming.settings import StreamSettings, load_settings
 from xray.console import err, new_table, out, print_json, step
@@ -211,8 +211,7 @@ def _follow(wait: timedelta, *, available_now: bool, as_json: bool) -> None:
     settings = load_settings()
     topic = settings.kafka.labels_topic
     ended = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: ended.set())
+    end_on_signals(ended)
     total = BatchReport()
 
     def on_ready() -> None:

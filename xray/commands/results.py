@@ -1,6 +1,5 @@
 """``xray results``: predictions as hospitals read them."""
 
-import signal
 import threading
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +8,7 @@ import typer
 
 from schemas.envelope import DISCLAIMER
 from schemas.extras import check_extra
+from streaming.ending import end_on_signals
 from streaming.settings import load_settings
 from xray.commands.options import Json, Since
 from xray.console import err, out, print_json, step
@@ -93,8 +93,7 @@ def run_results(
 
     settings = load_settings()
     ended = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: ended.set())
+    end_on_signals(ended)
 
     def on_ready(state: ReportsState) -> None:
         if json_:

@@ -1,6 +1,5 @@
 """``xray stream``: score and archive until told to stop."""
 
-import signal
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated
 import typer
 
 from schemas.envelope import DISCLAIMER
+from streaming.ending import end_on_signals
 from streaming.settings import load_settings
 from xray.commands.options import Verbose
 from xray.console import err, out, print_json
@@ -72,8 +72,7 @@ def stream(
                 out.print(f"Logs    {settings.logs_folder / 'spark.log'}")
                 out.print(DISCLAIMER if available_now else f"{DISCLAIMER} Ctrl-C ends it in order.")
 
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda *_: ended.set())
+        end_on_signals(ended)
         if not json_:
             err.print("starting (Spark takes some seconds) ...")
         run_stream(

@@ -285,7 +285,7 @@ def test_the_stream_command_watches_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available_now: bool
 ) -> None:
     monkeypatch.setenv("XRAY_HOME", str(tmp_path))
-    monkeypatch.setattr(stream_command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(stream_command, "end_on_signals", lambda _: None)
     done: list[str] = []
     monkeypatch.setattr(Monitor, "start", lambda _: done.append("start"))
     monkeypatch.setattr(Monitor, "stop", lambda _: done.append("stop"))
