@@ -16,7 +16,7 @@ from hashlib import sha256
 from typing import Any, Final, Literal
 
 import numpy as np
-from pydicom import config, uid
+from pydicom import uid
 from pydicom.dataset import Dataset
 
 from schemas.errors import RecordError
@@ -34,7 +34,7 @@ from sparkdl.image.limits import DecodeLimits
 from streaming.devices.dicomelements import keep_elements, read_text, tag_of
 from streaming.devices.elementwriter import PIXEL_DATA, Elements, write_elements, write_fragments, write_header
 from streaming.devices.hiddentext import StreamError, clean_jpeg, clean_jpeg2000
-from streaming.devices.identity import Identity, Known
+from streaming.devices.identity import Identity, Known, is_uid
 from streaming.devices.pseudonyms import Pseudonyms
 
 Dates = Literal["cut", "shift"]
@@ -146,7 +146,7 @@ def _identify(dataset: Dataset, payload: bytes, pseudonyms: Pseudonyms) -> Ident
         study_uid=name_part("StudyInstanceUID"),
         series_uid=name_part("SeriesInstanceUID"),
         sop_uid=Known(sop_uid, pseudonyms.uid(own)),
-        sop_class=sop_class if uid.UID(sop_class, config.IGNORE).is_valid else "",  # no other text, as it may be shown
+        sop_class=sop_class if is_uid(sop_class) else "",  # no other text, as it may be shown
     )
 
 

@@ -1,6 +1,10 @@
 """Whose image it is, beside what takes the place of it: what a report needs to find its way back."""
 
+import re
 from dataclasses import dataclass, field
+
+_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
+_UID_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +41,8 @@ class Identity:
     series_uid: Known
     sop_uid: Known
     sop_class: str = ""
+
+
+def is_uid(text: str) -> bool:
+    """Tell whether a text is a UID as DICOM has them (PS3.5, 9.1)."""
+    return len(text) <= _UID_CHARS and _UID.fullmatch(text) is not None

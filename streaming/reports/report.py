@@ -9,15 +9,13 @@ from typing import Any
 from uuid import UUID
 
 from schemas.envelope import DISCLAIMER, derive_event_id
-from streaming.devices.identity import Identity
+from streaming.devices.identity import Identity, is_uid
 
 MAKER = "xray-stream"
 """Who makes the reports, in every format."""
 
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 _HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
-_UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
-_UID_CHARS = 64
 
 
 class LeftOut(StrEnum):
@@ -317,8 +315,3 @@ def check_identity(identity: Identity) -> None:
         raise NotReportedError(LeftOut.NO_PATIENT)
     if not all(is_uid(one.own) for one in (identity.study_uid, identity.series_uid, identity.sop_uid)):
         raise NotReportedError(LeftOut.NO_STUDY)
-
-
-def is_uid(text: str) -> bool:
-    """Tell whether a text is a UID as DICOM has them (PS3.5, 9.1)."""
-    return len(text) <= _UID_CHARS and _UID.fullmatch(text) is not None

@@ -29,7 +29,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID, Comprehensive3DSRStorage
 
 from schemas.envelope import DISCLAIMER
-from streaming.reports.report import MAKER, LeftOut, NotReportedError, Report, derive_uid, is_uid
+from streaming.devices.identity import is_uid
+from streaming.reports.report import MAKER, LeftOut, NotReportedError, Report, derive_uid
 
 SOP_CLASS: UID = Comprehensive3DSRStorage
 

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from schemas.envelope import DISCLAIMER
-from streaming.devices.identity import Known
+from streaming.devices.identity import Known, is_uid
 from streaming.reports.report import (
     LeftOut,
     NotReportedError,
     check_identity,
     derive_uid,
-    is_uid,
     read_prediction,
     report_key,
 )
