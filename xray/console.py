@@ -30,6 +30,14 @@ def print_json(value: Mapping[str, Any] | list[Any]) -> None:
     sys.stdout.flush()
 
 
+def say_ended(*, as_json: bool) -> None:
+    """Say that a program has ended in order: as a person reads it, or as a line of JSON."""
+    if as_json:
+        print_json({"event": "ended"})
+    else:
+        out.print("Ended in order.")
+
+
 def new_progress() -> Progress:
     """Make a progress display; it leaves nothing behind on a terminal that cannot redraw."""
     return Progress(

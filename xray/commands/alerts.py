@@ -12,7 +12,7 @@ from schemas.extras import check_extra
 from streaming.ending import end_on_signals
 from streaming.settings import StreamSettings, load_settings
 from xray.commands.options import Json
-from xray.console import err, make_printable, new_table, out, print_json
+from xray.console import err, make_printable, new_table, out, print_json, say_ended
 
 if TYPE_CHECKING:
     from streaming.alerts.ledger import Delivery, Entry, Ledger
@@ -71,10 +71,7 @@ def run_rules(
         out.print(f"{DISCLAIMER} Ctrl-C ends it in order.")
 
     run_alerts(settings, rules, sinks, ended=ended, on_ready=on_ready)
-    if json_:
-        print_json({"event": "ended"})
-    else:
-        out.print("Ended in order.")
+    say_ended(as_json=json_)
 
 
 @alerts_app.command("check")

@@ -8,7 +8,7 @@ import typer
 from schemas.envelope import DISCLAIMER
 from streaming.ending import end_on_signals
 from streaming.settings import load_settings
-from xray.console import out, print_json
+from xray.console import out, print_json, say_ended
 
 
 def archive(
@@ -55,7 +55,4 @@ def archive(
         ended=ended,
         on_ready=on_ready,
     )
-    if json_:
-        print_json({"event": "ended"})
-    else:
-        out.print("Ended in order.")
+    say_ended(as_json=json_)

@@ -9,7 +9,7 @@ import typer
 from schemas.envelope import DISCLAIMER
 from streaming.ending import end_on_signals
 from streaming.settings import load_settings
-from xray.console import out, print_json
+from xray.console import out, print_json, say_ended
 
 _HIGHEST_PORT = 65_535
 
@@ -82,10 +82,7 @@ def gateway(
         out.print(f"{DISCLAIMER} Ctrl-C ends it in order.")
 
     run_gateway(settings, ended=ended, on_ready=on_ready)
-    if json_:
-        print_json({"event": "ended"})
-    else:
-        out.print("Ended in order.")
+    say_ended(as_json=json_)
 
 
 def describe(state: Any) -> dict[str, Any]:

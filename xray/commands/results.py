@@ -11,7 +11,7 @@ from schemas.extras import check_extra
 from streaming.ending import end_on_signals
 from streaming.settings import load_settings
 from xray.commands.options import Json, Since
-from xray.console import err, out, print_json, step
+from xray.console import err, out, print_json, say_ended, step
 
 results_app = typer.Typer(
     help=(
@@ -116,7 +116,4 @@ def run_results(
         ended=ended,
         on_ready=on_ready,
     )
-    if json_:
-        print_json({"event": "ended"})
-    else:
-        out.print("Ended in order.")
+    say_ended(as_json=json_)
