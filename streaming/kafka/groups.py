@@ -1,4 +1,7 @@
-"""Who else is in a consumer group: a program that wants all of its topics must find that out before it reads."""
+"""Consumer groups: what a cluster says of them, and who else is in one.
+
+A program that wants all of its topics must find out before it reads whether it is alone.
+"""
 
 import logging
 import threading
@@ -15,14 +18,25 @@ log = logging.getLogger(__name__)
 
 _ASK_S = 10.0
 _AGAIN_S = 0.5
-_LATER = (
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    KafkaError.NOT_COORDINATOR,
-    KafkaError._TIMED_OUT,
-    KafkaError._TRANSPORT,
+MOVED_ON = frozenset(
+    (
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError._ASSIGNMENT_LOST,
+    )
 )
-"""What a cluster says that has just begun, or moves its groups."""
+"""The group gave the partitions to somebody, who reads from the last commit on: nothing is wrong."""
+COORDINATOR_COMES = frozenset(
+    (
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    )
+)
+"""What a cluster says of a group that has just begun, or moves its groups."""
+
+_LATER = COORDINATOR_COMES | {KafkaError._TIMED_OUT, KafkaError._TRANSPORT}
 
 
 def await_alone(

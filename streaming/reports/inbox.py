@@ -7,6 +7,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from schemas.errors import BrokerError
 from streaming.kafka.cluster import describe_cluster
+from streaming.kafka.groups import MOVED_ON
 from streaming.kafka.reader import BOUNDED_FETCH
 from streaming.reports.ledger import Arrival, Ledger, Partition, Source
 from streaming.reports.records import read_finding_record, read_prediction_record, read_published_at
@@ -31,16 +32,7 @@ _OPTIONS = {
     "log_level": 0,
     **BOUNDED_FETCH,
 }
-_MOVED_ON = frozenset(
-    (
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.REBALANCE_IN_PROGRESS,
-        KafkaError._ASSIGNMENT_LOST,
-        KafkaError._NO_OFFSET,
-    )
-)
-"""The group gave the partitions to somebody, who reads from the last commit on: nothing is wrong."""
+_MOVED_ON = MOVED_ON | {KafkaError._NO_OFFSET}  # there was nothing to commit
 
 
 class Inbox:

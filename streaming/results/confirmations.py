@@ -24,6 +24,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from schemas.errors import BrokerError
 from streaming.kafka.cluster import describe_cluster
+from streaming.kafka.groups import COORDINATOR_COMES, MOVED_ON
 from streaming.kafka.producer import Delivery, RecordProducer
 from streaming.kafka.reader import list_partitions
 from streaming.kafka.topicchecks import check_label_topics
@@ -56,24 +57,6 @@ _OPTIONS = {
     "queued.max.messages.kbytes": 16 * 1024,
     "log_level": 0,
 }
-_MOVED_ON = frozenset(
-    (
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.REBALANCE_IN_PROGRESS,
-        KafkaError._ASSIGNMENT_LOST,
-    )
-)
-"""The group gave the partitions to somebody, who reads from the last commit on: nothing is wrong."""
-
-_COORDINATOR_COMES = frozenset(
-    (
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    )
-)
-"""A broker that has just started, or sees its first group ever, says this for a moment."""
 
 
 class Confirmations:
@@ -142,7 +125,7 @@ class Confirmations:
                     return found
                 raise KafkaException(failed)
             except KafkaException as exc:
-                if exc.args[0].code() not in _COORDINATOR_COMES or time.monotonic() > deadline:
+                if exc.args[0].code() not in COORDINATOR_COMES or time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL_S)
 
@@ -241,7 +224,7 @@ class Confirmations:
                     raise KafkaException(place.error)
                 self._committed[place.partition] = place.offset
         except KafkaException as exc:
-            if exc.args[0].code() not in _MOVED_ON:
+            if exc.args[0].code() not in MOVED_ON:
                 raise _broker_error(topic, exc.args[0]) from exc
 
     def close(self) -> None:
