@@ -51,11 +51,8 @@ def run_drips(start: bytes, *, ends_well: int = 0, good: bytes = b"") -> Iterato
             except OSError:
                 return
 
-    with _serve(Handler) as server:
-        try:
-            yield server
-        finally:
-            ended.set()
+    with _serve(Handler, ended) as server:
+        yield server
 
 
 @contextmanager
@@ -98,15 +95,12 @@ def run_dripping_proxy(port: int, n_messages: int) -> Iterator[int]:
         except OSError:
             return
 
-    with _serve(Handler) as server:
-        try:
-            yield server
-        finally:
-            ended.set()
+    with _serve(Handler, ended) as server:
+        yield server
 
 
 @contextmanager
-def _serve(handler: Any) -> Iterator[int]:
+def _serve(handler: Any, ended: threading.Event) -> Iterator[int]:
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     server.block_on_close = False
@@ -115,6 +109,7 @@ def _serve(handler: Any) -> Iterator[int]:
     try:
         yield int(server.server_address[1])
     finally:
+        ended.set()
         server.shutdown()
         server.server_close()
         thread.join()
