@@ -19,6 +19,7 @@ from streaming.kafka.topics import create_topics
 from streaming.run.session import open_session
 from streaming.settings import StreamSettings, load_settings
 from tests.objectstore import ObjectStore
+from tests.story import pytest_runtest_makereport, pytest_runtest_setup  # noqa: F401  hooks of pytest
 from training.data.dataset import read_dataset
 from training.model.fit import train_model
 from xray.broker import LocalBroker
