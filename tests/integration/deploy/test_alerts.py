@@ -42,6 +42,7 @@ from xray.broker import LocalBroker
 
 pytestmark = [
     pytest.mark.long,
+    pytest.mark.story,
     pytest.mark.kafka,
     pytest.mark.delta,
     pytest.mark.train,
@@ -223,8 +224,10 @@ def test_a_backlog_and_a_spark_that_stands_still(watched: Watched, images: Image
     watched.wait_for(lambda: watched.value("sum(xray_lag_images)") == 0, "all is scored")
     watched.wait_fired(since, "XrayAlertsDown")
     watched.launch_with_many_rules()
-    watched.wait_fired(since, "XrayAlertsBehind")
-    watched.wait_for(lambda: watched.inhibited("XrayAlertsNotReading"), "XrayAlertsNotReading is inhibited")
+    watched.wait_for(lambda: watched.answers("alerts"), "the page of the alarms")
+    with watched.slowed("alerts"):
+        watched.wait_fired(since, "XrayAlertsBehind")
+        watched.wait_for(lambda: watched.inhibited("XrayAlertsNotReading"), "XrayAlertsNotReading is inhibited")
     watched.wait_silent("XrayAlertsBehind")
     assert watched.programs["alerts"].terminate() == 0
     watched.start("alerts")

@@ -39,6 +39,7 @@ _TOKEN = "of the device dx-1"  # noqa: S105  the test's own
 _PORTS = ("stream", "archive", "gateway", "dicom", "http", "alerts", "reports")
 _READY_TIMEOUT_S = 120
 _POLL_S = 0.2
+_WORKS_S = 0.05
 
 
 class Watched:
@@ -131,6 +132,10 @@ class Watched:
         said = self.folder / f"{name}.stderr"
         assert self.programs[name].wait_ready(_READY_TIMEOUT_S), said.read_text(encoding="utf-8")[-2000:]
 
+    def answers(self, name: str) -> bool:
+        """Whether a program's page answers, ready or not."""
+        return _answers(f"http://127.0.0.1:{self.ports[name]}/metrics")
+
     def page_value(self, name: str, sample: str) -> float:
         """Read a sample from a program's page."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[name]}/metrics", timeout=10) as page:
@@ -147,6 +152,25 @@ class Watched:
             yield
         finally:
             os.kill(pid, signal.SIGCONT)
+
+    @contextmanager
+    def slowed(self, name: str) -> Iterator[None]:
+        """Let a program work a tenth of the time while the body runs, however fast the machine is; its page answers."""
+        pid, ended = self.programs[name].pid, threading.Event()
+
+        def slow() -> None:
+            while not ended.wait(_WORKS_S):
+                os.kill(pid, signal.SIGSTOP)
+                ended.wait(9 * _WORKS_S)
+                os.kill(pid, signal.SIGCONT)
+
+        thread = threading.Thread(target=slow)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def watch(self) -> None:
         """Start Prometheus, with the rules shortened, and Alertmanager, with the file as it is."""
