@@ -556,6 +556,34 @@ class Ledger:
                 ).rowcount
         return changed
 
+    def replay_undelivered(self, sink: str | None, now: float) -> tuple[int, int]:
+        """Deliver again what a sink has not got and will not get by itself; what another sink has stays as it is.
+
+        Choosing them and enabling the sink is one step: an alarm that comes meanwhile finds the sink either disabled,
+        and is among them, or enabled.
+
+        Parameters
+        ----------
+        sink : str or None
+            To this one alone, or to all; each is enabled again where it was disabled.
+        now : float
+            Unix time in seconds.
+
+        Returns
+        -------
+        alarms, deliveries : int
+            How many there were.
+        """
+        with self.transaction():
+            self._db.execute("DELETE FROM disabled WHERE ?1 IS NULL OR sink = ?1", (sink,))
+            changed = self._db.execute(
+                "UPDATE deliveries SET status = 'waiting', attempts = 0, next_at = ?3, changed_at = ?3, why = '',"
+                " delivered_at = NULL WHERE status IN (SELECT value FROM json_each(?2)) AND (?1 IS NULL OR sink = ?1)"
+                " RETURNING alarm",
+                (sink, json.dumps(UNDELIVERED), now),
+            ).fetchall()
+        return len(set(changed)), len(changed)
+
     def find(self, alarm: str) -> Entry | None:
         """Give an alarm by its id, or by the beginning of it, where that is one alarm's."""
         with self._lock:

@@ -192,27 +192,19 @@ def replay_alarms(
     """
     import time
 
-    from streaming.alerts.ledger import UNDELIVERED
-
     if bool(alarms) == undelivered:
         msg = "say which: ids, or --undelivered; one of the two"
         raise typer.BadParameter(msg)
     with _Opened(load_settings()) as ledger:
-        chosen = {_find(ledger, one).alarm.id for one in alarms or ()}
         if undelivered:
-            chosen = {
-                one.alarm.id
-                for status in UNDELIVERED
-                for one in ledger.list_alarms(status=status, sink=sink, limit=_ALL)
-            }
-        n = ledger.replay(sorted(chosen), sink, time.time())
+            n_alarms, n = ledger.replay_undelivered(sink, time.time())
+        else:
+            chosen = {_find(ledger, one).alarm.id for one in alarms or ()}
+            n_alarms, n = len(chosen), ledger.replay(sorted(chosen), sink, time.time())
     if json_:
-        print_json({"alarms": len(chosen), "deliveries": n})
+        print_json({"alarms": n_alarms, "deliveries": n})
     else:
-        out.print(f"{n} deliveries of {len(chosen)} alarms will be made again.")
-
-
-_ALL = 1_000_000
+        out.print(f"{n} deliveries of {n_alarms} alarms will be made again.")
 
 
 class _Opened:

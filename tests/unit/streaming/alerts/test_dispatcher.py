@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,43 @@ def test_a_receiver_that_wants_nothing_more_gets_nothing_until_a_replay() -> Non
     assert desk.ledger.replay(ids, "ward", desk.now) == 3
     assert [alarms for alarms, _ in desk.work()] == [("01o",), ("02o",), ("03o",)]
     assert desk.ledger.read_disabled() == {}
+
+
+def test_a_replay_of_what_is_undelivered_leaves_what_another_sink_has() -> None:
+    desk = Desk(answer=lambda alarms: Disabled("410"))
+    with desk.ledger.transaction():
+        desk.ledger.add(replace(desk.entry(1), routes=("ward", "office")))
+    office = FakeSink(name="office")
+    Dispatcher(office, desk.ledger, desk.meter, lambda: desk.now).deliver_due()
+    desk.work()
+    desk.sink.answer = lambda alarms: Delivered()
+    assert desk.ledger.replay_undelivered("office", desk.now) == (0, 0)
+    assert desk.work() == []
+    assert desk.ledger.replay_undelivered(None, desk.now) == (1, 1)
+    assert desk.ledger.count_deliveries() == {("ward", "waiting"): 1, ("office", "delivered"): 1}
+    assert [alarms for alarms, _ in desk.work()] == [("01o",)]
+
+
+def test_a_sink_is_enabled_though_nothing_is_undelivered() -> None:
+    desk = Desk()
+    desk.ledger.disable("ward", "410", desk.now)
+    assert desk.ledger.replay_undelivered("ward", desk.now) == (0, 0)
+    assert desk.ledger.read_disabled() == {}
+
+
+def test_no_alarm_that_comes_while_a_sink_is_enabled_stays_behind(tmp_path: Path) -> None:
+    """It was left for good where it came between the choice of what is undelivered and the sink's being enabled."""
+    desk = Desk(tmp_path / "ledger.sqlite")
+    desk.ledger.disable("ward", "410", desk.now)
+    beside = Ledger(tmp_path / "ledger.sqlite")
+    desk.add(*range(10, 50))
+    coming = threading.Thread(target=lambda: [desk.add(number) for number in range(50, 90)])
+    coming.start()
+    while desk.ledger.read_disabled():
+        beside.replay_undelivered("ward", desk.now)
+    coming.join()
+    beside.close()
+    assert desk.ledger.count_deliveries() == {("ward", "waiting"): 80}
 
 
 def test_what_waits_for_a_sink_that_is_gone_is_told_and_delivered_once_it_is_back() -> None:
