@@ -12,6 +12,7 @@ from sparkdl.network.catalog import build_network
 from tests.testimages import png
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.train,
     pytest.mark.skipif(find_spec("keras") is None, reason="building networks needs the train extra"),
 ]
@@ -33,7 +34,6 @@ def test_a_batch_gives_each_image_its_own_features(network: Any, count: int) -> 
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.slow
 def test_a_bare_run_has_all_its_figures(network: Any, batch: int) -> None:
     found = run_bare(EngineChoice(network, batch), (png(),), 0.2)
     assert found.img_s > 0

@@ -26,9 +26,12 @@ from schemas.errors import Reason
 from tests import testimages
 from tests.paths import ROOT
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").is_file(), reason="how much memory a file takes is read from /proc"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/clear_refs").is_file(), reason="how much memory a file takes is read from /proc"
+    ),
+]
 
 REFUSED = {"png": "multi_frame", "jpeg": "unsupported_color", "j2k": "dicom_corrupt", "htj2k": "dicom_corrupt"}
 """Of the whole files of a kind one is refused: an animation, CMYK, colour in DICOM. It is damaged all the same."""
@@ -229,8 +232,6 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600, check=False)
 
 
-@pytest.mark.slow
-@pytest.mark.slow
 def test_a_few_seconds_of_it(tmp_path):
     done = run("--seconds", "2", "--no-bombs", "--seed", "1", "--json", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr[-4000:]

@@ -531,6 +531,7 @@ def test_a_server_that_is_away_stops_no_promotion(
 
 
 @needs_mlflow
+@pytest.mark.slow
 def test_mlflow_follows(registry: Path, models: Models, caplog: pytest.LogCaptureFixture) -> None:
     from mlflow import MlflowClient  # noqa: PLC0415  part of the tracking extra only
 

@@ -109,6 +109,7 @@ def cosines(one: Network, two: Network, images: list[np.ndarray]) -> np.ndarray:
 
 
 @needs_nncf
+@pytest.mark.slow
 def test_features_stay_close_to_those_in_fp32() -> None:
     found = cosines(small_network(), small_int8(), images_of(SIZE, 10, first=100))
     assert found.min() > 0.998
@@ -147,6 +148,7 @@ def test_bf16_gives_the_same_as_fp32() -> None:
 
 
 @needs_nncf
+@pytest.mark.slow
 def test_images_may_have_any_size_and_channels() -> None:
     images = images_of((61, 53), 12)
     gray = [image[..., 1] for image in images]
@@ -211,6 +213,7 @@ QUANTIZE = """
 
 
 @needs_nncf
+@pytest.mark.slow
 def test_another_process_gives_the_same_bytes_and_leaves_no_trace(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -190,7 +190,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("suffix", "include_top"),
     [
-        (".keras", True),
+        pytest.param(".keras", True, marks=pytest.mark.slow),
         *[
             pytest.param(*other, marks=pytest.mark.long)
             for other in ((".keras", False), (".weights.h5", True), (".h5", False), (".h5", True))

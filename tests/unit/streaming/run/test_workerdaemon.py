@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 _LOADED = "import sys, streaming.run.workerdaemon; print(*sys.modules)"
 
 

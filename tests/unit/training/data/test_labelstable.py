@@ -102,7 +102,6 @@ def test_an_empty_batch_makes_no_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_files_stay_few_and_no_version_goes(tmp_path: Path) -> None:
     tables = str(tmp_path)
     most = 0

@@ -137,7 +137,6 @@ def test_nothing_to_learn_from_says_what_to_do(tmp_path: Path, card: ModelCard, 
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_memory_is_little_more_than_the_vectors(tmp_path: Path, card: ModelCard) -> None:
     [path] = (tmp_path / "models" / card.version).glob("stages/0_*/network/network.json")
     path.write_text(path.read_text(encoding="utf-8").replace('"n_features": 3', '"n_features": 1280'), encoding="utf-8")

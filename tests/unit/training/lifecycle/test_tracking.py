@@ -24,6 +24,9 @@ from training.lifecycle.tracking import mirror_alias, show_uri, track_run
 needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the tracking extra (MLflow)")
 
 
+pytestmark = pytest.mark.slow  # MLflow alone takes seconds to import
+
+
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in tracking._ENVIRONMENT.items():
@@ -52,7 +55,6 @@ def _track(uri: str, home: Path, card: ModelCard, evaluation: Any, *, with_weigh
 
 
 @needs_mlflow
-@pytest.mark.slow
 def test_a_run_is_read_back(home: Path, uri: str) -> None:
     card = add_model(home, "v1")
     evaluation = evaluate(card, served="v0", difference=(0.02, -0.01, 0.05), confounded=True)
@@ -109,7 +111,6 @@ def test_report_and_card_go_with_the_run_and_nothing_else(home: Path, uri: str, 
 
 
 @needs_mlflow
-@pytest.mark.slow
 def test_weights_go_with_the_run_where_asked_for(home: Path, uri: str) -> None:
     card = add_model(home, "v3")
     run_id = _track(uri, home, card, None, with_weights=True)
@@ -208,9 +209,7 @@ track_run(f"sqlite:///{home}/mlflow.db", "xray", card, None, None, home / "model
 """
 
 
-@pytest.mark.slow
 @needs_mlflow
-@pytest.mark.slow
 def test_a_new_store_is_made_without_a_word_and_leaves_nothing_elsewhere(tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     elsewhere.mkdir()
