@@ -13,11 +13,11 @@ class PictureError(XrayError):
     """There is no picture; the message says why in words for people."""
 
 
-class PictureGoneError(PictureError):
+class PictureGone(PictureError):
     """The bytes are not in Kafka any more: their retention has passed, or the topic was made anew."""
 
 
-class PictureUnreadableError(PictureError):
+class PictureUnreadable(PictureError):
     """The bytes are there, and no picture can be made of them, or nobody could ask for them."""
 
 
