@@ -100,17 +100,18 @@ def test_percentiles_of_the_latency_are_of_the_span_asked_about() -> None:
     assert latest.measure_latency(101.0).p50 is None
 
 
-def test_a_hundred_thousand_events_leave_memory_flat() -> None:
-    latest = Latest()
+@pytest.mark.parametrize(("most", "events"), [(1_000, 6_000), pytest.param(20_000, 100_000, marks=pytest.mark.slow)])
+def test_many_events_leave_memory_flat(most: int, events: int) -> None:
+    latest = Latest(most)
     tracemalloc.start()
-    latest.add(scored(n) for n in range(20_000))
+    latest.add(scored(n) for n in range(most))
     full, _ = tracemalloc.get_traced_memory()
-    latest.add(scored(n) for n in range(20_000, 100_000))
+    latest.add(scored(n) for n in range(most, events))
     after, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(latest) == 20_000
-    assert peak < 1.1 * full
-    assert after <= latest.size_bytes < 32 * 1024 * 1024  # what is counted is an upper bound
+    assert len(latest) == most
+    assert peak < 1.1 * full + 200_000  # a table that grows is there twice for a moment
+    assert after <= latest.size_bytes < most * 1600  # what is counted is an upper bound
 
 
 def test_texts_of_a_hostile_device_are_bounded_in_bytes() -> None:
