@@ -475,6 +475,8 @@ class PageSettings(_Section):
     """PEM file with the page's certificate; with it the page speaks TLS only. Read again when it changes."""
     tls_key: Path | None = None
     """PEM file with its private key, PKCS#8 and without a pass phrase."""
+    tls_client_ca: Path | None = None
+    """PEM file of the authority that signs browsers' certificates; with it the page wants one of each."""
     plain_http: bool = False
     """Whether it speaks plain HTTP at any address: for a proxy with TLS before it, or in a container."""
     thumbnails: Path | None = None

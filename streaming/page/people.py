@@ -3,7 +3,7 @@
 ::
 
     [[person]]
-    name = "ward-3"                       # what labels and the trail say of who did it
+    name = "ward-3"                       # what labels and the trail say of who did it: a pseudonym
     role = "label"                        # look, label or operate
     tokens = ["sha256:..."]               # SHA-256 of the tokens that let this person in
 """
@@ -59,7 +59,7 @@ class Person:
 class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    name: str = Field(min_length=1, max_length=100)
+    name: str = Field(pattern=r"^[\w.@-][\w.@ -]{0,63}$")
     role: Literal["look", "label", "operate"]
     tokens: tuple[Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")], ...] = Field(min_length=1, repr=False)
 

@@ -1,5 +1,6 @@
 """What templates need beside the data: numbers, times and scores as people read them, and the templates themselves."""
 
+import base64
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,10 +13,12 @@ from markupsafe import Markup
 
 from schemas.envelope import DISCLAIMER
 from streaming.page.people import Role
+from streaming.page.pictures.picture import Picture
 
 _KILO = 1000.0
 _MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86_400.0
 _PACKAGE = "streaming.page"
+_NONE = "\N{EN DASH}"
 
 REASONS = {
     "empty_payload": "The record has no bytes.",
@@ -44,6 +47,7 @@ class Views:
             "number": write_number,
             "clock": write_clock,
             "moment": write_moment,
+            "data": write_data,
             "reason": lambda code: REASONS.get(code, ""),
             "query": lambda pairs: urlencode({k: v for k, v in pairs.items() if v not in {None, ""}}),
         }
@@ -83,7 +87,7 @@ class _Assets:
 def write_score(value: float | None) -> str:
     """Write a probability with three digits; one that is not 0 or 1 is never shown as one of them."""
     if value is None:
-        return "–"
+        return _NONE
     if 0 < value < 0.0005:  # noqa: PLR2004 - what three digits would show as 0.000
         return "<0.001"
     if 0.9995 <= value < 1:  # noqa: PLR2004
@@ -99,7 +103,7 @@ def write_percent(value: float) -> str:
 def write_seconds(value: float | None) -> str:
     """Write a duration with three digits that count."""
     if value is None:
-        return "–"
+        return _NONE
     if value < 1:
         return f"{1000 * value:.0f} ms" if value >= 0.001 else f"{1000 * value:.1g} ms"  # noqa: PLR2004
     if value < _MINUTE_S:
@@ -112,7 +116,7 @@ def write_seconds(value: float | None) -> str:
 def write_size(value: float | None) -> str:
     """Write a number of bytes, in powers of 1000."""
     if value is None:
-        return "–"
+        return _NONE
     for unit in ("B", "kB", "MB"):
         if value < _KILO:
             return f"{value:.3g} {unit}"
@@ -123,16 +127,21 @@ def write_size(value: float | None) -> str:
 def write_number(value: float | None, digits: int = 1) -> str:
     """Write a count with spaces between thousands, another number with a few digits."""
     if value is None:
-        return "–"
+        return _NONE
     if float(value).is_integer():
         return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return f"{value:.{digits}f}"
 
 
+def write_data(picture: Picture) -> str:
+    """Write a small picture as an address that holds it."""
+    return f"data:{picture.media_type};base64,{base64.b64encode(picture.content).decode()}"
+
+
 def write_clock(value: float | None) -> Markup:
     """Write a moment as a clock shows it, UTC; a script in the browser makes it that of the browser's own zone."""
     if value is None:
-        return Markup("–")
+        return Markup(_NONE)
     at = datetime.fromtimestamp(value, UTC)
     iso = at.isoformat(timespec="milliseconds")
     return Markup('<time datetime="{}" title="{} UTC" data-clock>{}</time>').format(
@@ -143,7 +152,7 @@ def write_clock(value: float | None) -> Markup:
 def write_moment(value: float | None) -> Markup:
     """Write a day and a time, UTC; a script in the browser makes it that of the browser's own zone."""
     if value is None:
-        return Markup("–")
+        return Markup(_NONE)
     at = datetime.fromtimestamp(value, UTC)
     return Markup('<time datetime="{}" data-moment>{}</time>').format(
         at.isoformat(timespec="milliseconds"), at.strftime("%Y-%m-%d %H:%M:%S")

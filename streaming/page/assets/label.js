@@ -149,7 +149,7 @@ async function show() {
 
 function answer(label) {
   if (!now) return;
-  const request = crypto.randomUUID();
+  const request = newId();
   const entry = {
     request_id: request,
     event_id: now.image.event_id,
@@ -169,6 +169,11 @@ function answer(label) {
   count();
   send();
   next(false);
+}
+
+/** A number of an answer's own; crypto.randomUUID is missing where the page speaks plain HTTP to another machine. */
+function newId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");
 }
 
 async function send() {
