@@ -1,17 +1,27 @@
 """What the page knows, with a real broker: outcomes as they come, findings that are published once, parts that hang."""
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
 
+from streaming.kafka.cluster import describe_cluster
+from streaming.kafka.places import read_headers
+from streaming.kafka.reader import open_reader, read_spans, scan_offsets
 from streaming.kafka.topics import create_topics, label_topics, receipt_topics
 from streaming.page.knows.feed import Feed
+from streaming.page.knows.finding import Progress
+from streaming.page.knows.findings import Findings
 from streaming.page.knows.latest import Filter
 from streaming.page.knows.outcome import Kind
 from streaming.settings import StreamSettings
 from tests.alertrecords import dead_letter, prediction, publish, receipt
+from tests.unit.streaming.page.knows.outcomes import scored
 
 pytestmark = [pytest.mark.kafka]
 
@@ -63,3 +73,70 @@ def send_images(settings: StreamSettings, count: int) -> None:
     for _ in range(count):
         producer.produce(settings.kafka.images_topic, b"an image", partition=0)
     assert producer.flush(20) == 0
+
+
+def read_labels(settings: StreamSettings) -> list[tuple[str, dict[str, str]]]:
+    """Id and value of each event of the labels topic."""
+    topic = settings.kafka.labels_topic
+    with open_reader(settings.kafka) as reader:
+        spans = read_spans(reader, topic)
+    found = scan_offsets(settings.kafka, topic, spans)
+    return [(read_headers(one)["ce_id"].decode(), json.loads(one.value() or b"")) for one in found]
+
+
+def test_findings_entered_fast_are_published_once_each_and_in_order(own: StreamSettings, tmp_path: Path) -> None:
+    outcomes = [scored(number) for number in range(300)]
+    with Findings(own, tmp_path / "page") as findings:
+        for number, outcome in enumerate(outcomes):
+            for _ in range(2):  # the browser sends each again
+                findings.label(outcome, "normal", who="r-3", request=f"q{number}")
+        corrected = findings.label(outcomes[0], "opacities", who="r-3", request="q-again")
+        wait_for(lambda: findings.state.waiting == 0)
+        state = findings.find_state(outcomes[0].event_id)
+        assert state is not None
+        assert state.current.progress is Progress.PUBLISHED
+        assert state.current.place is not None
+    events = read_labels(own)
+    assert len(events) == len({ce_id for ce_id, _ in events}) == 301
+    [first, second] = [value for _, value in events if value["event_id"] == outcomes[0].event_id]
+    assert (first["label"], second["label"]) == ("normal", "opacities")
+    assert first["confirmed_at"] < second["confirmed_at"] == corrected.confirmed_at
+
+
+_KILLED_BETWEEN = """
+import os, sys
+from pathlib import Path
+from streaming.page.knows.findings import Findings
+from streaming.page.knows.findingsledger import FindingsLedger
+from streaming.settings import KafkaSettings, StreamSettings
+from tests.unit.streaming.page.knows.outcomes import scored
+
+FindingsLedger.note_published = lambda self, places: os._exit(9)  # the topic has it, and the ledger does not know
+settings = StreamSettings(kafka=KafkaSettings.model_validate_json(sys.argv[1]))
+with Findings(settings, Path(sys.argv[2])) as findings:
+    findings.label(scored(1), "normal", who="r-3", request="q1")
+    findings._thread.join(30)
+"""
+
+
+def test_a_finding_is_published_once_though_the_page_was_killed_before_it_knew(
+    own: StreamSettings, tmp_path: Path
+) -> None:
+    kafka = own.kafka.model_dump_json()
+    killed = subprocess.run([sys.executable, "-c", _KILLED_BETWEEN, kafka, str(tmp_path)], check=False, timeout=60)
+    assert killed.returncode == 9
+    assert len(read_labels(own)) == 1
+    with Findings(own, tmp_path) as findings:
+        assert findings.state.waiting == 1
+        findings.label(scored(2), "normal", who="r-3", request="q2")
+        wait_for(lambda: findings.state.waiting == 0)
+    assert [value["event_id"] for _, value in read_labels(own)] == [scored(1).event_id, scored(2).event_id]
+
+
+def test_no_topic_is_created_for_findings(own: StreamSettings, tmp_path: Path) -> None:
+    missing = own.kafka.model_copy(update={"labels_topic": f"{own.kafka.labels_topic}.missing"})
+    with Findings(own.model_copy(update={"kafka": missing}), tmp_path) as findings:
+        findings.label(scored(1), "normal", who="r-3", request="q1")
+        wait_for(lambda: "xray up" in findings.state.why)
+        assert findings.state.waiting == 1
+    assert missing.labels_topic not in describe_cluster(own.kafka).topics
