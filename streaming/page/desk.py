@@ -13,6 +13,7 @@ from streaming.page.guard import Refused
 from streaming.page.knows.feed import Feed
 from streaming.page.knows.findings import Findings
 from streaming.page.knows.outcome import Outcome
+from streaming.page.knows.vitals import Vitals
 from streaming.page.pictures.gallery import Gallery
 from streaming.page.pictures.picture import PictureError
 from streaming.page.views import Views
@@ -43,6 +44,8 @@ class Desk:
         Pictures.
     findings : Findings
         What people said.
+    vitals : Vitals
+        How the parts are.
     views : Views
         Templates.
     """
@@ -51,6 +54,7 @@ class Desk:
     feed: Feed
     gallery: Gallery
     findings: Findings
+    vitals: Vitals
     views: Views
 
     def answer(self, request: Request, template: str, *, status: int = HTTPStatus.OK, **data: Any) -> Response:
@@ -67,7 +71,7 @@ class Desk:
             return self.answer(request, "login.html", status=refused.status, **data)
         if not _wants_view(request):
             return PlainTextResponse(refused.why, status_code=refused.status)
-        data = {"status": int(refused.status), "title": _TITLES.get(refused.status, refused.status.phrase)}
+        data = {"code": int(refused.status), "title": _TITLES.get(refused.status, refused.status.phrase)}
         return self.answer(request, "error.html", status=refused.status, why=refused.why, **data)
 
     def find(self, request: Request) -> Outcome:

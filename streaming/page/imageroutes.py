@@ -146,9 +146,8 @@ class ImageRoutes:
     def show_neighbours(self, request: Request) -> Response:
         """Show the training images that are most like an image to the network."""
         outcome = self._desk.find(request)
-        model = _version_of(outcome)
-        asked = {"model": model, "sha256": outcome.sha256 or ""}
-        found, why = attempt(lambda: self._desk.gallery.neighbours(outcome.place, **asked))
+        model, sha256 = _version_of(outcome), outcome.sha256 or ""
+        found, why = attempt(lambda: self._desk.gallery.neighbours(outcome.place, model=model, sha256=sha256))
         return self._desk.answer(request, "neighbours.html", neighbours=found, why=why, model=model)
 
     def show_bytes(self, request: Request) -> Response:
@@ -262,7 +261,7 @@ def _list_facts(outcome: Outcome) -> list[tuple[str, str]]:
     facts: list[tuple[str, Any]] = [
         ("device", outcome.source),
         ("captured", outcome.captured_at),
-        ("size", outcome.height and f"{outcome.width} × {outcome.height} pixels"),
+        ("size", outcome.height and f"{outcome.width} by {outcome.height} pixels"),
         ("file", _describe_file(outcome)),
         ("decoding", outcome.decode_s is not None and f"{1000 * outcome.decode_s:.1f} ms"),
         ("network", outcome.predict_s is not None and f"{1000 * outcome.predict_s:.1f} ms"),

@@ -15,6 +15,7 @@ from streaming.page.desk import Desk
 from streaming.page.guard import Sessions
 from streaming.page.knows.feed import Feed
 from streaming.page.knows.findings import Findings
+from streaming.page.knows.vitals import ALERTS, ARCHIVE, GATEWAY, REPORTS, STREAM, Vitals, find_addresses
 from streaming.page.people import People
 from streaming.page.pictures.gallery import Gallery
 from streaming.page.site import Site
@@ -85,9 +86,10 @@ def serve_page(settings: StreamSettings) -> Iterator[PageState]:
         gallery = Gallery(settings, thumbnails=page.thumbnails, max_thumbnail_bytes=page.thumbnails_max_bytes)
         stack.callback(gallery.close)
         feed = stack.enter_context(Feed(settings))
+        vitals = stack.enter_context(Vitals(find_addresses(settings) | list_addresses(page)))
         names: set[str] = set()
         is_tls = certificates.current() is not None
-        desk = Desk(settings, feed, gallery, findings, Views())
+        desk = Desk(settings, feed, gallery, findings, vitals, Views())
         site = Site(desk, sessions, hosts=lambda: frozenset(names), secure=is_tls)
         server = HttpServer(site.guard, idle_s=_IDLE_S, certificates=certificates)
         port = server.start(page.host, page.port, f"{_SETTING}PORT")
@@ -120,6 +122,18 @@ def check_address(page: PageSettings) -> None:
             "XRAY_PAGE__PEOPLE, a file of who may see it: docs/page.md"
         )
         raise SettingsError(msg)
+
+
+def list_addresses(page: PageSettings) -> dict[str, str]:
+    """List where the parts' metrics are, of those that are not where this machine's settings say."""
+    given = {
+        STREAM: page.stream_url,
+        ARCHIVE: page.archive_url,
+        GATEWAY: page.gateway_url,
+        ALERTS: page.alerts_url,
+        REPORTS: page.reports_url,
+    }
+    return {name: address for name, address in given.items() if address is not None}
 
 
 def list_hosts(page: PageSettings, port: int) -> set[str]:

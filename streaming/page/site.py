@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
@@ -20,11 +19,10 @@ from streaming.page.eventstream import EventStreams
 from streaming.page.guard import COOKIE, Guard, Refused, Sessions
 from streaming.page.imageroutes import ImageRoutes
 from streaming.page.labelroutes import LabelRoutes
+from streaming.page.nowroutes import NowRoutes
 
 log = logging.getLogger(__name__)
 
-_CARDS = 12
-"""New images that a tab is shown each second; more cannot be looked at, and each is a picture to make."""
 _KEEP = "public, max-age=31536000, immutable"
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "txt": "text/plain"}
 
@@ -47,14 +45,15 @@ class Site:
     def __init__(self, desk: Desk, sessions: Sessions, *, hosts: Callable[[], frozenset[str]], secure: bool) -> None:
         self._desk = desk
         self._sessions = sessions
-        self._told = desk.feed.latest.last
-        self.streams = EventStreams(self._tell, max_tabs=desk.settings.page.max_tabs)
+        now = NowRoutes(desk)
+        self.streams = EventStreams(now.tell, max_tabs=desk.settings.page.max_tabs)
         routes = [
             Route("/login", self._show_login),
             Route("/login", self._log_in, methods=["POST"]),
             Route("/health", self._say_health),
             Route("/events", self._follow),
             Route("/assets/{name:path}", self._give_asset),
+            *now.routes,
             *ImageRoutes(desk).routes,
             *LabelRoutes(desk).routes,
         ]
@@ -92,13 +91,6 @@ class Site:
             return Response(status_code=HTTPStatus.NO_CONTENT)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(self.streams.follow(), media_type="text/event-stream", headers=headers)
-
-    def _tell(self) -> dict[str, Any]:
-        """Say what is new since the turn before; the same to every tab."""
-        batch = self._desk.feed.latest.since(self._told, _CARDS)
-        first, self._told = self._told, batch.last
-        cards = [self._desk.views.render("card.html", {"outcome": one}) for one in batch.outcomes]
-        return {"first": first, "last": batch.last, "cards": cards, "says": "live"}
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 

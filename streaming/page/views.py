@@ -57,6 +57,8 @@ class Views:
             "percent": write_percent,
             "Role": Role,
         }
+        for name in self._environment.list_templates():  # at the start: nobody's first view waits for it
+            self._environment.get_template(name)
 
     def render(self, name: str, data: Mapping[str, Any]) -> str:
         """Make the HTML of a template.
@@ -138,10 +140,10 @@ def write_data(picture: Picture) -> str:
     return f"data:{picture.media_type};base64,{base64.b64encode(picture.content).decode()}"
 
 
-def write_clock(value: float | None) -> Markup:
+def write_clock(value: float | None) -> str:
     """Write a moment as a clock shows it, UTC; a script in the browser makes it that of the browser's own zone."""
     if value is None:
-        return Markup(_NONE)
+        return _NONE
     at = datetime.fromtimestamp(value, UTC)
     iso = at.isoformat(timespec="milliseconds")
     return Markup('<time datetime="{}" title="{} UTC" data-clock>{}</time>').format(
@@ -149,10 +151,10 @@ def write_clock(value: float | None) -> Markup:
     )
 
 
-def write_moment(value: float | None) -> Markup:
+def write_moment(value: float | None) -> str:
     """Write a day and a time, UTC; a script in the browser makes it that of the browser's own zone."""
     if value is None:
-        return Markup(_NONE)
+        return _NONE
     at = datetime.fromtimestamp(value, UTC)
     return Markup('<time datetime="{}" data-moment>{}</time>').format(
         at.isoformat(timespec="milliseconds"), at.strftime("%Y-%m-%d %H:%M:%S")
