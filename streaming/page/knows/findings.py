@@ -116,9 +116,9 @@ class Findings:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; what is not published stays in the ledger, for the next start. A broker that hangs is waited for a little.
+        """End; what is not published stays in the ledger for the next start.
 
-        The thread closes the ledger when it ends.
+        A broker that hangs is waited for a little. The thread closes the ledger when it ends.
         """
         self._ended.set()
         self._wake.set()
