@@ -169,7 +169,7 @@ def paint_map(logits: Floats) -> View:
     scaled = Image.fromarray(logits / (float(np.abs(logits).max()) or 1.0))
     smooth = np.asarray(scaled.resize((width * _CELL_PX, height * _CELL_PX), Image.Resampling.BICUBIC))
     painted = np.empty((*smooth.shape, 4), np.uint8)
-    painted[..., :3] = np.where(smooth[..., np.newaxis] > 0, np.uint8(_FOR), np.uint8(_AGAINST))
+    painted[..., :3] = np.where(smooth[..., np.newaxis] > 0, _FOR, _AGAINST)
     painted[..., 3] = np.rint(np.minimum(np.abs(smooth), 1) * _OPAQUE)
     buffer = io.BytesIO()
     Image.fromarray(painted).save(buffer, "PNG")

@@ -103,8 +103,8 @@ class Explanation:
     precision : str
         What the network computes in: ``"fp32"``, ``"bf16"`` or ``"int8"``.
     picture : Picture or None
-        Transparent PNG to lay over the image, stretched to its size: ``map + intercept``, whose mean is the logit. Orange
-        speaks for the finding, blue against it.
+        Transparent PNG to lay over the image, stretched to its size: ``map + intercept``, whose mean is the logit.
+        Orange speaks for the finding, blue against it.
     why_none : str
         Why there is no map; empty where there is one.
     """
