@@ -98,10 +98,13 @@ class Explanation:
         map, that of the published probability, and the first less the second. Not a number without a map.
     peak : tuple of float
         (row, column) of the middle of the map's largest cell, each a fraction of the image, 0 to 1.
+    strongest : float
+        The largest of ``map + intercept`` either way: the logit at which the picture is as opaque as it gets.
     precision : str
         What the network computes in: ``"fp32"``, ``"bf16"`` or ``"int8"``.
     picture : Picture or None
-        Transparent PNG to lay over the image, stretched to its size: orange speaks for the finding, blue against it.
+        Transparent PNG to lay over the image, stretched to its size: ``map + intercept``, whose mean is the logit.
+        Orange speaks for the finding, blue against it.
     why_none : str
         Why there is no map; empty where there is one.
     """
@@ -112,6 +115,7 @@ class Explanation:
     logit_published: float = float("nan")
     difference: float = float("nan")
     peak: tuple[float, float] = (float("nan"), float("nan"))
+    strongest: float = float("nan")
     precision: str = ""
     picture: Picture | None = None
     why_none: str = ""
