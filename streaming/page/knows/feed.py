@@ -150,6 +150,10 @@ class Feed:
         """How the reading goes."""
         return self._state
 
+    def list_partitions(self, topic: str) -> list[int]:
+        """List the partitions of a topic that is read; none before Kafka has answered."""
+        return [partition for name, partition in list(self._next) if name == topic]
+
     def find_receipt(self, image_key: str) -> Receipt | None:
         """Find what the gateway said when it took an image; None where it came by none, or that is long ago."""
         with self._lock:
