@@ -12,7 +12,7 @@ from deltalake import write_deltalake
 from schemas.deltatable import arrow_schema
 from schemas.documents import load_tables
 from schemas.labels import LABELS_TABLE
-from schemas.modelcard import CARD_FILE, AbstainBand
+from schemas.modelcard import CARD_FILE, AbstainBand, write_card
 from schemas.registry import promote, set_challenger
 from streaming.page.knows.bands import Bands
 from streaming.page.knows.modelsview import ModelsView
