@@ -86,7 +86,7 @@ class Answered:
     def note(self, place: Place, published_at: float) -> None:
         """Note that an image has an outcome, which was published then."""
         with self._lock:
-            if place.partition not in self._answered:
+            if place.partition not in self._answered or place.offset < self._spans[place.partition].start:
                 return
             self._answered[place.partition].add(place.offset)
             marks = self._marks[place.partition]
@@ -120,6 +120,10 @@ class Answered:
         waiting: list[Place] = []
         with self._lock:
             for partition, span in self._spans.items():
+                # Where all have theirs, which is so most of the time, none is looked for.
+                ahead = sum(1 for offset in self._answered[partition] if offset >= span.stop)
+                if len(self._answered[partition]) - ahead == len(span):
+                    continue
                 settled = self._find_settled(partition, now - _SETTLED_S)
                 for offset in reversed(span):
                     if offset not in self._answered[partition]:

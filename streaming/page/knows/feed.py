@@ -29,6 +29,7 @@ from streaming.page.knows.answered import Answered, UnansweredImages
 from streaming.page.knows.bands import Bands
 from streaming.page.knows.latest import MOST, MOST_BYTES, Latest
 from streaming.page.knows.outcome import Outcome, read_dead_letter, read_prediction
+from streaming.periodic import first_line
 from streaming.settings import StreamSettings
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,10 @@ class Feed:
         """How the reading goes."""
         return self._state
 
+    def list_partitions(self, topic: str) -> list[int]:
+        """List the partitions of a topic that is read; none before Kafka has answered."""
+        return [partition for name, partition in list(self._next) if name == topic]
+
     def find_receipt(self, image_key: str) -> Receipt | None:
         """Find what the gateway said when it took an image; None where it came by none, or that is long ago."""
         with self._lock:
@@ -185,10 +190,11 @@ class Feed:
             started = time.monotonic()
             try:
                 self._read()
-            except (XrayError, KafkaException) as exc:
-                why = exc.args[0].str() if isinstance(exc, KafkaException) else str(exc)
-                if self._state.is_reading or not self._state.why:
-                    log.warning("the page reads no outcomes: %s", why)
+            except Exception as exc:  # whatever it is, a thread that ended would go unseen, and the page stand still
+                why = exc.args[0].str() if isinstance(exc, KafkaException) else first_line(exc)
+                if self._state.is_reading or why != self._state.why:
+                    is_expected = isinstance(exc, XrayError | KafkaException)
+                    log.warning("the page reads no outcomes: %s", why, exc_info=None if is_expected else exc)
                 self._state = replace(self._state, is_reading=False, why=why)
             wait_s = _FIRST_WAIT_S if time.monotonic() - started > _MAX_WAIT_S else min(2 * wait_s, _MAX_WAIT_S)
             self._ended.wait(wait_s)

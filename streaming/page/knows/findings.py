@@ -10,7 +10,7 @@ Once
 import logging
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from schemas import envelope
-from schemas.errors import BrokerError
+from schemas.errors import BrokerError, XrayError
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.places import place_of, read_headers
 from streaming.kafka.producer import Delivery, RecordProducer
@@ -169,6 +169,10 @@ class Findings:
         found = self._opened().list_for(event_id)
         return FindingState(found[-1], tuple(found[:-1])) if found else None
 
+    def select_known(self, event_ids: Collection[str]) -> set[str]:
+        """Select those of some images of which anything was said, e.g. to leave them out of a queue."""
+        return self._opened().select_known(event_ids)
+
     def list_newest(self, limit: int = 50) -> list[Finding]:
         """List the findings entered last, newest first."""
         return self._opened().list_newest(limit)
@@ -200,9 +204,11 @@ class Findings:
                 while not self._ended.is_set() and self._publish_some():
                     pass
                 self._why, wait_s = "", None
-            except (BrokerError, FindingError) as exc:
+            except Exception as exc:  # whatever it is, a thread that ended would go unseen, and findings wait for good
                 if not self._why:
-                    log.warning("findings are not published, and are kept until they can be: %s", first_line(exc))
+                    is_expected = isinstance(exc, XrayError)
+                    why = "findings are not published, and are kept until they can be: %s"
+                    log.warning(why, first_line(exc), exc_info=None if is_expected else exc)
                 self._why, wait_s = first_line(exc), _WAIT_S
                 self._ended.wait(_WAIT_S)
 

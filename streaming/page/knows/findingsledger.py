@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +123,12 @@ class FindingsLedger:
         """List what was said of an image, oldest first."""
         return self._read(f"{_SELECT} WHERE event_id = ? ORDER BY number", (event_id,))
 
+    def select_known(self, event_ids: Collection[str]) -> set[str]:
+        """Select those of some images of which anything was said."""
+        wanted = json.dumps(list(event_ids))
+        query = "SELECT DISTINCT event_id FROM findings WHERE event_id IN (SELECT value FROM json_each(?))"
+        return {row[0] for row in self._query(query, (wanted,))}
+
     def list_newest(self, limit: int) -> list[Finding]:
         """List the findings entered last, newest first."""
         return self._read(f"{_SELECT} ORDER BY number DESC LIMIT ?", (limit,))
@@ -134,18 +140,15 @@ class FindingsLedger:
 
     def count_open(self) -> tuple[int, int | None]:
         """Count findings that are not published, and give when the oldest of them was entered, in milliseconds."""
-        with self._lock:
-            query = "SELECT count(*), min(confirmed_ms) FROM findings WHERE progress <> ?"
-            count, oldest = self._db.execute(query, (Progress.PUBLISHED.value,)).fetchone()
+        query = "SELECT count(*), min(confirmed_ms) FROM findings WHERE progress <> ?"
+        [(count, oldest)] = self._query(query, (Progress.PUBLISHED.value,))
         return int(count), oldest
 
     def read_marks(self) -> dict[int, int]:
         """Read from where on events may be of findings whose sending was begun, by partition."""
-        with self._lock:
-            query = "SELECT DISTINCT marks FROM findings WHERE progress = ?"
-            rows = self._db.execute(query, (Progress.SENDING.value,)).fetchall()
         marks: dict[int, int] = {}
-        for (text,) in rows:
+        query = "SELECT DISTINCT marks FROM findings WHERE progress = ?"
+        for (text,) in self._query(query, (Progress.SENDING.value,)):
             for partition, offset in json.loads(text).items():
                 marks[int(partition)] = min(int(offset), marks.get(int(partition), int(offset)))
         return marks
@@ -175,8 +178,15 @@ class FindingsLedger:
         self._write(lambda db: db.executemany("UPDATE findings SET progress = ?, marks = NULL WHERE number = ?", rows))
 
     def _read(self, query: str, values: Sequence[Any]) -> list[Finding]:
+        return [_finding(row) for row in self._query(query, values)]
+
+    def _query(self, query: str, values: Sequence[Any]) -> list[Any]:
         with self._lock:
-            return [_finding(row) for row in self._db.execute(query, values).fetchall()]
+            try:
+                return self._db.execute(query, values).fetchall()
+            except sqlite3.Error as exc:
+                msg = f"{self._path} cannot be read: {exc}. If it is damaged, move it away"
+                raise FindingError(msg) from exc
 
     def _write(self, action: Callable[[sqlite3.Connection], _T]) -> _T:
         with self._lock:

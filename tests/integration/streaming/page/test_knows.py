@@ -18,10 +18,15 @@ from streaming.page.knows.feed import Feed
 from streaming.page.knows.finding import Progress
 from streaming.page.knows.findings import Findings
 from streaming.page.knows.latest import Filter
+from streaming.page.knows.moves import Operator
 from streaming.page.knows.outcome import Kind
+from streaming.page.knows.trace import Tracer
+from streaming.page.knows.trail import Trail
 from streaming.settings import StreamSettings
 from tests.alertrecords import dead_letter, prediction, publish, receipt
 from tests.unit.streaming.page.knows.outcomes import scored
+from xray.broker import LocalBroker
+from xray.modelmoves import PageMoves
 
 pytestmark = [pytest.mark.kafka]
 
@@ -110,6 +115,8 @@ from streaming.page.knows.findings import Findings
 from streaming.page.knows.findingsledger import FindingsLedger
 from streaming.settings import KafkaSettings, StreamSettings
 from tests.unit.streaming.page.knows.outcomes import scored
+from xray.broker import LocalBroker
+from xray.modelmoves import PageMoves
 
 FindingsLedger.note_published = lambda self, places: os._exit(9)  # the topic has it, and the ledger does not know
 settings = StreamSettings(kafka=KafkaSettings.model_validate_json(sys.argv[1]))
@@ -131,6 +138,70 @@ def test_a_finding_is_published_once_though_the_page_was_killed_before_it_knew(
         findings.label(scored(2), "normal", who="r-3", request="q2")
         wait_for(lambda: findings.state.waiting == 0)
     assert [value["event_id"] for _, value in read_labels(own)] == [scored(1).event_id, scored(2).event_id]
+
+
+def test_kafka_goes_and_comes_back(own: StreamSettings, broker: LocalBroker, tmp_path: Path) -> None:
+    before, after = prediction(own.kafka, 1), prediction(own.kafka, 2)
+    publish(own.kafka, before)
+    with Feed(own) as feed, Findings(own, tmp_path) as findings:
+        wait_for(lambda: feed.latest.find(before.event_id) is not None)
+        broker.stop()
+        try:
+            findings.label(scored(1), "normal", who="r-3", request="q1")
+            wait_for(lambda: not feed.state.is_reading and bool(findings.state.why), within_s=40)
+            assert "cannot reach Kafka" in findings.state.why
+            assert findings.state.waiting == 1
+        finally:
+            broker.start()
+        publish(own.kafka, after)
+        wait_for(lambda: feed.latest.find(after.event_id) is not None, within_s=40)
+        wait_for(lambda: findings.state.waiting == 0, within_s=40)
+        assert feed.state.is_reading
+        assert findings.state.why == ""
+        assert [one.event_id for one in feed.latest.since(0).outcomes] == [before.event_id, after.event_id]
+    assert [value["event_id"] for _, value in read_labels(own)] == [scored(1).event_id]
+
+
+def test_the_way_of_an_image_and_a_dead_letter_that_is_sent_again_once(own: StreamSettings, tmp_path: Path) -> None:
+    kafka = own.kafka
+    send_images(own, 3)
+    broken = dead_letter(kafka, 1)
+    publish(kafka, receipt(kafka, 2, age_s=3.0), prediction(kafka, 2, age_s=2.0), broken)
+    trail = Trail(tmp_path / "audit.jsonl")
+    operator = Operator(own, PageMoves(own), trail)
+    with Feed(own) as feed, Findings(own, tmp_path / "page") as findings:
+        wait_for(lambda: feed.latest.last == 2 and feed.find_unanswered().looked_at == 3)
+        [scored_one] = feed.latest.search(Filter(kind=Kind.PREDICTION))
+        wait_for(lambda: feed.find_receipt(scored_one.image_key) is not None)
+        findings.label(scored_one, "normal", who="r-3", request="q1")
+        way = Tracer(own, feed, findings).trace(scored_one)
+        assert [one.name for one in way] == ["accepted", "received", "published", "archived", "confirmed"]
+        times = [one.at for one in way if one.at is not None]
+        assert times == sorted(times)
+        assert way[3].has_passed is False
+        letter = feed.latest.find(broken.event_id)
+        assert letter is not None
+        assert operator.redrive(letter.record, who="op-1").done
+        again = operator.redrive(letter.record, who="op-1")
+        assert (again.done, "sent again before" in again.text) == (False, True)
+    assert [(one.action, one.done) for one in trail.list_newest()] == [("redrive", False), ("redrive", True)]
+
+
+def test_a_long_topic_is_read_from_its_newest_outcomes_in_memory_that_is_bounded(own: StreamSettings) -> None:
+    kafka = own.kafka
+    publish(kafka, *(prediction(kafka, number) for number in range(3_000)))
+    with Feed(own, most=1_000) as feed:
+        wait_for(lambda: feed.state.is_filled)
+        assert 900 <= len(feed.latest) <= 1_000
+        assert feed.state.known_from is not None
+        assert feed.state.known_from > 0
+        # Images whose outcomes were not read are not called unanswered.
+        assert feed.find_unanswered().looked_at == 0
+        seen = feed.latest.last
+        publish(kafka, *(prediction(kafka, number) for number in range(3_000, 8_000)))
+        wait_for(lambda: feed.latest.last == seen + 5_000)
+        assert len(feed.latest) == 1_000
+        assert feed.latest.since(seen, limit=100).skipped == 4_900
 
 
 def test_no_topic_is_created_for_findings(own: StreamSettings, tmp_path: Path) -> None:

@@ -63,3 +63,15 @@ def test_the_longest_queue_of_notes_keeps_its_place() -> None:
         answered.note(Place(0, offset), float(offset))
     answered.advance({0: range(0, 10_000)})
     assert answered.find_unanswered(0, 10_100.0).passed_over == 4_999
+
+
+def test_outcomes_that_come_before_the_ends_are_asked_for_hide_no_image() -> None:
+    answered = Answered()
+    answered.begin({0: 2})
+    answered.advance({0: range(0, 4)})
+    answered.note(Place(0, 1), NOW)  # before what is looked at
+    answered.note(Place(0, 2), NOW)
+    answered.note(Place(0, 4), NOW)  # behind the end that is known
+    assert [one.place.offset for one in answered.find_unanswered(10, NOW).newest] == [3]
+    answered.note(Place(0, 3), NOW)
+    assert answered.find_unanswered(10, NOW).newest == ()

@@ -67,6 +67,13 @@ def test_marks_of_what_is_being_sent_go_back_to_the_first(ledger: FindingsLedger
     assert ledger.list_for("ab" * 16)[0].place == "xray.labels-0@5"
 
 
+def test_images_of_which_something_was_said_are_selected(ledger: FindingsLedger) -> None:
+    ledger.enter(entry("q1"))
+    ledger.enter(entry("q2", "opacities"))
+    assert ledger.select_known([f"{number:032x}" for number in range(5_000)] + ["ab" * 16]) == {"ab" * 16}
+    assert ledger.select_known([]) == set()
+
+
 def test_one_page_alone_has_the_ledger_and_its_owner_alone_reads_it(ledger: FindingsLedger, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="another 'xray page'"), open_ledger(tmp_path):
         pass
