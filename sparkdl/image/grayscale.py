@@ -210,7 +210,9 @@ def _find_ends(deep: _Values, gray: npt.NDArray[np.uint8]) -> tuple[int, int]:
     """Find what is just black and just white; where a window goes beyond all words, along the line that it draws."""
     black, white = deep[gray == 0], deep[gray == _WHITE]
     first, last = float(black.max() if black.size else deep.min()), float(white.min() if white.size else deep.max())
-    darkest, brightest = float(gray.min()), float(gray.max())
+    # What is just black rounds down from nearly half a gray, what is just white up from half a gray below.
+    darkest = 0.5 if black.size else float(gray.min())
+    brightest = _WHITE - 0.5 if white.size else float(gray.max())
     slope = (last - first) / ((brightest - darkest) or 1.0)
     return round(first - darkest * slope), round(last + (_WHITE - brightest) * slope)
 

@@ -18,6 +18,7 @@ from sparkdl.engine.novelty import StoredDetector, read_detector
 from sparkdl.image.decode import decode_image
 from sparkdl.image.limits import DecodeLimits
 from sparkdl.image.viewer import PNG_TYPE, View
+from sparkdl.network.backends import import_openvino
 from sparkdl.network.base import MANIFEST_FILE, NETWORK_FOLDER, read_input_size
 from sparkdl.transformers.batches import read_row
 from sparkdl.transformers.savedstages import read_head, read_network
@@ -72,6 +73,11 @@ class _Model:
     intercept: float
     why_none: str
     detector: StoredDetector | None
+
+
+def get_ready() -> None:
+    """Import what runs networks."""
+    import_openvino()
 
 
 def look_into(payload: bytes, folder: Path, limits: DecodeLimits) -> Insight:

@@ -86,6 +86,11 @@ class Gallery:
         self._insights_lock = threading.Lock()
         self._read_vectors = lru_cache(_VECTOR_SETS)(self._find_vectors)
 
+    def prepare(self) -> None:
+        """Start both processes, so that the first picture need not wait some seconds for them; returns at once."""
+        self._maker.prepare(making.get_ready)
+        self._explainer.prepare(explaining.get_ready)
+
     def thumbnail(self, place: Place, *, sha256: str = "") -> Picture:
         """Give a picture of at most 256 pixels and a few kilobytes, as the stream renders the image.
 

@@ -17,6 +17,10 @@ ORIGIN = "image"
 """Errors name no place: people see it beside the picture that is missing."""
 
 
+def get_ready() -> None:
+    """Do nothing: calling it has imported this module, and with it every decoder."""
+
+
 def thumbnail(payload: bytes, limits: DecodeLimits) -> View:
     """Make a thumbnail; see `sparkdl.image.viewer.make_thumbnail`."""
     return _view(make_thumbnail, payload, limits)

@@ -35,6 +35,11 @@ class Worker:
         self._pool: ProcessPoolExecutor | None = None
         self._closed = False
 
+    def prepare(self, function: Callable[[], None]) -> None:
+        """Start the process ahead of its first task, with the module of a function imported; nothing is waited for."""
+        with self.take_turn():
+            self._start().submit(function)
+
     def take_turn(self) -> "Turn":
         """Wait until nobody else uses the process; use it ``with`` the answer.
 
@@ -59,11 +64,8 @@ class Worker:
         if self._closed:
             msg = "the page is ending"
             raise PictureError(msg)
-        if self._pool is None:
-            # Not forked: the page has threads of several libraries, and a fork of such a process can hang.
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
         try:
-            return self._pool.submit(function, *args, **kwargs).result(self._task_s)
+            return self._start().submit(function, *args, **kwargs).result(self._task_s)
         except BrokenProcessPool:
             why = "it ended the process that decoded it"
         except TimeoutError:
@@ -73,6 +75,12 @@ class Worker:
         self._end()
         msg = f"no picture can be made of this image: {why}"
         raise PictureUnreadable(msg)
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # Not forked: the page has threads of several libraries, and a fork of such a process can hang.
+            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
+        return self._pool
 
     def _end(self) -> None:
         pool, self._pool = self._pool, None
