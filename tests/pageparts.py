@@ -1,12 +1,13 @@
-"""A broker's topics as a stream leaves them, for tests of the page: phantoms, and outcomes that SCORE's own code writes."""
+"""Topics as a stream leaves them, for tests of the page: phantoms, and outcomes that SCORE's own code writes."""
 
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from confluent_kafka import Producer
 
+from schemas import envelope
 from streaming.gateway.offer import Outgoing
 from streaming.kafka.places import Place
 from streaming.kafka.reader import open_reader, read_spans
@@ -17,6 +18,7 @@ from xray.phantom import FINDINGS, encode_dicom, encode_jpeg, encode_png, genera
 DEVICES = ("/hospital/ward-3/dx-1", "/hospital/ward-3/dx-2", "/hospital/emergency/mobile-1")
 THRESHOLD = 0.46
 _ENCODERS = (encode_png, encode_dicom, encode_jpeg)
+_MEDIA_TYPES = ("image/png", "application/dicom", "image/jpeg")
 _FLAGGED_FROM, _FLAGGED_TO = 0.38, 0.58
 
 
@@ -44,7 +46,10 @@ def draw_images(count: int, *, seed: int = 1) -> list[Outgoing]:
         value = _ENCODERS[i % len(_ENCODERS)](radiograph)
         if i % 13 == 7:
             value = b"not an image, but a line of text\n" if i % 2 else value[: len(value) // 2]
-        images.append(outgoing(value, source=DEVICES[i % len(DEVICES)], name=f"study-{4700 + i}"))
+        image = outgoing(value, source=DEVICES[i % len(DEVICES)], name=f"study-{4700 + i}")
+        media_type = _MEDIA_TYPES[i % len(_ENCODERS)]
+        headers = [(n, media_type.encode() if n == envelope.CONTENT_TYPE else v) for n, v in image.headers]
+        images.append(replace(image, headers=headers))
     return images
 
 

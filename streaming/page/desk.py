@@ -12,7 +12,11 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from streaming.page.guard import Refused
 from streaming.page.knows.feed import Feed
 from streaming.page.knows.findings import Findings
+from streaming.page.knows.modelsview import ModelsView
+from streaming.page.knows.moves import Operator
 from streaming.page.knows.outcome import Outcome
+from streaming.page.knows.servicefigures import LabelledService
+from streaming.page.knows.trace import Tracer
 from streaming.page.knows.vitals import Vitals
 from streaming.page.pictures.gallery import Gallery
 from streaming.page.pictures.picture import PictureError
@@ -46,6 +50,14 @@ class Desk:
         What people said.
     vitals : Vitals
         How the parts are.
+    tracer : Tracer
+        The way of an image.
+    models : ModelsView
+        Models and reports.
+    service : LabelledService
+        What models said of images with a confirmed finding.
+    operator : Operator
+        Promotes, rolls back and redrives.
     views : Views
         Templates.
     """
@@ -55,6 +67,10 @@ class Desk:
     gallery: Gallery
     findings: Findings
     vitals: Vitals
+    tracer: Tracer
+    models: ModelsView
+    service: LabelledService
+    operator: Operator
     views: Views
 
     def answer(self, request: Request, template: str, *, status: int = HTTPStatus.OK, **data: Any) -> Response:

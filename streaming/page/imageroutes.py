@@ -9,13 +9,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from schemas.errors import JobError
-from streaming.deadletters.read import Selection, show_dead_letter
-from streaming.deadletters.redrive import plan_redrive, redrive
+from streaming.deadletters.read import show_dead_letter
 from streaming.kafka.places import Place
 from streaming.page.desk import Desk, attempt
 from streaming.page.guard import Refused, want
 from streaming.page.knows.latest import Filter
 from streaming.page.knows.outcome import Kind, Outcome
+from streaming.page.knows.trail import TrailError
 from streaming.page.people import Role
 from streaming.page.pictures.picture import Picture, PictureError, PictureGone
 
@@ -34,15 +34,6 @@ class _Scored:
 
     model: str
     probability: float | None
-
-
-@dataclass(frozen=True)
-class _Station:
-    """One moment of an image's way."""
-
-    what: str
-    at: float
-    after: float | None
 
 
 class ImageRoutes:
@@ -64,6 +55,7 @@ class ImageRoutes:
         return [
             Route("/images", self.show_latest),
             Route(one, self.show_one),
+            Route(f"{one}/way", self.show_way),
             Route(f"{one}/map", self.show_map),
             Route(f"{one}/novelty", self.show_novelty),
             Route(f"{one}/steps", self.show_steps),
@@ -115,10 +107,14 @@ class ImageRoutes:
             outcome=outcome,
             older=older[0].event_id if older else None,
             newer=newer.outcomes[0].event_id if newer.outcomes else None,
-            way=_describe_way(outcome),
-            finding=self._desk.findings.find_state(outcome.event_id),
             facts=_list_facts(outcome),
         )
+
+    def show_way(self, request: Request) -> Response:
+        """Show the way of an image, with its times."""
+        way = self._desk.tracer.trace(self._desk.find(request))
+        befores = [None, *(one.at for one in way)]
+        return self._desk.answer(request, "way.html", way=list(zip(way, befores, strict=False)))
 
     def show_map(self, request: Request) -> Response:
         """Show what the score is the sum of."""
@@ -169,23 +165,17 @@ class ImageRoutes:
 
     def redrive(self, request: Request) -> Response:
         """Publish the original bytes of a dead letter again."""
-        want(request, Role.OPERATE)
+        person = want(request, Role.OPERATE)
         outcome = self._desk.find(request)
-        kafka = self._desk.settings.kafka
-        selection = Selection(places=[outcome.record])
-        limit = self._desk.settings.score.max_payload_bytes
+        if outcome.is_prediction:
+            raise Refused(
+                HTTPStatus.UNPROCESSABLE_ENTITY, "This image has a prediction; only dead letters are sent again."
+            )
         try:
-            plan = plan_redrive(kafka, selection, max_payload_bytes=limit)
-            report = redrive(kafka, plan)
-        except JobError as exc:
-            return PlainTextResponse(str(exc), status_code=HTTPStatus.BAD_GATEWAY)
-        if report.delivered:
-            text = "Published again, as a new record. Its outcome appears among the latest images."
-        elif report.failed:
-            text = f"Not published: {next(iter(report.failed.values()))}."
-        else:
-            text = f"Not published: {', '.join(one.value.replace('_', ' ') for one in plan.skipped)}."
-        return PlainTextResponse(text)
+            answer = self._desk.operator.redrive(outcome.record, who=person.name)
+        except TrailError as exc:
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(exc)) from exc
+        return self._desk.answer(request, "moved.html", answer=answer)
 
     def give_picture(self, request: Request) -> Response:
         """Give a thumbnail or the full view."""
@@ -241,19 +231,6 @@ def _read_number(text: str | None) -> int | None:
 
 def _version_of(outcome: Outcome) -> str:
     return "" if outcome.model is None else outcome.model.version
-
-
-def _describe_way(outcome: Outcome) -> list[_Station]:
-    ended = "prediction published" if outcome.is_prediction else "dead letter published"
-    moments = [("Kafka took the image", outcome.received_at)]
-    if outcome.is_prediction:
-        moments.append(("scored", outcome.scored_at))
-    moments.append((ended, outcome.published_at))
-    befores = [None, *(at for _, at in moments)]
-    return [
-        _Station(what, at, None if before is None else max(at - before, 0.0))
-        for (what, at), before in zip(moments, befores, strict=False)
-    ]
 
 
 def _list_facts(outcome: Outcome) -> list[tuple[str, str]]:

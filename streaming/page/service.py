@@ -15,6 +15,11 @@ from streaming.page.desk import Desk
 from streaming.page.guard import Sessions
 from streaming.page.knows.feed import Feed
 from streaming.page.knows.findings import Findings
+from streaming.page.knows.modelsview import ModelsView
+from streaming.page.knows.moves import ModelMoves, Operator
+from streaming.page.knows.servicefigures import LabelledService
+from streaming.page.knows.trace import Tracer
+from streaming.page.knows.trail import Trail
 from streaming.page.knows.vitals import ALERTS, ARCHIVE, GATEWAY, REPORTS, STREAM, Vitals, find_addresses
 from streaming.page.people import People
 from streaming.page.pictures.gallery import Gallery
@@ -48,6 +53,7 @@ class PageState:
 def run_page(
     settings: StreamSettings,
     *,
+    moves: ModelMoves,
     ended: threading.Event | None = None,
     on_ready: Callable[[PageState], None] = lambda state: None,
 ) -> None:
@@ -57,6 +63,8 @@ def run_page(
     ----------
     settings : StreamSettings
         All settings; see `PageSettings`.
+    moves : ModelMoves
+        What decides on models.
     ended : threading.Event, optional
         Set it to end.
     on_ready : callable
@@ -68,13 +76,13 @@ def run_page(
         Something in the settings cannot be, or the port is taken; Kafka may be away.
     """
     ended = ended or threading.Event()
-    with serve_page(settings) as state:
+    with serve_page(settings, moves) as state:
         on_ready(state)
         ended.wait()
 
 
 @contextmanager
-def serve_page(settings: StreamSettings) -> Iterator[PageState]:
+def serve_page(settings: StreamSettings, moves: ModelMoves) -> Iterator[PageState]:
     """Serve the page while the body runs; see `run_page`."""
     page = settings.page
     check_address(page)
@@ -89,7 +97,18 @@ def serve_page(settings: StreamSettings) -> Iterator[PageState]:
         vitals = stack.enter_context(Vitals(find_addresses(settings) | list_addresses(page)))
         names: set[str] = set()
         is_tls = certificates.current() is not None
-        desk = Desk(settings, feed, gallery, findings, vitals, Views())
+        desk = Desk(
+            settings,
+            feed,
+            gallery,
+            findings,
+            vitals,
+            Tracer(settings, feed, findings),
+            ModelsView(settings),
+            LabelledService(settings.tables_folder),
+            Operator(settings, moves, Trail(settings.page_trail)),
+            Views(),
+        )
         site = Site(desk, sessions, hosts=lambda: frozenset(names), secure=is_tls)
         server = HttpServer(site.guard, idle_s=_IDLE_S, certificates=certificates)
         port = server.start(page.host, page.port, f"{_SETTING}PORT")

@@ -19,6 +19,7 @@ from streaming.page.eventstream import EventStreams
 from streaming.page.guard import COOKIE, Guard, Refused, Sessions
 from streaming.page.imageroutes import ImageRoutes
 from streaming.page.labelroutes import LabelRoutes
+from streaming.page.modelroutes import ModelRoutes
 from streaming.page.nowroutes import NowRoutes
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Site:
             *now.routes,
             *ImageRoutes(desk).routes,
             *LabelRoutes(desk).routes,
+            *ModelRoutes(desk).routes,
         ]
         app = Starlette(
             routes=routes,

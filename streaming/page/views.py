@@ -48,6 +48,7 @@ class Views:
             "clock": write_clock,
             "moment": write_moment,
             "data": write_data,
+            "sentence": write_sentence,
             "reason": lambda code: REASONS.get(code, ""),
             "query": lambda pairs: urlencode({k: v for k, v in pairs.items() if v not in {None, ""}}),
         }
@@ -133,6 +134,11 @@ def write_number(value: float | None, digits: int = 1) -> str:
     if float(value).is_integer():
         return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return f"{value:.{digits}f}"
+
+
+def write_sentence(text: str) -> str:
+    """Write some words as a sentence."""
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}." if text else ""
 
 
 def write_data(picture: Picture) -> str:

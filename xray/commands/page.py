@@ -30,6 +30,7 @@ def page(
     """
     check_extra("page", "xray page")
     from streaming.page.service import PageState, run_page
+    from xray.modelmoves import PageMoves
 
     given = {"port": port, "allow_operate": allow_operate or None, "thumbnails": thumbnails}
     settings = load_settings(page={name: value for name, value in given.items() if value is not None})
@@ -46,5 +47,5 @@ def page(
             out.print("Nobody can promote, roll back or redrive from it; --allow-operate lets them.")
         out.print(f"{DISCLAIMER} Ctrl-C ends it in order.")
 
-    run_page(settings, ended=ended, on_ready=on_ready)
+    run_page(settings, moves=PageMoves(settings), ended=ended, on_ready=on_ready)
     say_ended(as_json=json_)

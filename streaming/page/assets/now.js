@@ -8,6 +8,11 @@ const charts = {};
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+function clock(seconds) {
+  const at = new Date(seconds * 1000);
+  return `${String(at.getHours()).padStart(2, "0")}:${String(at.getMinutes()).padStart(2, "0")}`;
+}
+
 function options(box, lines) {
   const axis = {
     stroke: () => colour("--quiet"),
@@ -20,13 +25,13 @@ function options(box, lines) {
     height: box.clientHeight,
     legend: { show: false },
     cursor: { show: false },
-    padding: [8, 0, 0, 0],
+    padding: [8, 18, 0, 0],
     scales: {
       x: { time: true, range: () => [Date.now() / 1000 - SPAN_S, Date.now() / 1000] },
       y: { range: (_, __, most) => [0, Math.max(most * 1.1, 1)] },
     },
     axes: [
-      { ...axis, space: 90, size: 22, gap: 4 },
+      { ...axis, space: 90, size: 22, gap: 4, values: (_, ticks) => ticks.map(clock) },
       { ...axis, size: 46, gap: 6, space: 34 },
     ],
     series: [
