@@ -14,7 +14,7 @@ from streaming.page.knows.vitals import Point
 
 _SPAN_S = 300.0
 _BUCKET_S = 10.0
-_SHOWN = 8
+_SHOWN = 6
 _CARDS = 12
 """New images that a tab is shown each turn; more cannot be looked at, and each is a picture to make."""
 _LIVE = ("figures", "parts", "mix", "reasons", "model")

@@ -47,6 +47,7 @@ class Views:
             "number": write_number,
             "clock": write_clock,
             "moment": write_moment,
+            "device": write_device,
             "data": write_data,
             "sentence": write_sentence,
             "reason": lambda code: REASONS.get(code, ""),
@@ -134,6 +135,12 @@ def write_number(value: float | None, digits: int = 1) -> str:
     if float(value).is_integer():
         return f"{int(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return f"{value:.{digits}f}"
+
+
+def write_device(source: str | None) -> str:
+    """Write the end of a device's name, where there is little room: the end tells devices apart."""
+    parts = [part for part in (source or "").split("/") if part]
+    return "/".join(parts[-2:]) if parts else "no device named"
 
 
 def write_sentence(text: str) -> str:

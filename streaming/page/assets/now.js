@@ -51,7 +51,7 @@ function draw() {
   for (const [name, lines] of [
     ["rate", [{ fill: () => colour("--band") }]],
     ["lag", [{ fill: () => colour("--band") }]],
-    ["latency", [{}, { dash: [4, 3] }]],
+    ["latency", [{ points: { show: true, size: 4 } }, { dash: [4, 3] }]],
   ]) {
     const box = document.getElementById(`chart-${name}`);
     charts[name]?.destroy();
@@ -118,11 +118,11 @@ function showCards({ cards, first, last }) {
   if (!cards.length || strip.matches(":focus-within, :hover")) return;
   if (strip.querySelector("p")) strip.replaceChildren();
   const made = document.createElement("template");
-  made.innerHTML = cards.slice(-8).reverse().join("");
+  made.innerHTML = cards.slice(-6).reverse().join("");
   setClocks(made.content);
   const skipped = last - first - made.content.children.length;
   strip.prepend(made.content);
-  for (const one of [...strip.children].slice(8)) one.remove();
+  for (const one of [...strip.children].slice(6)) one.remove();
   says.textContent = skipped > 0 ? `${skipped} more in this second are not shown` : "";
 }
 
