@@ -1,8 +1,9 @@
 """What every view has: the parts behind it, its template, who asks, and what a browser sent."""
 
 import json
+import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -60,6 +61,8 @@ class Desk:
         Promotes, rolls back and redrives.
     views : Views
         Templates.
+    run : str
+        Another one each time that the page is started: numbers of outcomes are of one run.
     """
 
     settings: StreamSettings
@@ -72,6 +75,7 @@ class Desk:
     service: LabelledService
     operator: Operator
     views: Views
+    run: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def answer(self, request: Request, template: str, *, status: int = HTTPStatus.OK, **data: Any) -> Response:
         """Answer with a template, which gets who asks as well."""

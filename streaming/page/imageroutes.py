@@ -90,6 +90,7 @@ class ImageRoutes:
             unanswered=unanswered,
             older=older,
             newest=newest,
+            run=self._desk.run,
             is_plain=not any(asked.values()) and before is None,
             state_text=self._describe_memory(),
         )

@@ -60,6 +60,7 @@ class NowRoutes:
         recent = [one for one in batch.outcomes if one.published_at > time.time() - _SPAN_S]
         rate = measured["snapshot"].images_per_s
         return {
+            "run": self._desk.run,
             "first": min(first, batch.last),
             "last": batch.last,
             "cards": [self._desk.views.render("card.html", {"outcome": one}) for one in batch.outcomes],

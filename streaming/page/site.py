@@ -82,7 +82,7 @@ class Site:
 
     def _say_health(self, request: Request) -> Response:
         state = self._desk.feed.state
-        found = {"ok": state.is_reading, "reading": state.is_reading, "filled": state.is_filled, "why": state.why}
+        found = {"ok": state.is_reading, "reading": state.is_reading, "filled": state.is_filled}
         status = HTTPStatus.OK if state.is_reading else HTTPStatus.SERVICE_UNAVAILABLE
         return JSONResponse(found, status_code=status)
 

@@ -34,11 +34,17 @@ follow.addEventListener("click", () => {
 fresh.addEventListener("click", show);
 
 onMessage((message) => {
-  if (message.last < seen) seen = 0; // the page was started again
-  arrived += Math.max(0, message.last - Math.max(seen, message.first));
-  if (message.first > seen) arrived += message.first - seen;
+  if (message.run !== document.getElementById("results").dataset.run) {
+    fresh.disabled = false; // the page was started again, and counts anew
+    fresh.textContent = "load anew";
+    arrived = waiting.length + 1;
+    return;
+  }
+  if (message.last <= seen) return;
+  // Of a message that is partly known already, the newest cards are new.
+  waiting.push(...message.cards.slice(-(message.last - seen)));
+  arrived += message.last - seen;
   seen = message.last;
-  waiting.push(...message.cards);
   waiting = waiting.slice(-MOST);
   if (!arrived) return;
   if (isPlain() && follow.getAttribute("aria-pressed") === "true" && !document.querySelector("#results :focus")) show();
@@ -51,7 +57,7 @@ onMessage((message) => {
 function show() {
   if (!arrived) return;
   const grid = document.getElementById("grid");
-  if (!isPlain() || !grid) {
+  if (!isPlain() || !grid || fresh.textContent === "load anew") {
     location.reload();
     return;
   }

@@ -13,6 +13,13 @@ function clock(seconds) {
   return `${String(at.getHours()).padStart(2, "0")}:${String(at.getMinutes()).padStart(2, "0")}`;
 }
 
+/** The last half hour; less while less is known. */
+function range() {
+  const now = Date.now() / 1000;
+  const first = Math.min(...[series.rate[0][0], series.latency[0][0]].filter((at) => at !== undefined), now - 300);
+  return [Math.max(first, now - SPAN_S), now];
+}
+
 function options(box, lines) {
   const axis = {
     stroke: () => colour("--quiet"),
@@ -27,7 +34,7 @@ function options(box, lines) {
     cursor: { show: false },
     padding: [8, 18, 0, 0],
     scales: {
-      x: { time: true, range: () => [Date.now() / 1000 - SPAN_S, Date.now() / 1000] },
+      x: { time: true, range },
       y: { range: (_, __, most) => [0, Math.max(most * 1.1, 1)] },
     },
     axes: [
@@ -51,7 +58,7 @@ function draw() {
   for (const [name, lines] of [
     ["rate", [{ fill: () => colour("--band") }]],
     ["lag", [{ fill: () => colour("--band") }]],
-    ["latency", [{ points: { show: true, size: 4 } }, { dash: [4, 3] }]],
+    ["latency", [{ points: { show: (chart) => chart.data[0].length < 4, size: 4 } }, { dash: [4, 3] }]],
   ]) {
     const box = document.getElementById(`chart-${name}`);
     charts[name]?.destroy();

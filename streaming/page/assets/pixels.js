@@ -12,7 +12,7 @@ export async function loadPicture(address, signal) {
   }
   if (!answer.ok) throw new Error((await answer.text()).slice(0, 400));
   const bytes = new Uint8Array(await answer.arrayBuffer());
-  const picture = await readPng(bytes);
+  const picture = (await readPng(bytes)) ?? (await readColours(bytes, answer.headers.get("content-type")));
   const most = 2 ** picture.bits - 1;
   picture.low = Number(answer.headers.get("x-picture-low") ?? 0);
   picture.high = Number(answer.headers.get("x-picture-high") ?? most);
@@ -32,10 +32,19 @@ async function readPng(bytes) {
     if (name === "IDAT") parts.push(bytes.subarray(at + 8, at + 8 + size));
     at += 12 + size;
   }
-  if (!head || head.colour !== 0 || (head.bits !== 8 && head.bits !== 16)) throw new Error("not a gray PNG");
+  if (!head || head.colour !== 0 || (head.bits !== 8 && head.bits !== 16)) return null;
   const stream = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate"));
   const rows = new Uint8Array(await new Response(stream).arrayBuffer());
   return { ...head, values: undoFilters(rows, head) };
+}
+
+/** Read a picture in colours: of 8 bits each, so what a canvas gives is all of it. */
+async function readColours(bytes, type) {
+  const bitmap = await createImageBitmap(new Blob([bytes], { type }));
+  const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0);
+  const { data, width, height } = context.getImageData(0, 0, bitmap.width, bitmap.height);
+  return { width, height, bits: 8, values: null, colours: new Uint32Array(data.buffer) };
 }
 
 function undoFilters(rows, { width, height, bits }) {
@@ -77,7 +86,7 @@ function undoFilters(rows, { width, height, bits }) {
 
 /** Paint a picture through a window into a canvas of its own size. */
 export function paint(picture, canvas, low, high, isInverted = false) {
-  const { width, height, values, bits } = picture;
+  const { width, height, values, colours, bits } = picture;
   if (canvas.width !== width || canvas.height !== height) {
     canvas.width = width;
     canvas.height = height;
@@ -87,11 +96,16 @@ export function paint(picture, canvas, low, high, isInverted = false) {
   for (let i = 0; i < table.length; i++) {
     let gray = Math.round(Math.min(Math.max((i - low) / span, 0), 1) * 255);
     if (isInverted) gray = 255 - gray;
-    table[i] = 0xff000000 | (gray << 16) | (gray << 8) | gray;
+    table[i] = colours ? gray : 0xff000000 | (gray << 16) | (gray << 8) | gray;
   }
   const context = canvas.getContext("2d", { alpha: false });
   const data = context.createImageData(width, height);
   const pixels = new Uint32Array(data.data.buffer);
-  for (let i = 0; i < pixels.length; i++) pixels[i] = table[values[i]];
+  if (colours) {
+    for (let i = 0; i < pixels.length; i++) {
+      const one = colours[i];
+      pixels[i] = 0xff000000 | (table[(one >> 16) & 255] << 16) | (table[(one >> 8) & 255] << 8) | table[one & 255];
+    }
+  } else for (let i = 0; i < pixels.length; i++) pixels[i] = table[values[i]];
   context.putImageData(data, 0, 0);
 }
