@@ -11,6 +11,7 @@ from schemas import envelope
 from streaming.gateway.offer import Outgoing
 from streaming.kafka.places import Place
 from streaming.kafka.reader import open_reader, read_spans
+from streaming.kafka.topicids import read_topic_ids
 from streaming.settings import KafkaSettings
 from tests.imageoutcomes import outgoing, score
 from xray.phantom import FINDINGS, encode_dicom, encode_jpeg, encode_png, generate_radiograph
@@ -75,6 +76,7 @@ def answer(kafka: KafkaSettings, images: Sequence[Published], *, seed: int = 1) 
     """Write the outcomes of images, some of them flagged."""
     rng = random.Random(seed)
     producer = Producer(kafka.to_librdkafka() | {"message.max.bytes": kafka.max_message_bytes, "linger.ms": 5})
+    topic_id = read_topic_ids(kafka, [kafka.images_topic]).topics[kafka.images_topic].encode()
     for i, one in enumerate(images):
         is_ill = i % 2 == 1
         p = round(min(max(rng.gauss(0.78 if is_ill else 0.2, 0.17), 0.004), 0.996), 4)
@@ -88,7 +90,9 @@ def answer(kafka: KafkaSettings, images: Sequence[Published], *, seed: int = 1) 
             threshold=THRESHOLD,
             operating_point="sensitivity at least 0.9 out of fold; undecided from 0.38 to 0.58",
             flags=flags,
-        ).with_headers(xray_input_timestamp=_write_time(time.time() - rng.uniform(0.2, 1.6)))
+        ).with_headers(
+            xray_input_timestamp=_write_time(time.time() - rng.uniform(0.2, 1.6)), xray_input_topic_id=topic_id
+        )
         producer.produce(record.topic(), key=record.key(), value=record.value(), headers=record.headers())
         producer.poll(0)
     producer.flush(30)
