@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.browser import Tab, find_browser, start_browser
+from tests.imageoutcomes import outgoing
 from tests.integration.streaming.page.conftest import Served
 from tests.integration.streaming.page.test_site import read_labels
-from tests.imageoutcomes import outgoing
 from tests.pageparts import answer, publish
 
 AXE = "axe-core@4.14.1"
