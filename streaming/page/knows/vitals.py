@@ -240,7 +240,7 @@ class Vitals:
 
     def _ask(self, name: str) -> None:
         answer = ask_part(self._addresses[name], has_health=name != STREAM)
-        if name == STREAM and answer.series and not answer.select("xray_query_up", query="score"):
+        if name == STREAM and answer.state is PartState.UP and not answer.select("xray_query_up", query="score"):
             why = f"what answers at {self._addresses[name]} is not the stream"
             answer = Answer(PartState.NOT_READY, why, answer.asked_at, answer.took_s)
         with self._lock:
