@@ -217,7 +217,8 @@ def test_outcomes_of_a_topic_that_was_made_anew_answer_no_image_of_the_new_one(
     with Feed(own) as feed:
         wait_for(lambda: feed.latest.last == 2 and feed.find_unanswered().looked_at == 2)
         assert feed.find_unanswered().newest == ()
-        connect_admin(kafka).delete_topics([kafka.images_topic])[kafka.images_topic].result()
+        admin = connect_admin(kafka)  # it must outlive its answer
+        admin.delete_topics([kafka.images_topic])[kafka.images_topic].result()
         wait_for(lambda: kafka.images_topic not in describe_cluster(kafka).topics)
         create_topics(kafka)
         send_images(own, 1)
