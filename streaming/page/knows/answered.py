@@ -1,8 +1,9 @@
 """Which images of the images topic have an outcome, as far as the outcomes that were read tell."""
 
 import threading
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from streaming.kafka.places import Place
@@ -116,22 +117,28 @@ class Answered:
         now : float
             Unix time in seconds.
         """
-        passed: list[Place] = []
-        waiting: list[Place] = []
+        passed: list[Unanswered] = []
+        waiting: list[Unanswered] = []
+        n_passed = n_waiting = 0
         with self._lock:
-            for partition, span in self._spans.items():
-                # Where all have theirs, which is so most of the time, none is looked for.
-                ahead = sum(1 for offset in self._answered[partition] if offset >= span.stop)
-                if len(self._answered[partition]) - ahead == len(span):
-                    continue
+            for partition in self._spans:
                 settled = self._find_settled(partition, now - _SETTLED_S)
-                for offset in reversed(span):
-                    if offset not in self._answered[partition]:
-                        (passed if offset < settled else waiting).append(Place(partition, offset))
+                before, behind = self._list_missing(partition, settled)
+                n_passed, n_waiting = n_passed + len(before), n_waiting + len(behind)
+                passed += _name_newest(partition, before, limit, is_passed_over=True)
+                waiting += _name_newest(partition, behind, limit, is_passed_over=False)
             looked_at = sum(map(len, self._spans.values()))
-        named = [Unanswered(place, is_passed_over=True) for place in passed[:limit]]
-        named += [Unanswered(place, is_passed_over=False) for place in waiting[: limit - len(named)]]
-        return UnansweredImages(tuple(named), len(passed), len(waiting), looked_at)
+        return UnansweredImages((*passed, *waiting)[:limit], n_passed, n_waiting, looked_at)
+
+    def _list_missing(self, partition: int, settled: int) -> tuple[list[int], list[int]]:
+        """List offsets without an outcome, those before the settled one and those from there on."""
+        span, answered = self._spans[partition], self._answered[partition]
+        ahead = sum(1 for offset in answered if offset >= span.stop)
+        if len(answered) - ahead == len(span):  # so it is most of the time
+            return [], []
+        missing = sorted(set(span) - answered)
+        n_passed = bisect_left(missing, settled)
+        return missing[:n_passed], missing[n_passed:]
 
     def _find_settled(self, partition: int, until: float) -> int:
         """Give the highest offset whose outcome was published by then; -1 where there is none."""
@@ -139,3 +146,8 @@ class Answered:
         while len(marks) > 1 and marks[1][0] <= until:
             marks.popleft()
         return marks[0][1] if marks and marks[0][0] <= until else -1
+
+
+def _name_newest(partition: int, offsets: Sequence[int], limit: int, *, is_passed_over: bool) -> list[Unanswered]:
+    newest = reversed(offsets[max(len(offsets) - limit, 0) :])
+    return [Unanswered(Place(partition, offset), is_passed_over) for offset in newest]

@@ -28,6 +28,7 @@ from streaming.kafka.topics import HEADROOM_BYTES
 from streaming.page.knows.answered import Answered, UnansweredImages
 from streaming.page.knows.bands import Bands
 from streaming.page.knows.latest import MOST, MOST_BYTES, Latest
+from streaming.page.knows.older import OlderOutcomes
 from streaming.page.knows.outcome import Outcome, read_dead_letter, read_prediction
 from streaming.periodic import first_line
 from streaming.settings import StreamSettings
@@ -120,6 +121,7 @@ class Feed:
         self._accepted: OrderedDict[str, Receipt] = OrderedDict()
         self._by_place: dict[str, str] = {}
         self._find_band = Bands(settings.models_folder, settings.model).find
+        self._older = OlderOutcomes(settings.tables_folder, self._find_band)
         self._state = FeedState()
         self._ids = TopicIds("", {})
         self._next: dict[_Partition, int] = {}
@@ -150,6 +152,16 @@ class Feed:
     def state(self) -> FeedState:
         """How the reading goes."""
         return self._state
+
+    def find(self, event_id: str) -> Outcome | None:
+        """Find an outcome by its event id: in memory, else in the archive's tables, which may take a second.
+
+        Raises
+        ------
+        TableError
+            It is not in memory, and a table cannot be read.
+        """
+        return self.latest.find(event_id) or self._older.find(event_id)
 
     def list_partitions(self, topic: str) -> list[int]:
         """List the partitions of a topic that is read; none before Kafka has answered."""

@@ -76,7 +76,8 @@ class Outcome:
     place : Place
         Where the image is, or was, in its topic.
     record : Place
-        Where the outcome is in its own topic.
+        Where the outcome is in its own topic; `streaming.page.knows.older.NO_PLACE` of a prediction that was read from
+        its table.
     received_at : float
         Kafka's clock, when it took the image.
     scored_at : float

@@ -1,6 +1,7 @@
 """Asks one program of the product for its metrics and its health, within a deadline for the whole of it."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -147,7 +148,7 @@ def _get(address: str, path: str, deadline: Deadline) -> tuple[int, bytes]:
 
 
 def read_series(text: str) -> dict[str, list[Sample]]:
-    """Read a metrics page.
+    """Read a metrics page; samples that are not finite numbers say nothing and are left out.
 
     Raises
     ------
@@ -157,7 +158,8 @@ def read_series(text: str) -> dict[str, list[Sample]]:
     found: dict[str, list[Sample]] = {}
     for family in text_string_to_metric_families(text):
         for one in family.samples:
-            found.setdefault(one.name, []).append(Sample(one.labels, one.value))
+            if math.isfinite(one.value):
+                found.setdefault(one.name, []).append(Sample(one.labels, one.value))
     return found
 
 

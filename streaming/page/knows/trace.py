@@ -8,6 +8,7 @@ from schemas.errors import XrayError
 from streaming.account.archived import find_archived
 from streaming.page.knows.feed import Feed, receipt_time
 from streaming.page.knows.findings import Findings
+from streaming.page.knows.older import NO_PLACE
 from streaming.page.knows.outcome import Outcome
 from streaming.settings import StreamSettings
 
@@ -77,8 +78,11 @@ class Tracer:
             spent = f"decoding took {outcome.decode_s:.3f} s, the network {outcome.predict_s or 0.0:.3f} s"
             way.append(Passage("scored", outcome.scored_at, "stream", spent))
         topic = kafka.predictions_topic if outcome.is_prediction else kafka.deadletters_topic
-        way.append(Passage("published", outcome.published_at, "Kafka", f"{topic}-{outcome.record}"))
-        way.append(self._describe_archived(topic, outcome))
+        if outcome.record == NO_PLACE:
+            way.append(Passage("archived", None, "archive", "in its table, where this was read; it notes no time"))
+        else:
+            way.append(Passage("published", outcome.published_at, "Kafka", f"{topic}-{outcome.record}"))
+            way.append(self._describe_archived(topic, outcome))
         state = self._findings.find_state(outcome.event_id)
         for one in () if state is None else (*state.former, state.current):
             said = f"{one.label}, by {one.who}; {one.progress}"

@@ -240,6 +240,9 @@ class Vitals:
 
     def _ask(self, name: str) -> None:
         answer = ask_part(self._addresses[name], has_health=name != STREAM)
+        if name == STREAM and answer.state is PartState.UP and not answer.select("xray_query_up", query="score"):
+            why = f"what answers at {self._addresses[name]} is not the stream"
+            answer = Answer(PartState.NOT_READY, why, answer.asked_at, answer.took_s)
         with self._lock:
             self._answers[name] = answer
             if name == STREAM:
@@ -276,7 +279,6 @@ def _judge_stream(answer: Answer) -> tuple[PartState, str]:
         return answer.state, answer.why
     last = answer.total("xray_last_canary_timestamp_seconds") or answer.asked_at
     faults = {
-        "what answers there is not the stream": not answer.select("xray_query_up", query="score"),
         "the query score does not run: it is tried again, or about to start": not answer.total(
             "xray_query_up", query="score"
         ),

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from streaming.kafka.cluster import describe_cluster
+from schemas import envelope
+from streaming.kafka.cluster import connect_admin, describe_cluster
 from streaming.kafka.places import read_headers
 from streaming.kafka.reader import open_reader, read_spans, scan_offsets
+from streaming.kafka.topicids import read_topic_ids
 from streaming.kafka.topics import create_topics, label_topics, receipt_topics
 from streaming.page.knows.feed import Feed
 from streaming.page.knows.finding import Progress
@@ -202,6 +204,26 @@ def test_a_long_topic_is_read_from_its_newest_outcomes_in_memory_that_is_bounded
         wait_for(lambda: feed.latest.last == seen + 5_000)
         assert len(feed.latest) == 1_000
         assert feed.latest.since(seen, limit=100).skipped == 4_900
+
+
+def test_outcomes_of_a_topic_that_was_made_anew_answer_no_image_of_the_new_one(
+    own: StreamSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.page.knows.feed._IDS_S", 0.5)
+    kafka = own.kafka
+    send_images(own, 2)
+    former = {envelope.INPUT_TOPIC_ID: read_topic_ids(kafka, [kafka.images_topic]).topics[kafka.images_topic]}
+    publish(kafka, prediction(kafka, 0, headers=former), prediction(kafka, 1, headers=former))
+    with Feed(own) as feed:
+        wait_for(lambda: feed.latest.last == 2 and feed.find_unanswered().looked_at == 2)
+        assert feed.find_unanswered().newest == ()
+        admin = connect_admin(kafka)  # it must outlive its answer
+        admin.delete_topics([kafka.images_topic])[kafka.images_topic].result()
+        wait_for(lambda: kafka.images_topic not in describe_cluster(kafka).topics)
+        create_topics(kafka)
+        send_images(own, 1)
+        wait_for(lambda: [str(one.place) for one in feed.find_unanswered().newest] == ["0@0"], within_s=40)
+        assert feed.latest.last == 2
 
 
 def test_no_topic_is_created_for_findings(own: StreamSettings, tmp_path: Path) -> None:

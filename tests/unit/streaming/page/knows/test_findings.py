@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from streaming.page.knows.findings import Findings
 from streaming.page.knows.findingsledger import LEDGER_FILE, FindingsLedger, open_ledger
 from streaming.settings import KafkaSettings, StreamSettings
 from tests.unit.streaming.page.knows.outcomes import failed, scored
+from training.data.labelevents import read_events
 
 NOBODY = StreamSettings(kafka=KafkaSettings(bootstrap_servers="127.0.0.1:1"))
 
@@ -136,3 +138,13 @@ def test_the_event_is_in_the_schema_of_labels() -> None:
     headers = {name: (value or b"").decode() for name, value in said.to_headers()}
     jsonschema.validate(headers, load_schema("label_headers"))
     assert headers["ce_time"] == "2026-01-31T14:03:59.123Z"
+
+
+def test_the_event_is_read_as_a_confirmed_finding() -> None:
+    said = entry("q1", "opacities", at=1_769_868_239_123)
+    found = read_events([(said.to_json(), datetime.now(UTC))], ("normal", "opacities"))
+    assert found.wrong == ()
+    [file] = found.files
+    [confirmed] = file.confirmations
+    assert (file.key_names, confirmed.key, confirmed.label) == (("event_id",), ("ab" * 16,), "opacities")
+    assert confirmed.confirmed_at == datetime(2026, 1, 31, 14, 3, 59, 123_000, UTC)

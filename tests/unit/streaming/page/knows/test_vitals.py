@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from schemas.modelcard import ModelCard
 from streaming.metrics import BatchTotals, StreamMetrics, serve_metrics
@@ -122,6 +122,17 @@ def test_a_stream_that_is_not_well_says_why(card: ModelCard, change: Callable[[S
     part = vitals.take_snapshot().find_part(STREAM)
     assert part.state is PartState.NOT_READY
     assert said in part.why
+
+
+def test_a_strangers_page_at_the_streams_address_is_told() -> None:
+    registry = CollectorRegistry()
+    Gauge("xray_model_info", "Of somebody else, without our labels.", registry=registry).set(float("nan"))
+    with page(registry) as address:
+        vitals = Vitals({STREAM: address})
+        vitals._ask(STREAM)
+    found = vitals.take_snapshot()
+    assert "is not the stream" in found.find_part(STREAM).why
+    assert found.model == {}
 
 
 def test_an_account_with_a_fault_is_told(card: ModelCard) -> None:
