@@ -1,1 +1,1 @@
-"""The page: the stream, its images and its models, for people who would rather look than read; no Spark."""
+"""The page: images, scores, models and health for people who look, and what they say of an image; no Spark."""
