@@ -118,6 +118,7 @@ def main(
     train: Annotated[int, typer.Option(min=20, help="Phantoms to fit on.")] = 160,
     test: Annotated[int, typer.Option(min=2, help="Chests to measure on, each with opacities and without.")] = 60,
     xrays: Annotated[Path | None, typer.Option(help="Folder of classes, or manifest, of X-rays.")] = None,
+    positive: Annotated[str, typer.Option(help="Positive class of the X-rays, where no name tells it.")] = "",
     json_: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Measure the class activation map."""
@@ -133,7 +134,7 @@ def main(
         with step(f"phantoms in {precision}"):
             measure_phantoms(found, _in_precision(built, precision, known), known, labels, chests)
     if xrays is not None:
-        dataset, images = decode(read_dataset(xrays), built.input_size)
+        dataset, images = decode(read_dataset(xrays, positive=positive or None), built.input_size)
         for precision in PRECISIONS:
             with step(f"{len(images)} X-rays in {precision}"):
                 measure_xrays(found, built, precision, dataset, images)
@@ -207,8 +208,12 @@ def _hit(precision: str, name: str, maps: Sequence[_Floats], chests: Chests) -> 
 
 
 def measure_xrays(found: Found, network: Network, precision: str, dataset: Dataset, images: Sequence[_Pixels]) -> None:
-    """Cross-validate by patient, and look in which part of each held-out image the map peaks."""
-    labels = np.array([sample.label for sample in dataset.samples])
+    """Cross-validate by patient, and look in which part of each held-out image the map peaks.
+
+    The classifier tells the first class from all others together: of more than two classes there is no one logit.
+    """
+    actual = np.array([sample.label for sample in dataset.samples])
+    labels = (actual > 0).astype(np.int64)
     in_precision = _in_precision(network, precision, images)
     features, activations = _ask(in_precision, images)
     weighed: dict[int, _Floats] = {}
@@ -223,7 +228,7 @@ def measure_xrays(found: Found, network: Network, precision: str, dataset: Datas
     outcomes = gather_outcomes(labels, scores, [sample.patient_id for sample in dataset.samples], threshold=0.5)
     auroc = measure(outcomes, n_resamples=1)["auroc"].value
     for label, name in enumerate(dataset.labels):
-        own = [weighed[place] for place in np.flatnonzero(labels == label).tolist()]
+        own = [weighed[place] for place in np.flatnonzero(actual == label).tolist()]
         found.zones.append(_zone(precision, name, own, auroc))
 
 

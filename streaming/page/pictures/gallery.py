@@ -5,10 +5,11 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from schemas.errors import ModelLoadError, SettingsError
+from schemas.modelcard import read_card
 from schemas.registry import CHAMPION_FILE, find_model
 from sparkdl.engine.neighbours import TrainingVectors, read_vectors
 from sparkdl.image.limits import RENDERING_VERSION
@@ -245,7 +246,7 @@ class Gallery:
             There is no such training image, or it is not there any more.
         """
         try:
-            version = self._find_model(model).name
+            _, version = self._find_model(model)
         except ModelLoadError as exc:
             raise PictureError(str(exc)) from exc
         vectors, root = self._read_vectors(version)
@@ -321,12 +322,12 @@ class Gallery:
             raise PictureError(str(exc)) from exc
 
     def _look_into(self, place: Place, model: str, sha256: str) -> Insight:
-        folder = self._find_model(model)
-        if sha256 and (known := self._known_insight((sha256, folder.name))):
+        folder, version = self._find_model(model)
+        if sha256 and (known := self._known_insight((sha256, version))):
             return known
         with self._explainer.take_turn() as turn:
             record = self._reader.read(place, sha256=sha256)
-            key = (record.sha256, folder.name)
+            key = (record.sha256, version)
             return self._known_insight(key) or self._compute(turn, key, record.payload, folder)
 
     def _known_insight(self, key: tuple[str, str]) -> Insight | None:
@@ -343,16 +344,22 @@ class Gallery:
                 self._insights.popitem(last=False)
         return insight
 
-    def _find_model(self, version: str) -> Path:
-        """Give the folder of a version, by default of the one that serves."""
+    def _find_model(self, version: str) -> tuple[Path, str]:
+        """Give folder and name of a version, by default of the one that serves."""
         own = self._settings.model
-        if own is not None and version in ("", own.name):
-            return own
-        return find_model(self._settings.models_folder, version or CHAMPION_FILE)
+        if own is not None and version in ("", self._own_version):
+            return own, self._own_version
+        folder = find_model(self._settings.models_folder, version or CHAMPION_FILE)
+        return folder, folder.name
+
+    @cached_property
+    def _own_version(self) -> str:
+        """Version of the model that the settings name by its folder, which may be called anything."""
+        return "" if self._settings.model is None else read_card(self._settings.model).version
 
     def _find_size(self) -> tuple[int, int]:
         try:
-            return explaining.read_taken_size(self._find_model(""))
+            return explaining.read_taken_size(self._find_model("")[0])
         except (ModelLoadError, OSError):
             return _USUAL_SIZE
 

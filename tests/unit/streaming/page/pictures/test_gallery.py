@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,16 @@ def test_other_models_say_why_there_is_no_map(gallery: Gallery, version: str, wh
     assert found.map is None
     assert found.picture is None
     assert why in found.why_none
+
+
+def test_a_model_that_the_settings_name_may_lie_anywhere(
+    settings: StreamSettings, gallery: Gallery, tmp_path: Path
+) -> None:
+    elsewhere = shutil.copytree(settings.models_folder / "plain", tmp_path / "model of the week")
+    gallery._settings = settings.model_copy(update={"model": elsewhere})
+    assert gallery.explain(GOOD, Scored("plain", 0.5)).why_none == ""
+    assert gallery._find_model("") == (elsewhere, "plain")
+    assert gallery._find_model("novel") == (settings.models_folder / "novel", "novel")
 
 
 def test_novelty_is_the_distance_that_the_stream_judges_by(gallery: Gallery, settings: StreamSettings) -> None:
