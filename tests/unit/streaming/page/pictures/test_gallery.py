@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,16 @@ from schemas.modelcard import hash_model_folder, read_card
 from sparkdl.engine.neighbours import choose_vectors, write_vectors
 from sparkdl.engine.openvino import OpenVinoEngine
 from sparkdl.image.decode import decode_image
+from sparkdl.image.limits import DecodeLimits
 from sparkdl.image.row import array_from_row
+from sparkdl.image.viewer import View
 from sparkdl.transformers.savedstages import read_head, read_network
 from streaming.kafka.places import Place
 from streaming.page.pictures import gallery as module
 from streaming.page.pictures.gallery import Gallery
 from streaming.page.pictures.imagereader import ImageRecord
 from streaming.page.pictures.picture import PictureError, PictureGone, PictureUnreadable
+from streaming.page.pictures.worker import Turn
 from streaming.settings import StreamSettings, load_settings
 from tests.convmodel import HEIGHT, MAP, WIDTH, add_conv_model
 from tests.testimages import dicom, gray_pixels, png, twelve_bit_pixels
@@ -135,6 +139,22 @@ def test_what_cannot_be_shown_says_why_in_words(gallery: Gallery) -> None:
         with pytest.raises(PictureGone, match="retention"):
             ask(GONE)
     assert gallery.thumbnail(GOOD).width == 256  # and the next one is made
+
+
+def test_an_image_that_ends_its_process_ends_only_one(gallery: Gallery) -> None:
+    asked = []
+
+    def crash(payload: bytes, limits: DecodeLimits) -> View:
+        """In place of a decoder that a file crashes."""
+        asked.append(payload)
+        raise PictureUnreadable("it ended the process that decoded it")
+
+    turn = Turn(threading.Lock(), lambda function, *args: function(*args))
+    record = ImageRecord(IMAGES[0], sha(GOOD), burned_in=False)
+    for _ in range(3):
+        with pytest.raises(PictureUnreadable, match="ended the process"):
+            gallery._make(turn, crash, record)
+    assert len(asked) == 1
 
 
 def test_steps_tell_what_decided(gallery: Gallery) -> None:
