@@ -113,7 +113,7 @@ def make_full(payload: bytes, *, origin: str, limits: DecodeLimits = _DEFAULT_LI
     Raises
     ------
     RecordError
-        See `sparkdl.image.decode.decode_image`.
+        See `sparkdl.image.decode.decode_image`; but a PNG whose 16 bits would be one gray in 8 is shown.
     """
     media_type = find_media_type(payload, origin=origin, limits=limits)
     if media_type == DICOM:

@@ -5,13 +5,16 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from schemas.errors import ModelLoadError, SettingsError
+from schemas.modelcard import read_card
 from schemas.registry import CHAMPION_FILE, find_model
 from sparkdl.engine.neighbours import TrainingVectors, read_vectors
-from sparkdl.image.limits import RENDERING_VERSION
+from sparkdl.image.limits import RENDERING_VERSION, DecodeLimits
+from sparkdl.image.viewer import View
 from streaming.kafka.places import Place
 from streaming.page.pictures import explaining, making
 from streaming.page.pictures.explaining import Insight
@@ -23,6 +26,7 @@ from streaming.page.pictures.picture import (
     Picture,
     PictureError,
     PictureGone,
+    PictureUnreadable,
     ScoredOutcome,
     Step,
 )
@@ -39,6 +43,7 @@ _THUMBNAILS_BYTES = 32 * 2**20  # some 8,000 of them
 _VIEWS_BYTES = 64 * 2**20  # about ten full views
 _INSIGHTS = 256  # of 1,280 features: 5 kB each
 _VECTOR_SETS = 2
+_REFUSALS = 1000
 _USUAL_SIZE = (224, 224)
 
 
@@ -82,6 +87,7 @@ class Gallery:
         self._reader = ImageReader(settings.kafka)
         self._thumbnails, self._views = PictureCache(_THUMBNAILS_BYTES), PictureCache(_VIEWS_BYTES)
         self._maker, self._explainer = Worker(), Worker(task_s=60.0)
+        self._unreadable: OrderedDict[tuple[str, str], str] = OrderedDict()  # within turns of the maker alone
         self._insights: OrderedDict[tuple[str, str], Insight] = OrderedDict()
         self._insights_lock = threading.Lock()
         self._read_vectors = lru_cache(_VECTOR_SETS)(self._find_vectors)
@@ -114,7 +120,7 @@ class Gallery:
             record = self._reader.read(place, sha256=sha256)
             if known := self._find_thumbnail(record.sha256):
                 return known
-            picture = to_picture(turn.run(making.thumbnail, record.payload, self._limits))
+            picture = self._make(turn, making.thumbnail, record)
         self._keep_thumbnail(record, picture)
         return picture
 
@@ -137,7 +143,7 @@ class Gallery:
             record = self._reader.read(place, sha256=sha256)
             if known := self._views.get(record.sha256):
                 return known
-            picture = to_picture(turn.run(making.full, record.payload, self._limits))
+            picture = self._make(turn, making.full, record)
         self._views.put(record.sha256, picture)
         return picture
 
@@ -245,7 +251,7 @@ class Gallery:
             There is no such training image, or it is not there any more.
         """
         try:
-            version = self._find_model(model).name
+            _, version = self._find_model(model)
         except ModelLoadError as exc:
             raise PictureError(str(exc)) from exc
         vectors, root = self._read_vectors(version)
@@ -293,7 +299,20 @@ class Gallery:
         self._explainer.close()
         self._reader.close()
 
-    # -- thumbnails
+    # -- making
+
+    def _make(self, turn: Turn, make: Callable[[bytes, DecodeLimits], View], record: ImageRecord) -> Picture:
+        """Have a picture made; what was found unreadable is not tried again, for it may have ended the process."""
+        key = make.__name__, record.sha256
+        if why := self._unreadable.get(key):
+            raise PictureUnreadable(why)
+        try:
+            return to_picture(turn.run(make, record.payload, self._limits))
+        except PictureUnreadable as exc:
+            self._unreadable[key] = str(exc)
+            while len(self._unreadable) > _REFUSALS:
+                self._unreadable.popitem(last=False)
+            raise
 
     def _find_thumbnail(self, sha256: str) -> Picture | None:
         if known := self._thumbnails.get(sha256):
@@ -321,12 +340,12 @@ class Gallery:
             raise PictureError(str(exc)) from exc
 
     def _look_into(self, place: Place, model: str, sha256: str) -> Insight:
-        folder = self._find_model(model)
-        if sha256 and (known := self._known_insight((sha256, folder.name))):
+        folder, version = self._find_model(model)
+        if sha256 and (known := self._known_insight((sha256, version))):
             return known
         with self._explainer.take_turn() as turn:
             record = self._reader.read(place, sha256=sha256)
-            key = (record.sha256, folder.name)
+            key = (record.sha256, version)
             return self._known_insight(key) or self._compute(turn, key, record.payload, folder)
 
     def _known_insight(self, key: tuple[str, str]) -> Insight | None:
@@ -343,16 +362,22 @@ class Gallery:
                 self._insights.popitem(last=False)
         return insight
 
-    def _find_model(self, version: str) -> Path:
-        """Give the folder of a version, by default of the one that serves."""
+    def _find_model(self, version: str) -> tuple[Path, str]:
+        """Give folder and name of a version, by default of the one that serves."""
         own = self._settings.model
-        if own is not None and version in ("", own.name):
-            return own
-        return find_model(self._settings.models_folder, version or CHAMPION_FILE)
+        if own is not None and version in ("", self._own_version):
+            return own, self._own_version
+        folder = find_model(self._settings.models_folder, version or CHAMPION_FILE)
+        return folder, folder.name
+
+    @cached_property
+    def _own_version(self) -> str:
+        """Version of the model that the settings name by its folder, which may be called anything."""
+        return "" if self._settings.model is None else read_card(self._settings.model).version
 
     def _find_size(self) -> tuple[int, int]:
         try:
-            return explaining.read_taken_size(self._find_model(""))
+            return explaining.read_taken_size(self._find_model("")[0])
         except (ModelLoadError, OSError):
             return _USUAL_SIZE
 

@@ -14,6 +14,7 @@ from streaming.settings import KafkaSettings
 
 _ANSWER_S = 10.0
 _POLL_S = 0.1
+_SILENT_S = 1.0
 _OPTIONS = {
     "group.id": "xray-reader",  # the client wants one; nothing is subscribed to and nothing committed
     "enable.auto.commit": False,
@@ -122,23 +123,36 @@ class ImageReader:
             self._consumer.unassign()  # or it would go on fetching what nobody asked for
 
     def _wait(self, consumer: Consumer, place: Place) -> Message:
-        deadline = time.monotonic() + _ANSWER_S
+        deadline, looked = time.monotonic() + _ANSWER_S, False
         while time.monotonic() < deadline:
             message = consumer.poll(_POLL_S)
             if message is None:
+                # Of a partition that is not there the client says nothing, and waits for it.
+                if not looked and time.monotonic() > deadline - _ANSWER_S + _SILENT_S:
+                    looked = True
+                    self._check_partition(consumer, place)
                 continue
             error = message.error()
             if error is None and message.offset() == place.offset:
                 return message
             if error is None or error.code() in _GONE:
-                msg = f"{self._name(place)} is not in Kafka any more: its retention has passed, or the topic was made "
-                msg += "anew"
-                raise PictureGone(msg)
+                raise self._gone(place)
             if not error.retriable() and error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
                 msg = f"{self._name(place)} cannot be read: {error.str()}"
                 raise PictureUnreadable(msg)
         msg = f"{self._name(place)} cannot be read: Kafka has not answered for {_ANSWER_S:.0f} s"
         raise PictureUnreadable(msg)
+
+    def _check_partition(self, consumer: Consumer, place: Place) -> None:
+        found = consumer.list_topics(self._kafka.images_topic, timeout=_ANSWER_S).topics[self._kafka.images_topic]
+        if found.error is None and place.partition not in found.partitions:
+            raise self._gone(place)
+        if found.error is not None and found.error.code() in _GONE:
+            raise self._gone(place)
+
+    def _gone(self, place: Place) -> PictureGone:
+        msg = f"{self._name(place)} is not in Kafka any more: its retention has passed, or the topic was made anew"
+        return PictureGone(msg)
 
     def _name(self, place: Place) -> str:
         return f"image {self._kafka.images_topic}-{place}"

@@ -4,12 +4,14 @@ The page shows bytes that devices sent, poison among them. A decoder that crashe
 other, and the next picture starts a new one.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from typing import ParamSpec, TypeVar
 
 from streaming.page.pictures.picture import PictureError, PictureUnreadable
@@ -79,7 +81,7 @@ class Worker:
     def _start(self) -> ProcessPoolExecutor:
         if self._pool is None:
             # Not forked: the page has threads of several libraries, and a fork of such a process can hang.
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
+            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin)
         return self._pool
 
     def _end(self) -> None:
@@ -113,5 +115,14 @@ class Turn:
         return self._run(function, *args, **kwargs)  # type: ignore[return-value]
 
 
-def _ignore_interrupts() -> None:
+def _begin() -> None:
+    """Prepare the child: it ends with its parent, and by nothing else."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the page ends its children itself
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End where the page was killed: the pool's own pipes stay open in its children, which would wait for ever."""
+    if (parent := parent_process()) is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -13,7 +13,17 @@ from schemas.errors import RecordError
 from sparkdl.image.decode import decode_image
 from sparkdl.image.row import array_from_row
 from sparkdl.image.viewer import STEP_PX, View, make_full, make_steps, make_thumbnail
-from tests.testimages import dicom, gray_pixels, jpeg, png, rgb_pixels, rotated_jpeg, twelve_bit_pixels
+from tests.testimages import (
+    dicom,
+    good_files,
+    gray_pixels,
+    jpeg,
+    png,
+    rgb_pixels,
+    rotated_jpeg,
+    twelve_bit_pixels,
+    wrong_files,
+)
 
 ORIGIN = "xray.images-0@1"
 NETWORK = (32, 40)
@@ -131,10 +141,36 @@ def test_the_old_rendering_tells_no_steps() -> None:
     assert make_steps(png(), origin=ORIGIN, size=NETWORK, rendering=1) == []
 
 
-def test_what_the_stream_refuses_has_no_view() -> None:
+@pytest.mark.parametrize("name", sorted(good_files()))
+def test_whatever_the_stream_reads_has_views_and_steps(name: str) -> None:
+    payload = good_files()[name]
+    decoded = decode_image(payload, origin=ORIGIN)
     for make in (make_thumbnail, make_full):
-        with pytest.raises(RecordError):
-            make(png()[:-20], origin=ORIGIN)
+        view = make(payload, origin=ORIGIN)
+        assert (view.height, view.width) == (decoded.image.height, decoded.image.width)
+        assert view.low < view.high
+    if view.bits == 16:
+        assert np.abs(windowed(view) - rendered(payload)).max() <= 1
+    seen = make_steps(payload, origin=ORIGIN, size=NETWORK)
+    assert [step for step, _ in seen] == list(decode_image(payload, origin=ORIGIN, size=NETWORK).steps)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, file in wrong_files().items() if file.payload))
+def test_what_the_stream_refuses_has_no_view(name: str) -> None:
+    wrong = wrong_files()[name]
+    try:
+        decode_image(wrong.payload, origin=ORIGIN)
+    except RecordError as exc:
+        reason = exc.reason
+    else:  # only its declared type is wrong
+        return
+    # A PNG of 16 bits that 8 bits make one gray of is still there to be looked at.
+    shown = name == "one_gray_16.png"
+    for make in (make_thumbnail,) if shown else (make_thumbnail, make_full):
+        with pytest.raises(RecordError) as failure:
+            make(wrong.payload or b"", origin=ORIGIN)
+        assert failure.value.reason == reason
+    assert not shown or make_full(wrong.payload or b"", origin=ORIGIN).bits == 16
 
 
 def test_a_view_has_nothing_but_pixels() -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import math
+import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,16 @@ from schemas.modelcard import hash_model_folder, read_card
 from sparkdl.engine.neighbours import choose_vectors, write_vectors
 from sparkdl.engine.openvino import OpenVinoEngine
 from sparkdl.image.decode import decode_image
+from sparkdl.image.limits import DecodeLimits
 from sparkdl.image.row import array_from_row
+from sparkdl.image.viewer import View
 from sparkdl.transformers.savedstages import read_head, read_network
 from streaming.kafka.places import Place
 from streaming.page.pictures import gallery as module
 from streaming.page.pictures.gallery import Gallery
 from streaming.page.pictures.imagereader import ImageRecord
 from streaming.page.pictures.picture import PictureError, PictureGone, PictureUnreadable
+from streaming.page.pictures.worker import Turn
 from streaming.settings import StreamSettings, load_settings
 from tests.convmodel import HEIGHT, MAP, WIDTH, add_conv_model
 from tests.testimages import dicom, gray_pixels, png, twelve_bit_pixels
@@ -136,6 +141,22 @@ def test_what_cannot_be_shown_says_why_in_words(gallery: Gallery) -> None:
     assert gallery.thumbnail(GOOD).width == 256  # and the next one is made
 
 
+def test_an_image_that_ends_its_process_ends_only_one(gallery: Gallery) -> None:
+    asked = []
+
+    def crash(payload: bytes, limits: DecodeLimits) -> View:
+        """In place of a decoder that a file crashes."""
+        asked.append(payload)
+        raise PictureUnreadable("it ended the process that decoded it")
+
+    turn = Turn(threading.Lock(), lambda function, *args: function(*args))
+    record = ImageRecord(IMAGES[0], sha(GOOD), burned_in=False)
+    for _ in range(3):
+        with pytest.raises(PictureUnreadable, match="ended the process"):
+            gallery._make(turn, crash, record)
+    assert len(asked) == 1
+
+
 def test_steps_tell_what_decided(gallery: Gallery) -> None:
     steps = gallery.steps(DEEP)
     assert [step.name for step in steps] == ["decode", "voi", "resize"]
@@ -180,6 +201,16 @@ def test_other_models_say_why_there_is_no_map(gallery: Gallery, version: str, wh
     assert found.map is None
     assert found.picture is None
     assert why in found.why_none
+
+
+def test_a_model_that_the_settings_name_may_lie_anywhere(
+    settings: StreamSettings, gallery: Gallery, tmp_path: Path
+) -> None:
+    elsewhere = shutil.copytree(settings.models_folder / "plain", tmp_path / "model of the week")
+    gallery._settings = settings.model_copy(update={"model": elsewhere})
+    assert gallery.explain(GOOD, Scored("plain", 0.5)).why_none == ""
+    assert gallery._find_model("") == (elsewhere, "plain")
+    assert gallery._find_model("novel") == (settings.models_folder / "novel", "novel")
 
 
 def test_novelty_is_the_distance_that_the_stream_judges_by(gallery: Gallery, settings: StreamSettings) -> None:

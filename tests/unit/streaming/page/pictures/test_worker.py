@@ -2,14 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from streaming.page.pictures.picture import PictureError, PictureUnreadable
 from streaming.page.pictures.worker import Worker
+from tests.paths import ROOT
 
 
 def crash() -> None:
@@ -57,6 +62,34 @@ def test_what_hangs_is_given_up_with_its_process(worker: Worker) -> None:
 def test_words_for_people_come_through(worker: Worker) -> None:
     with worker.take_turn() as turn, pytest.raises(PictureUnreadable, match="truncated_image: it ends too early"):
         turn.run(refuse)
+
+
+def test_a_child_ends_with_a_parent_that_was_killed() -> None:
+    script = """
+        from streaming.page.pictures.worker import Worker
+        from tests.unit.streaming.page.pictures.test_worker import pid
+        import time
+        with Worker().take_turn() as turn:
+            print(turn.run(pid), flush=True)
+            time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        os.kill(child, 0)
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and _state(child) != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _state(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 def test_who_waits_too_long_is_told(worker: Worker) -> None:
