@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
+from schemas.errors import TableError
 from streaming.page.guard import Refused
 from streaming.page.knows.feed import Feed
 from streaming.page.knows.findings import Findings
@@ -100,14 +101,24 @@ class Desk:
         Raises
         ------
         Refused
-            It is not in memory.
+            See `find_outcome`.
         """
-        outcome = self.feed.latest.find(request.path_params["event_id"])
+        return self.find_outcome(request.path_params["event_id"])
+
+    def find_outcome(self, event_id: str) -> Outcome:
+        """Find an outcome, in memory or in the tables; of a large table that takes a second.
+
+        Raises
+        ------
+        Refused
+            It is in neither, or the tables cannot be read.
+        """
+        try:
+            outcome = self.feed.find(event_id)
+        except TableError as exc:
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(exc)) from exc
         if outcome is None:
-            why = (
-                "This outcome is not in the page's memory: it keeps the newest ones. "
-                "Older ones are in the tables: docs/results.md."
-            )
+            why = "No outcome of this id is in the page's memory, which has the newest ones, or in the tables."
             raise Refused(HTTPStatus.NOT_FOUND, why)
         return outcome
 

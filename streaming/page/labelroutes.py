@@ -66,10 +66,7 @@ class LabelRoutes:
         event_id, label, entry = (said.get(name) for name in ("event_id", "label", "request_id"))
         if not (isinstance(event_id, str) and isinstance(label, str) and isinstance(entry, str)):
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "Wanted event_id, label and request_id, each a text.")
-        outcome = self._desk.feed.latest.find(event_id)
-        if outcome is None:
-            why = "The image is not in the page's memory any more. 'xray label' takes findings of older ones."
-            raise Refused(HTTPStatus.NOT_FOUND, why)
+        outcome = await run_in_threadpool(self._desk.find_outcome, event_id)
         try:
             finding = await run_in_threadpool(self._desk.findings.label, outcome, label, who=person.name, request=entry)
         except FindingError as exc:
