@@ -1,6 +1,6 @@
 """Every view in a real browser: what it looks like, what axe-core finds, what keys do, what it costs.
 
-Screenshots go to the folder that XRAY_SCREENSHOTS names; the documentation's are made so.
+Screenshots go to the folder that PAGE_SCREENSHOTS names; the documentation's are made so.
 """
 
 import os
@@ -88,7 +88,7 @@ def test_every_view_fits_and_axe_finds_nothing(
     for view in VIEWS:
         tab.set_view(*size, scheme=scheme)
         open_view(tab, served, view)
-        if folder := os.environ.get("XRAY_SCREENSHOTS"):
+        if folder := os.environ.get("PAGE_SCREENSHOTS"):
             tab.shoot(Path(folder) / f"{view}-{size[0]}-{scheme}.png")
         assert tab.evaluate("document.documentElement.scrollWidth") <= size[0], f"{view} is wider than {size[0]} px"
         assert "Research use only. Not a medical device." in tab.evaluate("document.body.innerText")
