@@ -29,7 +29,7 @@ export function onKey(key, action) {
   actions.set(key, action);
 }
 
-let wentAt = 0;
+let wentAt = -Infinity;
 const places = { n: "/", i: "/images", l: "/label", m: "/models" };
 document.addEventListener("keydown", (event) => {
   const typed = event.target;
@@ -39,7 +39,9 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (typed instanceof HTMLSelectElement || typed instanceof HTMLTextAreaElement) return;
-  if (performance.now() - wentAt < 1000 && places[event.key]) {
+  const isSecond = performance.now() - wentAt < 1000;
+  wentAt = -Infinity;
+  if (isSecond && places[event.key]) {
     location.href = places[event.key];
     return;
   }

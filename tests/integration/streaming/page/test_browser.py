@@ -75,7 +75,7 @@ def open_view(tab: Tab, served: Served, view: str) -> None:
         path = paths[view]
     tab.open(served.state.address.rstrip("/") + path)
     if view == "image":
-        tab.wait_until("document.getElementById('over').hidden && !document.querySelector('.waiting')")
+        tab.wait_until("document.getElementById('over').hidden && !document.querySelector('[hx-trigger=load]')")
     time.sleep(_SETTLES_S)
 
 

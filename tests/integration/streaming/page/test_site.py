@@ -53,7 +53,7 @@ def visitor(served: Served) -> Visitor:
     visitor = Visitor(served.state.address)
     visitor.log_in(served.state.url)
     deadline = time.monotonic() + 60
-    while "outcomes are being read" in visitor.get("/images")[1] or "0 in memory" in visitor.get("/images")[1]:
+    while f">{len(served.images) - UNANSWERED} in memory" not in visitor.get("/images")[1]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return visitor
@@ -123,15 +123,14 @@ def read_labels(served: Served) -> list[dict[str, Any]]:
 def test_an_open_tab_is_told_of_what_comes(served: Served, visitor: Visitor) -> None:
     request = ask_for(f"{visitor.address}/events", None, {})
     with visitor._opener.open(request, timeout=30) as stream:
-        images = publish(served.kafka, draw_images(2, seed=5000))
-        answer(served.kafka, images, seed=3)
-        told = 0
-        for line in stream:
-            if line.startswith(b"data: "):
-                told += len(json.loads(line[6:])["cards"])
-            if told >= 2:
-                break
-    assert told == 2
+        messages = (json.loads(line[6:]) for line in stream if line.startswith(b"data: "))
+        begun = next(messages)["last"]
+        answer(served.kafka, publish(served.kafka, draw_images(2, seed=5000)), seed=3)
+        cards: list[str] = []
+        while len(cards) < 2:
+            message = next(messages)
+            cards += message["cards"]
+    assert (len(cards), message["last"] - begun) == (2, 2)
 
 
 @pytest.mark.parametrize(
