@@ -1,6 +1,7 @@
 """What the page knows, with a real broker: outcomes as they come, findings that are published once, parts that hang."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -22,8 +23,10 @@ from streaming.page.knows.findings import Findings
 from streaming.page.knows.latest import Filter
 from streaming.page.knows.moves import Operator
 from streaming.page.knows.outcome import Kind
+from streaming.page.knows.scraping import PartState
 from streaming.page.knows.trace import Tracer
 from streaming.page.knows.trail import Trail
+from streaming.page.knows.vitals import ARCHIVE, Vitals
 from streaming.settings import StreamSettings
 from tests.alertrecords import dead_letter, prediction, publish, receipt
 from tests.unit.streaming.page.knows.outcomes import scored
@@ -224,6 +227,35 @@ def test_outcomes_of_a_topic_that_was_made_anew_answer_no_image_of_the_new_one(
         send_images(own, 1)
         wait_for(lambda: [str(one.place) for one in feed.find_unanswered().newest] == ["0@0"], within_s=40)
         assert feed.latest.last == 2
+
+
+_PART = """
+import time
+from prometheus_client import CollectorRegistry
+from streaming.metrics import serve_metrics
+
+address, _ = serve_metrics(CollectorRegistry(), "127.0.0.1", 0, health=lambda: {"ok": True, "tables": {}})
+print(address, flush=True)
+time.sleep(120)
+"""
+
+
+def test_a_part_that_hangs_goes_on_and_ends_is_told_each_time() -> None:
+    with subprocess.Popen([sys.executable, "-c", _PART], stdout=subprocess.PIPE, text=True) as part:
+        assert part.stdout is not None
+        address = part.stdout.readline().strip().removesuffix("/metrics")
+        with Vitals({ARCHIVE: address}, every_s=0.1) as vitals:
+
+            def wait_until_it_is(state: PartState) -> None:
+                wait_for(lambda: vitals.take_snapshot().find_part(ARCHIVE).state is state)
+
+            wait_until_it_is(PartState.UP)
+            part.send_signal(signal.SIGSTOP)
+            wait_until_it_is(PartState.HANGING)
+            part.send_signal(signal.SIGCONT)
+            wait_until_it_is(PartState.UP)
+            part.kill()
+            wait_until_it_is(PartState.DOWN)
 
 
 def test_no_topic_is_created_for_findings(own: StreamSettings, tmp_path: Path) -> None:
