@@ -27,7 +27,8 @@ from streaming.page.pictures.picture import PictureUnreadable
 
 _CELL_PX = 32
 _OPAQUE = 190  # of 255, where the map is strongest: the image must show through
-_FOR, _AGAINST = (230, 97, 1), (33, 102, 172)  # orange and blue, told apart by every kind of colour vision
+# Told apart by every kind of colour vision, and seen on the black of air as on the white of bone.
+_FOR, _AGAINST = (240, 120, 20), (64, 156, 255)
 _MODELS = 2
 
 Floats = npt.NDArray[np.float32]

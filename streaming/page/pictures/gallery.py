@@ -44,6 +44,7 @@ _VIEWS_BYTES = 64 * 2**20  # about ten full views
 _INSIGHTS = 256  # of 1,280 features: 5 kB each
 _VECTOR_SETS = 2
 _REFUSALS = 1000
+_STEPS = 64  # of 50 kB each
 _USUAL_SIZE = (224, 224)
 
 
@@ -88,6 +89,7 @@ class Gallery:
         self._thumbnails, self._views = PictureCache(_THUMBNAILS_BYTES), PictureCache(_VIEWS_BYTES)
         self._maker, self._explainer = Worker(), Worker(task_s=60.0)
         self._unreadable: OrderedDict[tuple[str, str], str] = OrderedDict()  # within turns of the maker alone
+        self._steps: OrderedDict[tuple[str, tuple[int, int]], list[Step]] = OrderedDict()  # written likewise
         self._insights: OrderedDict[tuple[str, str], Insight] = OrderedDict()
         self._insights_lock = threading.Lock()
         self._read_vectors = lru_cache(_VECTOR_SETS)(self._find_vectors)
@@ -161,10 +163,16 @@ class Gallery:
             See `thumbnail`.
         """
         size = self._find_size()
+        if sha256 and (known := self._steps.get((sha256, size))):
+            return known
         with self._maker.take_turn() as turn:
-            payload = self._reader.read(place, sha256=sha256).payload
-            seen = turn.run(making.steps, payload, self._limits, size, RENDERING_VERSION)
-        return [Step(step.name, _describe(step.what, step.decided_by), to_picture(view)) for step, view in seen]
+            record = self._reader.read(place, sha256=sha256)
+            seen = turn.run(making.steps, record.payload, self._limits, size, RENDERING_VERSION)
+            found = [Step(step.name, _describe(step.what, step.decided_by), to_picture(view)) for step, view in seen]
+            self._steps[record.sha256, size] = found
+            while len(self._steps) > _STEPS:
+                self._steps.popitem(last=False)
+        return found
 
     def explain(self, place: Place, outcome: ScoredOutcome, *, sha256: str = "") -> Explanation:
         """Put the classifier's weights on the network's last map, and the sum of that beside the published logit.

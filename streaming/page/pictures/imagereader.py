@@ -15,6 +15,9 @@ from streaming.settings import KafkaSettings
 _ANSWER_S = 10.0
 _POLL_S = 0.1
 _SILENT_S = 1.0
+_LOOK_S = 3.0
+_AWAY_S = 5.0
+"""While Kafka is away a page of fifty pictures must not wait for each of them."""
 _OPTIONS = {
     "group.id": "xray-reader",  # the client wants one; nothing is subscribed to and nothing committed
     "enable.auto.commit": False,
@@ -71,6 +74,7 @@ class ImageReader:
         self._kafka = kafka
         self._lock = threading.Lock()
         self._consumer: Consumer | None = None
+        self._away_until = 0.0
 
     def read(self, place: Place, *, sha256: str = "") -> ImageRecord:
         """Read one record.
@@ -110,6 +114,9 @@ class ImageReader:
                 self._consumer = None
 
     def _fetch(self, place: Place) -> Message:
+        if time.monotonic() < self._away_until:
+            msg = f"{self._name(place)} cannot be read: Kafka has not answered a moment ago"
+            raise PictureUnreadable(msg)
         if self._consumer is None:
             self._consumer = Consumer(self._kafka.to_librdkafka() | _OPTIONS)
         partition = TopicPartition(self._kafka.images_topic, place.partition, place.offset)
@@ -117,6 +124,7 @@ class ImageReader:
             self._consumer.assign([partition])
             return self._wait(self._consumer, place)
         except KafkaException as exc:
+            self._away_until = time.monotonic() + _AWAY_S
             msg = f"{self._name(place)} cannot be read: {exc.args[0].str()}"
             raise PictureUnreadable(msg) from exc
         finally:
@@ -140,11 +148,12 @@ class ImageReader:
             if not error.retriable() and error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
                 msg = f"{self._name(place)} cannot be read: {error.str()}"
                 raise PictureUnreadable(msg)
+        self._away_until = time.monotonic() + _AWAY_S
         msg = f"{self._name(place)} cannot be read: Kafka has not answered for {_ANSWER_S:.0f} s"
         raise PictureUnreadable(msg)
 
     def _check_partition(self, consumer: Consumer, place: Place) -> None:
-        found = consumer.list_topics(self._kafka.images_topic, timeout=_ANSWER_S).topics[self._kafka.images_topic]
+        found = consumer.list_topics(self._kafka.images_topic, timeout=_LOOK_S).topics[self._kafka.images_topic]
         if found.error is None and place.partition not in found.partitions:
             raise self._gone(place)
         if found.error is not None and found.error.code() in _GONE:

@@ -1,6 +1,7 @@
 """The gallery against a real broker: images by their place, what is gone, and what was never an image."""
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from confluent_kafka import Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from pyspark.sql import SparkSession
 
 from schemas import envelope
 from streaming.kafka.places import Place
@@ -18,8 +20,11 @@ from streaming.kafka.topics import create_topics
 from streaming.page.pictures.gallery import Gallery
 from streaming.page.pictures.picture import PictureGone, PictureUnreadable
 from streaming.settings import StreamSettings
+from tests.conftest import Trained
 from tests.convmodel import MAP, add_conv_model
+from tests.integration.streams import outcomes, score
 from tests.testimages import dicom, gray_pixels, jpeg, png, twelve_bit_pixels
+from xray.phantom import FINDINGS, encode_png, generate_radiograph
 
 pytestmark = pytest.mark.kafka
 
@@ -145,3 +150,29 @@ def test_a_topic_that_was_made_anew_shows_no_other_image(
     with pytest.raises(PictureGone, match="the topic was made anew"):
         gallery.full(place, sha256=sha(files[0]))
     assert gallery.full(place).height == 64
+
+
+@pytest.mark.spark
+@pytest.mark.train
+def test_the_map_adds_up_to_what_the_real_stream_published(
+    spark: SparkSession, settings: StreamSettings, trained: Trained
+) -> None:
+    files = [encode_png(generate_radiograph(seed, finding=FINDINGS[seed % 2])) for seed in range(4)]
+    places = produce(settings, [(file, []) for file in files])
+    score(spark, settings, trained)
+    published, dead = outcomes(settings)
+    assert not dead
+    gallery = Gallery(settings.model_copy(update={"model": trained.folder}))
+    for record in published:
+        value = json.loads(record.value or b"")
+        place = Place(int(record.text(envelope.INPUT_PARTITION)), int(record.text(envelope.INPUT_OFFSET)))
+        positive = value["probabilities"][value["positive_label"]]
+        scored = Scored(value["model"]["version"], positive)
+        found = gallery.explain(place, scored, sha256=value["image"]["sha256"])
+        assert found.why_none == ""
+        assert found.map is not None
+        assert found.map.shape == (7, 7)
+        assert math.isclose(found.logit_published, math.log(positive / (1 - positive)))
+        assert abs(found.difference) < 1e-4
+    assert len(published) == len(places)
+    gallery.close()

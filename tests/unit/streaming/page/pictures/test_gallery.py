@@ -157,8 +157,10 @@ def test_an_image_that_ends_its_process_ends_only_one(gallery: Gallery) -> None:
     assert len(asked) == 1
 
 
-def test_steps_tell_what_decided(gallery: Gallery) -> None:
+def test_steps_tell_what_decided(gallery: Gallery, reader: FakeReader) -> None:
     steps = gallery.steps(DEEP)
+    assert gallery.steps(DEEP, sha256=sha(DEEP)) == steps
+    assert reader.reads == [DEEP]
     assert [step.name for step in steps] == ["decode", "voi", "resize"]
     assert "WindowCenter 2000" in steps[1].detail
     assert (steps[-1].picture.height, steps[-1].picture.width) == (HEIGHT, WIDTH)
