@@ -3,7 +3,7 @@
 import { onMessage, setClocks } from "./app.js";
 
 const SPAN_S = 1800;
-const series = { rate: [[], []], lag: [[], []], latency: [[], [], []] };
+export const series = { rate: [[], []], lag: [[], []], latency: [[], [], []] };
 const charts = {};
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -136,6 +136,8 @@ function showCards({ cards, first, last }) {
 const answer = await fetch("/now/history");
 if (answer.ok) {
   const history = await answer.json();
+  // What came while it was asked for is in it, or is a moment old.
+  for (const columns of Object.values(series)) for (const column of columns) column.length = 0;
   history.points.forEach(add);
   for (const [at, middle, longest] of history.latency) {
     series.latency[0].push(at);

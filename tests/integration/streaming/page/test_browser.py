@@ -218,3 +218,11 @@ def test_a_hidden_tab_costs_nothing(tab: Tab, served: Served) -> None:
         "document.dispatchEvent(new Event('visibilitychange')); 0"
     )
     tab.wait_until("document.querySelector('#live').dataset.state === 'live'")
+
+
+def test_the_charts_show_what_was_before_the_view_was_opened(tab: Tab, served: Served) -> None:
+    open_view(tab, served, "now")
+    script = "import('/assets/' + document.querySelector('script[src*=\"/now.js\"]').src.split('/assets/')[1])"
+    times = tab.wait_until(f"{script}.then(m => m.series.rate[0].length > 5 && m.series)")
+    for columns in times.values():
+        assert columns[0] == sorted(columns[0])
