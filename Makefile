@@ -12,7 +12,7 @@ TENSORFLOW := .venv/.tensorflow
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-install: $(DEMO) ## Make .venv with what the commands need: the extras train, gateway, alerts and reports
+install: $(DEMO) ## Make .venv with what the commands need: the extras train, gateway, alerts, reports and page
 
 install-dev: $(DEV) ## Add what tests and development need
 
@@ -67,7 +67,7 @@ COMPILE = $(BIN)/python -m tools.uv pip compile --quiet --universal --python-ver
 lock: $(DEMO) ## Resolve pyproject.toml's requirements into locks/; UPGRADE=--upgrade takes the newest versions
 	@$(COMPILE) pyproject.toml --all-extras -o locks/tensorflow.lock
 	@$(COMPILE) pyproject.toml --extra dev --constraint locks/tensorflow.lock -o locks/dev.lock
-	@$(COMPILE) pyproject.toml --extra train --extra gateway --extra alerts --extra reports --constraint locks/tensorflow.lock -o locks/train.lock
+	@$(COMPILE) pyproject.toml --extra train --extra gateway --extra alerts --extra reports --extra page --constraint locks/tensorflow.lock -o locks/train.lock
 	@$(COMPILE) locks/build.in --constraint locks/tensorflow.lock -o locks/build.lock
 
 clean: ## Remove .venv and caches; the state folder (XRAY_HOME) stays

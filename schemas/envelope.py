@@ -36,6 +36,7 @@ LABEL_TYPE = "xray.label.v1"
 RECEIPT_TYPE = "xray.receipt.v1"
 SCORE_SOURCE = "/xray-stream/score"
 GATEWAY_SOURCE = "/xray-stream/gateway"
+PAGE_SOURCE = "/xray-stream/page"
 
 # On an image that a gateway took in: comma-separated, e.g. burned_in_annotation.
 IMAGE_FLAGS = "xray_image_flags"

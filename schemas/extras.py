@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from schemas.errors import DependencyError
 
-Extra = Literal["train", "int8", "tracking", "gateway", "alerts", "tensorflow", "reports"]
+Extra = Literal["train", "int8", "tracking", "gateway", "alerts", "tensorflow", "reports", "page"]
 
 PACKAGE = "xray-stream"
 
@@ -29,6 +29,7 @@ _MODULES: dict[Extra, tuple[str, ...]] = {
     "gateway": ("pynetdicom", "starlette", "uvicorn", "httptools", "python_multipart", "cryptography"),
     "alerts": ("kafka", "yaml", "urllib3", "standardwebhooks"),
     "reports": ("highdicom", "pynetdicom", "dicomweb_client", "requests", "cryptography"),
+    "page": ("starlette", "uvicorn", "httptools", "jinja2", "urllib3"),
     "tensorflow": ("tensorflow",),
 }
 

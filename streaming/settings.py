@@ -458,6 +458,54 @@ class ReportsSettings(_Section):
         return self
 
 
+class PageSettings(_Section):
+    """The page: what the stream does, for people who look."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; this machine only, unless told otherwise."""
+    port: Port = 8050
+    """Port of the page; 0 takes a free one."""
+    hosts: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.:\[\]-]+(,[A-Za-z0-9.:\[\]-]+)*$")
+    """Further names, with commas between, that browsers may call it by: ``page.hospital.example``."""
+    people: Path | None = None
+    """TOML file of who may look, label and operate, with the hashes of their tokens; read again when it changes."""
+    allow_operate: bool = False
+    """Whether those who may operate can promote, roll back and redrive; otherwise nobody can from here."""
+    tls_certificate: Path | None = None
+    """PEM file with the page's certificate; with it the page speaks TLS only. Read again when it changes."""
+    tls_key: Path | None = None
+    """PEM file with its private key, PKCS#8 and without a pass phrase."""
+    tls_client_ca: Path | None = None
+    """PEM file of the authority that signs browsers' certificates; with it the page wants one of each."""
+    plain_http: bool = False
+    """Whether it speaks plain HTTP at any address: for a proxy with TLS before it, or in a container."""
+    thumbnails: Path | None = None
+    """Folder that keeps thumbnails for longer than Kafka keeps the images; without one they are in memory only."""
+    thumbnails_max_bytes: int = Field(default=2**30, ge=1024 * 1024)
+    """Of that folder; the oldest thumbnails go first."""
+    trail: Path | None = None
+    """File where each promotion, roll back and redrive is written; by default ``page-trail.jsonl`` in XRAY_HOME."""
+    max_tabs: int = Field(default=40, ge=1, le=1000)
+    """Open pages that are kept up to date at once; further ones say that they are not."""
+    stream_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
+    """Where the stream's ``/metrics`` is; by default at XRAY_METRICS__HOST and XRAY_METRICS__PORT."""
+    archive_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
+    """Where the archive's ``/metrics`` is; by default at XRAY_METRICS__HOST and its own port."""
+    gateway_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
+    """Where the gateway's ``/metrics`` is; by default at XRAY_METRICS__HOST and its own port."""
+    alerts_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
+    """Where the alarms' ``/metrics`` is; by default at XRAY_METRICS__HOST and its own port."""
+    reports_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
+    """Where the reports' ``/metrics`` is; by default at XRAY_METRICS__HOST and its own port."""
+
+    @model_validator(mode="after")
+    def _tls_is_complete(self) -> "PageSettings":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            msg = "tls_certificate and tls_key are wanted both or neither"
+            raise ValueError(msg)
+        return self
+
+
 class TrackingSettings(_Section):
     """Where training runs and the models' aliases are mirrored to, for MLflow."""
 
@@ -497,6 +545,7 @@ class StreamSettings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     alerts: AlertsSettings = AlertsSettings()
     reports: ReportsSettings = ReportsSettings()
+    page: PageSettings = PageSettings()
     tracking: TrackingSettings = TrackingSettings()
 
     def to_file_limits(self) -> DecodeLimits:
@@ -557,6 +606,16 @@ class StreamSettings(BaseSettings):
     def reporting_folder(self) -> Path:
         """Where the ledgers of reports are."""
         return self.reports.folder or self.home / "reporting"
+
+    @property
+    def page_folder(self) -> Path:
+        """Where the page keeps findings until the broker has them."""
+        return self.home / "page"
+
+    @property
+    def page_trail(self) -> Path:
+        """Where it is written down who promoted, rolled back and redrove from the page."""
+        return self.page.trail or self.home / "page-trail.jsonl"
 
     @property
     def scratch_folder(self) -> Path:

@@ -33,6 +33,7 @@ _GROUPS = {
     "tests/integration/streaming/gateway/": "senders and receivers",
     "tests/integration/streaming/alerts/": "senders and receivers",
     "tests/integration/streaming/reports/": "senders and receivers",
+    "tests/integration/streaming/page/": "senders and receivers",
     "tests/integration/streaming/": "stream",
     "tests/integration/benchmarks/": "stream",
     "tests/integration/deploy/": "alerts made to fire",

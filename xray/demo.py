@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import socket
 import threading
 import time
 from collections import deque
@@ -19,7 +20,8 @@ from rich.live import Live
 from rich.markup import escape
 
 from schemas.envelope import DISCLAIMER
-from schemas.errors import JobError
+from schemas.errors import DependencyError, JobError
+from schemas.extras import check_extra
 from schemas.modelcard import DEMONSTRATION, UNDECIDED
 from schemas.registry import promote
 from sparkdl.spark.java import find_java
@@ -328,8 +330,9 @@ def _train_and_stream(
         if keep is not None:
             _show(summary, settings)
             trickle = Trickle(settings.kafka, seed * 1_000_003 + 900_000)
-            _show_sandbox(settings, state, keep)
-            _go_on(trickle, ended, keep.every_s)
+            with _open_page(settings, state) as page:
+                _show_sandbox(settings, state, keep, page)
+                _go_on(trickle, ended, keep.every_s)
             summary.trickled = trickle.published
     return summary
 
@@ -448,7 +451,36 @@ def _go_on(trickle: Trickle, ended: threading.Event, every_s: float) -> None:
     run_trickle(trickle, ended, every_s)
 
 
-def _show_sandbox(settings: StreamSettings, state: StreamState, keep: Keeping) -> None:
+@contextmanager
+def _open_page(settings: StreamSettings, state: StreamState) -> Iterator[str]:
+    """Serve the page of this stream; gives its address, empty where the extra is not installed."""
+    try:
+        check_extra("page", "the page")
+    except DependencyError as exc:
+        err.print(f"[bold yellow]no page:[/] {escape(str(exc))}", soft_wrap=True)
+        yield ""
+        return
+    from streaming.page.service import serve_page  # noqa: PLC0415 - of an extra
+    from xray.modelmoves import PageMoves  # noqa: PLC0415 - likewise
+
+    page = settings.page.model_copy(update={"stream_url": state.metrics_url.removesuffix("/metrics")})
+    if not _is_free(page.host, page.port):  # another page has it
+        page = page.model_copy(update={"port": 0})
+    with serve_page(settings.model_copy(update={"page": page}), PageMoves(settings)) as served:
+        yield served.url
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _show_sandbox(settings: StreamSettings, state: StreamState, keep: Keeping, page: str) -> None:
     """Say where all is, and how it ends."""
     kafka = settings.kafka
     environ = {"XRAY_HOME": str(settings.home), "XRAY_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers}
@@ -457,6 +489,7 @@ def _show_sandbox(settings: StreamSettings, state: StreamState, keep: Keeping) -
         "topics": sorted(wanted_topics(kafka) | label_topics(kafka) | receipt_topics(kafka)),
         "tables": settings.tables_folder,
         "metrics": state.metrics_url,
+        "page": page or None,
         "model": state.card.version,
         "every_seconds": keep.every_s,
         "environ": environ,
@@ -471,6 +504,8 @@ def _show_sandbox(settings: StreamSettings, state: StreamState, keep: Keeping) -
     err.print(f"Topics   {', '.join(places['topics'])}", soft_wrap=True, markup=False)
     err.print(f"Tables   {settings.tables_folder}", soft_wrap=True, markup=False)
     err.print(f"Metrics  {state.metrics_url}", soft_wrap=True, markup=False)
+    if page:
+        err.print(f"Page     {page}", soft_wrap=True, markup=False, highlight=False)
     err.print("For xray watch, publish, deadletters or gateway with it, in another terminal:")
     err.print(
         f"export {' '.join(f'{name}={shlex.quote(value)}' for name, value in environ.items())}",

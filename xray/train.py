@@ -15,7 +15,7 @@ from streaming.settings import StreamSettings
 from training.data.dataset import read_dataset
 from training.evidence.evaluation import Evaluation
 from training.evidence.evaluator import evaluate_model, read_external
-from training.evidence.served import write_images
+from training.evidence.served import write_images, write_training_vectors
 from training.features.cache import FeatureCache
 from training.figures.shift import make_reference, save_reference
 from training.lifecycle.promotion import PromotionDecision, decide
@@ -132,6 +132,7 @@ def train_on(
         spark.stop()
     folder = reports / result.card.version
     write_images(folder, result.material)
+    write_training_vectors(folder, result.material, result.fitted.features, seed=seed)
     scored = result.card.labels.index(result.card.positive_label)
     scores = [item.probabilities[scored] for item in result.held_out]
     save_reference(folder, make_reference(result.fitted.features, scores, seed=seed))

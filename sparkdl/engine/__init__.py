@@ -1,1 +1,1 @@
-"""What runs a network on this machine: OpenVINO, TensorFlow as reference, int8, distance to known images."""
+"""What runs a network here: OpenVINO, TensorFlow as reference, int8, activation maps, distance to known images."""

@@ -33,7 +33,7 @@ from sparkdl.image.limits import DICOM, JPEG, PNG, RENDERING_VERSION, RENDERING_
 from sparkdl.image.pixels import blank_rendering, is_flat, resize_pixels
 from sparkdl.image.raster import JPEG_SIGNATURE, PNG_SIGNATURE, decode_raster
 from sparkdl.image.row import ImageRow, row_from_array
-from sparkdl.image.steps import Step
+from sparkdl.image.steps import Notice, Step
 
 _STRUCTURED_MODE = "application/cloudevents"
 
@@ -140,6 +140,7 @@ def decode_image(
     size: tuple[int, int] | None = None,
     limits: DecodeLimits = _DEFAULT_LIMITS,
     rendering: int = RENDERING_VERSION,
+    notice: Notice | None = None,
 ) -> DecodedImage:
     """Decode one PNG, JPEG or DICOM file into an image row.
 
@@ -158,6 +159,8 @@ def decode_image(
         What one record may cost.
     rendering : int
         Rendering version, one of `RENDERING_VERSIONS`: that on the card of the model which is to see the image.
+    notice : callable, optional
+        Told of each step and of the pixels after it, for people who want to see them; by version 1 of nothing.
 
     Returns
     -------
@@ -198,9 +201,9 @@ def decode_image(
         pixels, (height, width) = version1.decode_pixels(payload, media_type, size, origin, limits)
         return DecodedImage(row_from_array(pixels, origin=origin), media_type, height, width)
     if media_type == DICOM:
-        pixels, (height, width), steps = _decode_dicom(payload, size, origin, limits)
+        pixels, (height, width), steps = _decode_dicom(payload, size, origin, limits, notice)
     else:
-        pixels, (height, width), steps = decode_raster(payload, media_type, size, origin, limits)
+        pixels, (height, width), steps = decode_raster(payload, media_type, size, origin, limits, notice)
     return DecodedImage(row_from_array(pixels, origin=origin), media_type, height, width, steps)
 
 
@@ -238,10 +241,10 @@ def _agreed_media_type(payload: bytes, found: str | None, content_type: str | No
 
 
 def _decode_dicom(
-    payload: bytes, size: tuple[int, int] | None, origin: str, limits: DecodeLimits
+    payload: bytes, size: tuple[int, int] | None, origin: str, limits: DecodeLimits, notice: Notice | None
 ) -> tuple[_Pixels, tuple[int, int], tuple[Step, ...]]:
     """Render a DICOM image to gray pixels, resized if ``size`` is given; give its original size and the steps too."""
-    rendered = render_dicom(payload, origin=origin, limits=limits)
+    rendered = render_dicom(payload, origin=origin, limits=limits, notice=notice)
     height, width = rendered.pixels.shape
     if size is None or size == (height, width):
         return rendered.pixels, (height, width), rendered.steps
@@ -249,4 +252,6 @@ def _decode_dicom(
     if is_flat(pixels) and not is_flat(rendered.pixels):  # what is flat before the resize `render_dicom` has judged
         raise blank_rendering(pixels, origin)
     resize = Step("resize", f"{height}x{width} to {size[0]}x{size[1]}, bilinear with antialiasing")
+    if notice is not None:
+        notice(resize, pixels)
     return pixels, (height, width), (*rendered.steps, resize)

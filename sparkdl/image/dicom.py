@@ -40,9 +40,10 @@ from sparkdl.image.dicomfile import (
     read_dicom,
     refuse_syntax,
 )
-from sparkdl.image.grayscale import StoredValues, map_to_gray
+from sparkdl.image.grayscale import DeepGray, StoredValues, map_to_deep_gray, map_to_gray, spread_all
 from sparkdl.image.limits import DecodeLimits
-from sparkdl.image.steps import Step
+from sparkdl.image.pixels import count_values
+from sparkdl.image.steps import Notice, Step
 
 _TELLS_VALUES = JPEG_2000_SYNTAXES | HTJ2K_SYNTAXES
 """Syntaxes whose streams give values, with their sign, where others give samples of bits."""
@@ -127,7 +128,26 @@ class RenderedImage:
     steps: tuple[Step, ...]
 
 
-def render_dicom(payload: bytes, *, origin: str, limits: DecodeLimits) -> RenderedImage:
+@dataclass(frozen=True, slots=True)
+class DeepImage:
+    """A DICOM image with all its bits.
+
+    Parameters
+    ----------
+    codes : numpy.ndarray
+        Words of 8 or 16 bits, shape (rows, columns).
+    gray : DeepGray
+        What they mean.
+    bits : int
+        That are stored of a pixel.
+    """
+
+    codes: npt.NDArray[np.unsignedinteger[Any]]
+    gray: DeepGray
+    bits: int
+
+
+def render_dicom(payload: bytes, *, origin: str, limits: DecodeLimits, notice: Notice | None = None) -> RenderedImage:
     """Render one single-frame gray DICOM image to 8 bit.
 
     Parameters
@@ -139,6 +159,8 @@ def render_dicom(payload: bytes, *, origin: str, limits: DecodeLimits) -> Render
     limits : DecodeLimits
         ``max_pixels`` bounds rows x columns, in the header and in the compressed stream, before decompression;
         ``modalities`` and ``for_processing`` say which images are rendered.
+    notice : callable, optional
+        Told of each step. What has no window yet is shown from its smallest to its largest value.
 
     Returns
     -------
@@ -169,8 +191,32 @@ def render_dicom(payload: bytes, *, origin: str, limits: DecodeLimits) -> Render
     file = read_dicom(payload, origin=origin)
     layout = check_header(file, origin=origin, limits=limits)
     codes, stored, how = _decode(file, layout, origin, limits)
-    table, steps = map_to_gray(file.dataset, stored, codes, inverted=layout.inverted, origin=origin)
+    if notice is not None:
+        spread = spread_all(stored.values.astype(np.float64), count_values(codes, len(stored.values)))
+        notice(how, spread[codes])
+    gray = None if notice is None else lambda step, table: notice(step, table[codes])
+    table, steps = map_to_gray(file.dataset, stored, codes, inverted=layout.inverted, origin=origin, notice=gray)
     return RenderedImage(table[codes], (how, *steps))
+
+
+def render_deep(payload: bytes, *, origin: str, limits: DecodeLimits) -> DeepImage:
+    """Give a DICOM image with all its bits, for a window that people move; what is refused, `render_dicom` refuses too.
+
+    Parameters
+    ----------
+    payload, origin, limits
+        See `render_dicom`.
+
+    Raises
+    ------
+    UnsupportedImageError, CorruptImageError
+        See `render_dicom`.
+    """
+    file = read_dicom(payload, origin=origin)
+    layout = check_header(file, origin=origin, limits=limits)
+    codes, stored, _ = _decode(file, layout, origin, limits)
+    gray, _ = map_to_deep_gray(file.dataset, stored, codes, inverted=layout.inverted, origin=origin)
+    return DeepImage(codes, gray, layout.bits_stored)
 
 
 def check_header(file: DicomFile, *, origin: str, limits: DecodeLimits) -> PixelLayout:

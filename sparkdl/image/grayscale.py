@@ -23,7 +23,7 @@ from schemas.errors import Reason, UnsupportedImageError
 from sparkdl.image.dicomfile import PYDICOM_ERRORS, corrupt, parsing, read_code, read_decimals
 from sparkdl.image.lut import read_table
 from sparkdl.image.pixels import count_values
-from sparkdl.image.steps import Step
+from sparkdl.image.steps import NoticeGray, Step
 
 TAIL_SHARE = 0.01
 """Of the pixels, at either end, that may lie outside the range of an image without window: burned-in marks, dead
@@ -31,6 +31,7 @@ pixels. A marker of a fiftieth of the width by a third of the height is less."""
 
 _SAMPLES_A_SIDE = 64  # enough to find a second gray in a radiograph; the whole of 9.4 million pixels takes 14 ms
 _WORD_VALUES = 1 << 16
+_WHITE = 255
 
 _Values = npt.NDArray[np.float64]
 _Words = npt.NDArray[np.bool_]
@@ -71,7 +72,13 @@ class StoredValues:
 
 
 def map_to_gray(
-    dataset: Dataset, stored: StoredValues, codes: _Codes, *, inverted: bool, origin: str
+    dataset: Dataset,
+    stored: StoredValues,
+    codes: _Codes,
+    *,
+    inverted: bool,
+    origin: str,
+    notice: NoticeGray | None = None,
 ) -> tuple[npt.NDArray[np.uint8], list[Step]]:
     """Work out the 8-bit gray of every word.
 
@@ -87,6 +94,8 @@ def map_to_gray(
         Large values are dark.
     origin : str
         Where the file came from, for tracing.
+    notice : callable, optional
+        Told of each step; what is not shown yet is spread from the smallest to the largest value that the pixels have.
 
     Returns
     -------
@@ -104,20 +113,108 @@ def map_to_gray(
         padded = _find_padding(dataset, stored)
         values, modality = _apply_modality(dataset, stored, origin)
         shown, how = _apply_voi(dataset, values, origin)
-    steps = [] if modality is None else [modality]
+    steps: list[Step] = []
+
+    def take(step: Step, gray: Callable[[], npt.NDArray[np.uint8]]) -> None:
+        steps.append(step)
+        if notice is not None:
+            notice(step, gray())
+
+    if modality is not None:
+        take(modality, lambda: spread_all(values, count_values(codes, len(values))))
     if shown is None:
         shown, how = _spread_range(values, _count_unpadded(codes, padded))
+    upright = shown
     if how is not None:
-        steps.append(how)
+        take(how, lambda: _to_bytes(upright))
     if inverted:
         shown = 1 - shown
-        steps.append(Step("invert", "large values are dark", _tell(dataset, "PhotometricInterpretation")))
-    table = np.rint(shown * 255).astype(np.uint8)
+        dark = Step("invert", "large values are dark", _tell(dataset, "PhotometricInterpretation"))
+        take(dark, lambda: _to_bytes(1 - upright))
+    table = _to_bytes(shown)
     _check_not_blank(table, codes, stored.values, padded, origin)
     if padded.any() and _has_other(codes, padded):
         table[padded] = 0  # after the inversion: a white frame of one make of device would be a mark to learn
-        steps.append(Step("padding", "shown as background", _tell(dataset, *_PADDING)))
+        take(Step("padding", "shown as background", _tell(dataset, *_PADDING)), table.copy)
     return table, steps
+
+
+def _to_bytes(shown: _Values) -> npt.NDArray[np.uint8]:
+    return np.rint(shown * 255).astype(np.uint8)
+
+
+def spread_all(values: _Values, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Give grays from the smallest to the largest of the values that occur; ``counts`` has the pixels of each."""
+    there = values[counts > 0]
+    return _to_bytes(np.clip((values - there.min()) / (float(there.max() - there.min()) or 1.0), 0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class DeepGray:
+    """The gray of every word with all its bits, for a window that people move.
+
+    Parameters
+    ----------
+    table : numpy.ndarray
+        uint16 of shape (256,) or (65536,); larger is brighter, Pixel Padding is 0.
+    low, high : int
+        What is shown black and white, in the same unit; either may lie outside 0 to 65535. Between them the rendering
+        is a straight line, unless a VOI LUT or a sigmoid bends it.
+    """
+
+    table: npt.NDArray[np.uint16]
+    low: int
+    high: int
+
+
+def map_to_deep_gray(
+    dataset: Dataset, stored: StoredValues, codes: _Codes, *, inverted: bool, origin: str
+) -> tuple[DeepGray, list[Step]]:
+    """Work out the 16-bit gray of every word: its modality value, upright, counted from the smallest one there is.
+
+    Parameters
+    ----------
+    dataset, stored, codes, inverted, origin
+        See `map_to_gray`.
+
+    Returns
+    -------
+    tuple of DeepGray and list of Step
+        And what the 8-bit rendering does, which decides ``low`` and ``high``.
+
+    Raises
+    ------
+    UnsupportedImageError, CorruptImageError
+        See `map_to_gray`.
+    """
+    shown, steps = map_to_gray(dataset, stored, codes, inverted=inverted, origin=origin)
+    padded = _find_padding(dataset, stored)
+    values, _ = _apply_modality(dataset, stored, origin)
+    if inverted:
+        values = -values
+    there = values[_count_unpadded(codes, padded) > 0]
+    smallest, span = float(there.min()), float(there.max() - there.min())
+    # Whole numbers stay what they are: scaled ones compress far worse.
+    whole = span < _WORD_VALUES and bool((there == np.rint(there)).all())
+    deep = (values - smallest) * (1.0 if whole else (_WORD_VALUES - 1) / (span or 1.0))
+    counted = deep[~padded] if not padded.all() else deep
+    gray = shown[~padded] if not padded.all() else shown
+    low, high = _find_ends(counted, gray)
+    table = np.clip(np.rint(deep), 0, _WORD_VALUES - 1).astype(np.uint16)
+    if padded.any() and _has_other(codes, padded):
+        table[padded] = 0
+    return DeepGray(table, low, max(high, low + 1)), steps
+
+
+def _find_ends(deep: _Values, gray: npt.NDArray[np.uint8]) -> tuple[int, int]:
+    """Find what is just black and just white; where a window goes beyond all words, along the line that it draws."""
+    black, white = deep[gray == 0], deep[gray == _WHITE]
+    first, last = float(black.max() if black.size else deep.min()), float(white.min() if white.size else deep.max())
+    # What is just black rounds down from nearly half a gray, what is just white up from half a gray below.
+    darkest = 0.5 if black.size else float(gray.min())
+    brightest = _WHITE - 0.5 if white.size else float(gray.max())
+    slope = (last - first) / ((brightest - darkest) or 1.0)
+    return round(first - darkest * slope), round(last + (_WHITE - brightest) * slope)
 
 
 # --- Modality LUT -----------------------------------------------------------------------------------------------------

@@ -62,12 +62,20 @@ from sparkdl.image.png import (
     decode_samples,
     read_png,
 )
-from sparkdl.image.steps import Step
+from sparkdl.image.steps import Notice, Step
 
 # Pillow logs the texts of EXIF blocks, at level DEBUG; what matters comes back as an exception.
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-__all__ = ["JPEG_SIGNATURE", "PNG_SIGNATURE", "RasterImage", "check_jpeg", "decode_raster", "read_orientation"]
+__all__ = [
+    "JPEG_SIGNATURE",
+    "PNG_SIGNATURE",
+    "RasterImage",
+    "check_jpeg",
+    "decode_raster",
+    "read_deep_gray",
+    "read_orientation",
+]
 
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 
@@ -75,6 +83,8 @@ JPEG_SIGNATURE = b"\xff\xd8\xff"
 _SHOWN_SHARE = 99
 
 _LARGEST = (1 << WORD) - 1
+
+_GRAY_AND_ALPHA = 2
 
 # What libjpeg-turbo does not decode: hierarchical JPEGs, and lossless ones with arithmetic coding.
 _UNREAD_PROCESSES = frozenset({0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF, JPEG_LS})
@@ -137,7 +147,6 @@ class _Picture:
 
     image: Image.Image
     original: tuple[int, int]
-    steps: list[Step]
     differs: Callable[[], bool]
     colored: bool
     channels: Step | None = None
@@ -145,7 +154,12 @@ class _Picture:
 
 
 def decode_raster(
-    payload: bytes, media_type: str, size: tuple[int, int] | None, origin: str, limits: DecodeLimits
+    payload: bytes,
+    media_type: str,
+    size: tuple[int, int] | None,
+    origin: str,
+    limits: DecodeLimits,
+    notice: Notice | None = None,
 ) -> RasterImage:
     """Decode a PNG or JPEG to gray or BGR pixels, upright, resized if ``size`` is given.
 
@@ -161,6 +175,8 @@ def decode_raster(
         Where it came from, for errors.
     limits : DecodeLimits
         ``max_pixels`` bounds height x width.
+    notice : callable, optional
+        Told of each step. Of 16 bits that have no white yet the upper 8 are shown.
 
     Returns
     -------
@@ -175,15 +191,18 @@ def decode_raster(
     CorruptImageError
         ``TRUNCATED_IMAGE``, ``CORRUPT_IMAGE``.
     """
-    picture = _png(payload, origin, limits) if media_type == PNG else _jpeg(payload, size, origin, limits)
+    seen = _Seen(notice)
+    picture = _png(payload, origin, limits, seen) if media_type == PNG else _jpeg(payload, size, origin, limits, seen)
     pixels = np.asarray(resize_image(picture.image, size, picture.box) if size else picture.image)
     if is_flat(pixels) and picture.differs():
         raise blank_rendering(pixels, origin)
     shown = gray_if_gray(pixels if pixels.ndim == GRAY_NDIM else pixels[..., ::-1])
-    steps = [*picture.steps, *_channels(picture, one_gray=picture.colored and shown.ndim == GRAY_NDIM)]
+    for step in _channels(picture, one_gray=picture.colored and shown.ndim == GRAY_NDIM):
+        seen.take(step, picture.image)
     if size:
-        steps.append(Step("resize", f"from {_by(picture.original)} to {_by(size)}, bilinear with antialiasing"))
-    return RasterImage(shown, picture.original, tuple(steps))
+        step = Step("resize", f"from {_by(picture.original)} to {_by(size)}, bilinear with antialiasing")
+        seen.take(step, pixels)
+    return RasterImage(shown, picture.original, tuple(seen.steps))
 
 
 def _channels(picture: _Picture, *, one_gray: bool) -> list[Step]:
@@ -196,6 +215,26 @@ def _channels(picture: _Picture, *, one_gray: bool) -> list[Step]:
     return [replace(picture.channels, what=f"{picture.channels.what}; {words}")]
 
 
+class _Seen:
+    """The steps so far, and who is told of them."""
+
+    def __init__(self, notice: Notice | None) -> None:
+        self.steps: list[Step] = []
+        self._notice = notice
+
+    def take(self, step: Step, picture: Image.Image | _Samples) -> None:
+        """Add a step, and show what came of it: a picture or samples, gray or RGB."""
+        self.steps.append(step)
+        if self._notice is None:
+            return
+        pixels = np.asarray(picture if isinstance(picture, np.ndarray) else _gray_or_rgb(picture))
+        if pixels.dtype == np.uint16:
+            pixels = (pixels >> BYTE).astype(np.uint8)
+        if pixels.ndim > GRAY_NDIM:
+            pixels = pixels[..., 2::-1] if pixels.shape[2] > _GRAY_AND_ALPHA else pixels[..., 0]
+        self._notice(step, pixels)
+
+
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
@@ -203,18 +242,49 @@ def _by(size: tuple[int, int]) -> str:
 # --- PNG --------------------------------------------------------------------------------------------------------------
 
 
-def _png(payload: bytes, origin: str, limits: DecodeLimits) -> _Picture:
+def read_deep_gray(payload: bytes, origin: str, limits: DecodeLimits) -> tuple[npt.NDArray[np.uint16], int] | None:
+    """Give the samples of a gray PNG of 16 bits, upright, and the one that is shown white; black is 0.
+
+    Parameters
+    ----------
+    payload, origin, limits
+        See `decode_raster`.
+
+    Returns
+    -------
+    tuple of numpy.ndarray and int, or None
+        uint16, shape (height, width); None where it has 8 bits or colour.
+
+    Raises
+    ------
+    UnsupportedImageError, CorruptImageError
+        See `decode_raster`.
+    """
+    png = read_png(payload, origin, limits)
+    if png.bits != WORD:
+        return None
+    samples, _ = _stored(png, origin)
+    colors, significant = _gray_of(np.asarray(samples), png)
+    if colors.ndim > GRAY_NDIM:
+        return None
+    [white], _ = _whites(colors, significant)
+    turn = _TURNS.get(read_orientation(png.exif))
+    upright = colors if turn is None else np.asarray(Image.fromarray(colors).transpose(turn.transpose))
+    return upright, white
+
+
+def _png(payload: bytes, origin: str, limits: DecodeLimits, seen: _Seen) -> _Picture:
     png = read_png(payload, origin, limits)
     size, header = (png.height, png.width), f"bit depth {png.bits}, colour type {png.color_type}"
     stored, decoder = _stored(png, origin)
-    steps = [Step("decode", f"{_by(size)} pixels of {png.bits} bits, by {decoder}", {"IHDR": header})]
     with _pillow_border(origin):
-        image = _gray_or_rgb(stored) if isinstance(stored, Image.Image) else _image_of(stored, png, steps)
-    turned = _turned(image, read_orientation(png.exif), png.exif_chunk, steps)
+        seen.take(Step("decode", f"{_by(size)} pixels of {png.bits} bits, by {decoder}", {"IHDR": header}), stored)
+        image = _gray_or_rgb(stored) if isinstance(stored, Image.Image) else _image_of(stored, png, seen)
+    turned = _turned(image, read_orientation(png.exif), png.exif_chunk, seen)
     words = _CHANNEL_WORDS.get(png.color_type)
     channels = Step("channels", words, {"IHDR": f"colour type {png.color_type}"}) if words else None
     colored = COLORS[png.color_type] > 1
-    return _Picture(turned, (turned.height, turned.width), steps, lambda: _differs(stored), colored, channels)
+    return _Picture(turned, (turned.height, turned.width), lambda: _differs(stored), colored, channels)
 
 
 def _stored(png: PngFile, origin: str) -> tuple[_Samples | Image.Image, str]:
@@ -235,20 +305,28 @@ def _stored(png: PngFile, origin: str) -> tuple[_Samples | Image.Image, str]:
     return image, "Pillow"
 
 
-def _image_of(samples: _Samples, png: PngFile, steps: list[Step]) -> Image.Image:
-    """Make gray or RGB of 8 bits from samples."""
-    if samples.dtype == np.uint8:
-        return Image.fromarray(samples)
+def _gray_of(samples: _Samples, png: PngFile) -> tuple[_Samples, Sequence[int]]:
+    """Give the colours of samples of 16 bits, alpha dropped, one where all are equal; and the bits that sBIT says."""
     colors, significant = samples, png.significant_bits
     if samples.ndim > GRAY_NDIM:
         colors = gray_if_gray(samples[..., :3]) if COLORS[png.color_type] > 1 else samples[..., 0]
     if colors.ndim == GRAY_NDIM:
         significant = significant and (max(significant),)
+    return colors, significant
+
+
+def _image_of(samples: _Samples, png: PngFile, seen: _Seen) -> Image.Image:
+    """Make gray or RGB of 8 bits from samples."""
+    if samples.dtype == np.uint8:
+        return Image.fromarray(samples)
+    colors, significant = _gray_of(samples, png)
     whites, step = _whites(colors, significant)
-    steps.append(step)
     if len(set(whites)) == 1:
-        return Image.fromarray(_table(whites[0]).take(colors))
-    return Image.fromarray(np.stack([_table(white).take(colors[..., n]) for n, white in enumerate(whites)], axis=-1))
+        shown = _table(whites[0]).take(colors)
+    else:
+        shown = np.stack([_table(white).take(colors[..., n]) for n, white in enumerate(whites)], axis=-1)
+    seen.take(step, shown)
+    return Image.fromarray(shown)
 
 
 def _whites(colors: npt.NDArray[np.uint16], significant: Sequence[int]) -> tuple[Sequence[int], Step]:
@@ -280,7 +358,7 @@ def _table(white: int) -> _Pixels:
 # --- JPEG -------------------------------------------------------------------------------------------------------------
 
 
-def _jpeg(payload: bytes, size: tuple[int, int] | None, origin: str, limits: DecodeLimits) -> _Picture:
+def _jpeg(payload: bytes, size: tuple[int, int] | None, origin: str, limits: DecodeLimits, seen: _Seen) -> _Picture:
     with _pillow_border(origin):
         header, image = _open_jpeg(payload, origin, limits)
         original, orientation = (image.height, image.width), read_orientation(image.info.get("exif", b""))
@@ -288,11 +366,11 @@ def _jpeg(payload: bytes, size: tuple[int, int] | None, origin: str, limits: Dec
         shrinks = size and orientation not in _TURNS and not (header and header.process == LOSSLESS)
         box = _draft(image, size) if size and shrinks else None
         decoded = _gray_or_rgb(image)
-    steps = [_decode_step(header, original, (decoded.height, decoded.width))]
-    turned = _turned(decoded, orientation, "APP1", steps)
+    seen.take(_decode_step(header, original, (decoded.height, decoded.width)), decoded)
+    turned = _turned(decoded, orientation, "APP1", seen)
     original = original if box else (turned.height, turned.width)
     colored = decoded.mode == "RGB"
-    return _Picture(turned, original, steps, lambda: _differs_inside(payload, origin), colored, box=box)
+    return _Picture(turned, original, lambda: _differs_inside(payload, origin), colored, box=box)
 
 
 def check_jpeg(payload: bytes, origin: str, limits: DecodeLimits) -> int:
@@ -438,12 +516,13 @@ def read_orientation(exif: bytes) -> int:
         return 1
 
 
-def _turned(image: Image.Image, orientation: int, segment: str, steps: list[Step]) -> Image.Image:
+def _turned(image: Image.Image, orientation: int, segment: str, seen: _Seen) -> Image.Image:
     turn = _TURNS.get(orientation)
     if turn is None:
         return image
-    steps.append(Step("orient", turn.words, {segment: f"Orientation {orientation}"}))
-    return image.transpose(turn.transpose)
+    upright = image.transpose(turn.transpose)
+    seen.take(Step("orient", turn.words, {segment: f"Orientation {orientation}"}), upright)
+    return upright
 
 
 def _gray_or_rgb(image: Image.Image) -> Image.Image:

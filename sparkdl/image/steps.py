@@ -1,6 +1,10 @@
 """What was done to the pixels of a file, step by step, and what in it decided that."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +30,10 @@ class Step:
     name: str
     what: str
     decided_by: dict[str, str] = field(default_factory=dict)
+
+
+Notice = Callable[[Step, npt.NDArray[np.uint8]], None]
+"""Told of a step and of the pixels after it: (height, width), or (height, width, 3) in the order BGR."""
+
+NoticeGray = Callable[[Step, npt.NDArray[np.uint8]], None]
+"""Told of a step and of the gray that every stored word has after it, shape (256,) or (65536,)."""

@@ -4,14 +4,30 @@ import logging
 import ssl
 import threading
 from pathlib import Path
+from typing import Protocol
 
 from schemas.errors import SettingsError
 from streaming.pemfiles import load_authority, load_own
-from streaming.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
 
 _PREFIX = "XRAY_GATEWAY__"
+
+
+class TlsFiles(Protocol):
+    """The settings that name the files: of the gateway, and of others that speak TLS as it does."""
+
+    @property
+    def tls_certificate(self) -> Path | None:
+        """PEM file with the certificate; None where TLS is off."""
+
+    @property
+    def tls_key(self) -> Path | None:
+        """PEM file with its private key."""
+
+    @property
+    def tls_client_ca(self) -> Path | None:
+        """PEM file of the authority of the clients' certificates; None wants none of them."""
 
 
 class Certificates:
@@ -19,8 +35,10 @@ class Certificates:
 
     Parameters
     ----------
-    settings : GatewaySettings
+    settings : TlsFiles
         ``tls_certificate``, ``tls_key``, ``tls_client_ca``.
+    prefix : str
+        Of these settings' names, for errors.
 
     Raises
     ------
@@ -29,11 +47,12 @@ class Certificates:
         left out, and logged.
     """
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: TlsFiles, prefix: str = _PREFIX) -> None:
         self._settings = settings
+        self._prefix = prefix
         self._lock = threading.Lock()
         self._stamps = self._stamp()
-        self._context = load_context(settings)
+        self._context = load_context(settings, prefix)
 
     def current(self) -> ssl.SSLContext | None:
         """Give the context as the files are now; None without TLS."""
@@ -48,7 +67,7 @@ class Certificates:
 
     def _read_again(self) -> None:
         try:
-            self._context = load_context(self._settings)
+            self._context = load_context(self._settings, self._prefix)
         except SettingsError as exc:
             log.error("the certificates stay as they were: %s", exc)
         else:
@@ -59,7 +78,7 @@ class Certificates:
         return [_stamp_file(file) for file in files if file is not None]
 
 
-def load_context(settings: GatewaySettings) -> ssl.SSLContext | None:
+def load_context(settings: TlsFiles, prefix: str = _PREFIX) -> ssl.SSLContext | None:
     """Read the PEM files; None where TLS is off.
 
     Raises
@@ -72,9 +91,9 @@ def load_context(settings: GatewaySettings) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    load_own(context, certificate, key, settings=(f"{_PREFIX}TLS_CERTIFICATE", f"{_PREFIX}TLS_KEY"))
+    load_own(context, certificate, key, settings=(f"{prefix}TLS_CERTIFICATE", f"{prefix}TLS_KEY"))
     if authority is not None:
-        load_authority(context, authority, setting=f"{_PREFIX}TLS_CLIENT_CA")
+        load_authority(context, authority, setting=f"{prefix}TLS_CLIENT_CA")
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 

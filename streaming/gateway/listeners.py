@@ -40,6 +40,8 @@ def open_listener(host: str, port: int, setting: str, *, backlog: int) -> socket
             raise
     except (OSError, UnicodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "that is no name of a host"
-        msg = f"XRAY_GATEWAY__HOST, {setting}: cannot listen at {host or 'no host'}, port {port}: {why}"
+        msg = (
+            f"{setting.rpartition('__')[0]}__HOST, {setting}: cannot listen at {host or 'no host'}, port {port}: {why}"
+        )
         raise SettingsError(msg) from exc
     return listener

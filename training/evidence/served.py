@@ -3,8 +3,12 @@
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
+
+from sparkdl.engine.neighbours import choose_vectors, write_vectors
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from sparkdl.transformers.pipelinefiles import read_pipeline
+from training.arrays import Features
 from training.model.classifier import Head
 from training.model.material import Material
 
@@ -17,6 +21,26 @@ def write_images(folder: Path, material: Material) -> None:
     digests = sorted({digest for digest, out in zip(material.digests, material.held_out, strict=True) if not out})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / IMAGES_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
+
+
+def write_training_vectors(folder: Path, material: Material, features: Features, *, seed: int = 0) -> None:
+    """Keep the vectors of images that a model was trained on, so that the nearest of them can be shown beside another.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the model's report. The model's own folder stays as its hash says.
+    material : Material
+        The images.
+    features : numpy.ndarray
+        float32, shape (n, n_features): of all of them, held out or not.
+    seed : int
+        Of the choice, where there are many.
+    """
+    taken = np.flatnonzero(~material.held_out)
+    paths, names = material.paths, material.dataset.labels
+    labels = [names[label] for label in material.labels[taken]]
+    write_vectors(folder, choose_vectors(features[taken], [str(paths[place]) for place in taken], labels, seed=seed))
 
 
 def load_served(folder: Path) -> tuple[DeepImageFeaturizer, Head]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from schemas.errors import DatasetError, SettingsError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
+from sparkdl.engine.neighbours import choose_vectors, write_vectors
 from sparkdl.image.limits import RENDERING_VERSION
 from sparkdl.transformers.featurizer import DeepImageFeaturizer
 from training.evidence.evaluation import Evaluation
@@ -158,7 +159,10 @@ def retrain_model(
     own = reports_folder / new_card.version
     scores = outcomes.probabilities[:, card.labels.index(card.positive_label)]
     save_reference(own, make_reference(stored.features, scores, seed=seed))
-    (own / IMAGES_FILE).write_text("\n".join(stored.digests[~held_out].tolist()) + "\n", encoding="utf-8")
+    digests = stored.digests[~held_out].tolist()
+    (own / IMAGES_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
+    shown = [card.labels[label] for label in stored.labels[~held_out]]
+    write_vectors(own, choose_vectors(stored.features[~held_out], digests, shown, seed=seed))
     report("judging", 3, 3)
     _log.info(
         "retrained %s from %s: %d train, %d held out",

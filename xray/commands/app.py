@@ -17,6 +17,7 @@ from xray.commands.featurize import featurize
 from xray.commands.gateway import gateway
 from xray.commands.label import label
 from xray.commands.models import models_app
+from xray.commands.page import page
 from xray.commands.phantom import phantom
 from xray.commands.prepare import prepare
 from xray.commands.publish import publish
@@ -74,6 +75,7 @@ for command in (
     archive,
     gateway,
     watch,
+    page,
     train,
     label,
     retrain,

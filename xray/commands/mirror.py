@@ -1,14 +1,13 @@
 """MLflow is told what the models' aliases name; the registry here is the one that counts."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from schemas.errors import JobError, ModelLoadError
+from schemas.errors import JobError
 from schemas.modelcard import ModelCard, read_card
 from schemas.registry import CHALLENGER_FILE, CHAMPION_FILE, read_aliases
 from streaming.settings import StreamSettings
-from training.lifecycle.promotion import read_report
 from xray.console import err, step
+from xray.modelmoves import find_report
 
 
 def mirror_aliases(settings: StreamSettings, name: str, also: Sequence[ModelCard] = ()) -> bool:
@@ -64,11 +63,3 @@ def track_all(settings: StreamSettings, cards: Iterable[ModelCard]) -> None:
             settings.reports_folder / card.version,
             settings.models_folder / card.version,
         )
-
-
-def find_report(settings: StreamSettings, version: str) -> tuple[dict[str, Any] | None, str]:
-    """Give the report on a model, and what is wrong with one that cannot be read."""
-    try:
-        return read_report(settings.reports_folder / version), ""
-    except ModelLoadError as exc:
-        return None, str(exc)

@@ -21,17 +21,16 @@ from schemas.registry import (
     clear_challenger,
     find_model,
     list_models,
-    promote,
     read_aliases,
     read_history,
-    rollback,
     set_challenger,
 )
-from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS, describe_other_rendering
+from sparkdl.image.limits import RENDERING_VERSION, describe_other_rendering
 from streaming.settings import load_settings
-from training.lifecycle.promotion import MARGIN, decide
-from xray.commands.mirror import find_report, mirror_aliases, mirror_all, track_all
+from training.lifecycle.promotion import MARGIN
+from xray.commands.mirror import mirror_aliases, mirror_all, track_all
 from xray.console import err, new_table, out, print_json, step
+from xray.modelmoves import describe_rollback, find_report, promote_model, roll_back_model
 from xray.tabular import print_listing, print_table
 
 models_app = typer.Typer(
@@ -142,44 +141,32 @@ def promote_version(
     is for images of an old rendering version.
     """
     settings = load_settings()
-    card = read_card(find_model(settings.models_folder, version))
-    champion = read_aliases(settings.models_folder).get(CHAMPION_FILE)
-    report, remark = find_report(settings, card.version)
-    decision = decide(card, report, champion, margin=margin)
-    promoted = decision.permits(force=force)
-    forced = promoted and not decision.allowed
-    if remark:
-        err.print(f"note: {remark}", markup=False, soft_wrap=True)
-    if promoted and champion != card.version:
-        reason = "; ".join(filter(None, (why, decision.why)))
-        promote(settings.models_folder, card.version, expected=champion, why=reason, forced=forced)
+    done = promote_model(settings, version, force=force, margin=margin, why=why)
+    card, decision = done.card, done.decision
+    if done.remark:
+        err.print(f"note: {done.remark}", markup=False, soft_wrap=True)
     answer = {
         "version": card.version,
-        "before": champion,
-        "promoted": promoted,
+        "before": done.before,
+        "promoted": done.promoted,
         "compared": decision.compared,
         "why": decision.why,
-        "forced": forced,
-        "verdict": _verdict_of(report) or None,
+        "forced": done.forced,
+        "verdict": _verdict_of(done.report) or None,
     }
-    if not promoted:
+    if not done.promoted:
         if json_:
             print_json(answer)
         err.print(f"[bold red]refused:[/] {escape(decision.why)}.", soft_wrap=True)
         if not decision.final:
             err.print("It is promoted all the same with --force; --margin says how much worse a model may be.")
         raise typer.Exit(1)
-    if not json_ and champion == card.version:
-        out.print(f"{card.name} {card.version} is the champion already.", markup=False)
-    elif not json_:
-        out.print(
-            f"Promoted {card.name} {card.version}{' by force' if forced else ''}. "
-            "A running stream serves it from its next batch on.",
-            markup=False,
-        )
+    if not json_:
+        out.print(done.said, markup=False)
+    if not json_ and done.before != card.version:
         out.print(f"{decision.why[0].upper()}{decision.why[1:]}.", markup=False, soft_wrap=True)
-    if warning := _warn_of(report):
-        err.print(f"[bold yellow]warning:[/] {escape(warning)}.", soft_wrap=True)
+    if done.warning:
+        err.print(f"[bold yellow]warning:[/] {escape(done.warning)}.", soft_wrap=True)
     _warn_of_rendering(card)
     mirrored = mirror and mirror_aliases(settings, card.name)
     if json_:
@@ -190,15 +177,11 @@ def promote_version(
 def roll_back(why: Why = "", mirror: Mirror = True, json_: Json = False) -> None:
     """Serve the champion before the last promotion again; once more goes further back."""
     settings = load_settings()
-    done = rollback(settings.models_folder, why=why, find_fault=_find_fault)
+    done = roll_back_model(settings, why=why)
     for version, reason in done.skipped:
         err.print(f"skipped {version}: {reason}", markup=False, soft_wrap=True)
     if not json_:
-        out.print(
-            f"Back from {done.before} to {done.card.name} {done.card.version}. "
-            "A running stream serves it from its next batch on.",
-            markup=False,
-        )
+        out.print(describe_rollback(done), markup=False)
     _warn_of_rendering(done.card)
     mirrored = mirror and mirror_aliases(settings, done.card.name)
     if json_:
@@ -334,16 +317,6 @@ def _show_verdict(report: Mapping[str, Any] | None) -> str:
     return escape(verdict)
 
 
-def _warn_of(report: Mapping[str, Any] | None) -> str:
-    """Say what speaks against a model's figures; empty where nothing does."""
-    verdict = _verdict_of(report)
-    if verdict == "confounded":
-        return "its figures are confounded: no evidence that a disease is detected"
-    if report is not None and verdict == "unknown":
-        return "; ".join(("shortcuts were not looked for", *report["verdict"]["reasons"]))
-    return ""
-
-
 def _warn_of_rendering(card: ModelCard) -> None:
     if told := describe_other_rendering(card.rendering_version):
         err.print(f"[bold yellow]warning:[/] {escape(told)}", soft_wrap=True)
@@ -353,11 +326,6 @@ def _refuse_other_rendering(card: ModelCard) -> None:
     if told := describe_other_rendering(card.rendering_version):
         msg = f"{card.version} cannot be the next champion. {told}"
         raise ModelLoadError(msg)
-
-
-def _find_fault(card: ModelCard) -> str:
-    """Say why the stream does not serve a model; empty where it does."""
-    return "" if card.rendering_version in RENDERING_VERSIONS else describe_other_rendering(card.rendering_version)
 
 
 def _name_rendering(version: int) -> str:

@@ -241,16 +241,16 @@ class HttpServer:
         self._thread: threading.Thread | None = None
         self._loop: Future[asyncio.AbstractEventLoop] = Future()
 
-    def start(self, host: str, port: int) -> int:
-        """Listen, and give the port.
+    def start(self, host: str, port: int, setting: str = "XRAY_GATEWAY__HTTP_PORT") -> int:
+        """Listen, and give the port; ``setting`` is the variable that names it.
 
         Raises
         ------
         SettingsError
             It cannot listen there.
         """
-        listener = open_listener(host, port, "XRAY_GATEWAY__HTTP_PORT", backlog=_BACKLOG)
-        self._thread = threading.Thread(target=self._run, args=(listener,), name="gateway-http", daemon=True)
+        listener = open_listener(host, port, setting, backlog=_BACKLOG)
+        self._thread = threading.Thread(target=self._run, args=(listener,), name="http", daemon=True)
         self._thread.start()
         bound: int = listener.getsockname()[1]
         return bound

@@ -133,6 +133,18 @@ def test_precision(jars: Path, tmp_path: Path) -> None:
     assert all(0 <= each["auroc"] <= 1 and 0.9 < each["cosine_mean"] <= 1.001 for each in found), found
 
 
+@pytest.mark.skipif(find_spec("nncf") is None, reason="int8 needs the int8 extra (NNCF)")
+def test_maps(jars: Path, tmp_path: Path) -> None:
+    manifest = write_folder(tmp_path / "images", 24, seed=3)
+    found = run(jars, "maps", "--train", "20", "--test", "2", "--xrays", str(manifest), "--json")
+    assert {(one["images"], one["precision"]) for one in found["sums"]} == {
+        (images, precision) for images in ("phantoms", "X-rays") for precision in ("fp32", "bf16", "int8")
+    }
+    assert all(one["max_error"] < 1e-4 for one in found["sums"] if one["precision"] == "fp32"), found
+    assert {one["map"] for one in found["hits"]} >= {"with opacities", "same chest without"}
+    assert all(abs(one["upper"] + one["middle"] + one["lower"] - 1) < 1e-9 for one in found["zones"]), found
+
+
 @pytest.mark.kafka
 @pytest.mark.skipif(find_spec("pynetdicom") is None, reason="DICOM needs the gateway extra")
 @pytest.mark.skipif(which("storescp") is None, reason="dcmtk is not installed (apt-get install dcmtk)")

@@ -170,7 +170,7 @@ def anchors() -> set[str]:
 
 
 def test_compose_has_the_whole_stream() -> None:
-    programs = {"init", "stream", "archive", "gateway", "alerts", "reports"}
+    programs = {"init", "stream", "archive", "gateway", "alerts", "reports", "page"}
     assert set(compose()["services"]) == {"kafka", *programs, *WATCHING}
 
 
@@ -308,7 +308,9 @@ def test_only_known_settings_are_set() -> None:
     in_image = set(re.findall(r"^ENV (\w+)=", dockerfile(), re.MULTILINE))
     ours = {name for name in in_compose | in_image if name.startswith("XRAY_")}
     gateway = {f"XRAY_GATEWAY__{name}" for name in ("HOST", "ANYONE", "SPOOL", "CROSSWALK")}
-    assert ours == {"XRAY_HOME", "XRAY_KAFKA__BOOTSTRAP_SERVERS", "XRAY_METRICS__HOST", *gateway}
+    page = {f"XRAY_PAGE__{name}" for name in ("HOST", "PLAIN_HTTP")}
+    page |= {f"XRAY_PAGE__{name}_URL" for name in ("STREAM", "ARCHIVE", "GATEWAY", "ALERTS", "REPORTS")}
+    assert ours == {"XRAY_HOME", "XRAY_KAFKA__BOOTSTRAP_SERVERS", "XRAY_METRICS__HOST", *gateway, *page}
     assert ours <= set(variable_names())
 
 
@@ -434,7 +436,7 @@ def test_image_has_what_every_service_needs() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (recipe,) = re.findall(r"^\t@\$\(COMPILE\) (.*) -o locks/train.lock$", makefile, re.MULTILINE)
     extras = set(re.findall(r"--extra (\w+)", recipe))
-    assert extras == {"train", "gateway", "alerts", "reports"}
+    assert extras == {"train", "gateway", "alerts", "reports", "page"}
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lock = (ROOT / "locks" / "train.lock").read_text(encoding="utf-8")
     locked = set(re.findall(r"^([\w.-]+)==", lock, re.MULTILINE))

@@ -29,7 +29,7 @@ def read(unit: Path) -> RawConfigParser:
 
 def test_every_program_has_one() -> None:
     """The stream starts its archive itself."""
-    assert [unit.stem for unit in UNITS] == ["xray-alerts", "xray-gateway", "xray-reports", "xray-stream"]
+    assert [unit.stem for unit in UNITS] == ["xray-alerts", "xray-gateway", "xray-page", "xray-reports", "xray-stream"]
 
 
 @each_unit

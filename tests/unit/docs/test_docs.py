@@ -57,6 +57,7 @@ PAGES = (
     "training",
     "models",
     "retraining",
+    "page",
     "metrics",
     "performance",
     "architecture",

@@ -21,9 +21,8 @@ from tests.savedmodels import add_model, add_report, evaluate
 from tests.stored import add_champion, score_images
 from training.evidence.probes import Verdict
 from training.lifecycle import promotion, tracking
-from xray import console
+from xray import console, modelmoves
 from xray.__main__ import run
-from xray.commands import models as command
 
 needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the tracking extra (MLflow)")
 
@@ -260,7 +259,7 @@ def test_a_model_that_came_into_service_while_this_one_was_looked_at_stays(
         promote(registry / "models", "v4")
         return promotion.decide(*arguments, **options)
 
-    monkeypatch.setattr(command, "decide", decide)
+    monkeypatch.setattr(modelmoves, "decide", decide)
     done = models("promote", "v3")
     assert (done.code, done.out) == (1, "")
     assert "v3 was decided on while v1 was in service, and now v4 is" in " ".join(done.err.split())

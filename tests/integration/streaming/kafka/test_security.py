@@ -52,6 +52,10 @@ from streaming.kafka.producer import Delivery, RecordProducer
 from streaming.kafka.reader import open_reader, read_spans, scan_offsets
 from streaming.kafka.topicchecks import check_topics
 from streaming.kafka.topics import create_topics, label_topics, receipt_topics, wanted_topics
+from streaming.page.knows.feed import Feed
+from streaming.page.knows.findings import Findings
+from streaming.page.knows.moves import Operator
+from streaming.page.knows.trail import Trail
 from streaming.reports.export import export_reports
 from streaming.reports.service import run_reports
 from streaming.results.confirmations import open_confirmations
@@ -59,7 +63,7 @@ from streaming.results.watch import watch_predictions
 from streaming.run.service import run_stream
 from streaming.settings import KafkaSettings, StreamSettings, load_settings
 from tests import reportparts
-from tests.alertrecords import prediction, publish
+from tests.alertrecords import dead_letter, prediction, publish
 from tests.conftest import Trained
 from tests.imageoutcomes import outgoing
 from tests.integration.securebroker import SUPER_USER, SecureBroker
@@ -69,6 +73,7 @@ from tests.testimages import dicom_dataset, encapsulated_dicom, gray_pixels, jpe
 from tests.unit.docs.test_docs import names_in, rows_of, section
 from xray.commands.app import app
 from xray.commands.label import BatchReport, follow_labels
+from xray.modelmoves import PageMoves
 
 pytestmark = [pytest.mark.kafka]
 
@@ -81,6 +86,7 @@ ROLES = (
     "gateway",
     "alerts",
     "reports",
+    "page",
     "reporter",
     "labeller",
     "admin",
@@ -581,6 +587,34 @@ def test_reports_are_delivered_and_exported_with_the_rights_of_the_docs(
     assert export_reports(settings, tmp_path / "exported").written == 1
 
 
+def test_the_page_shows_outcomes_and_publishes_findings_with_the_rights_of_the_docs(
+    secure: SecureBroker, base_settings: StreamSettings, tmp_path: Path
+) -> None:
+    stream = secure.by_password("stream")
+    said, broken = prediction(stream, 4711), dead_letter(stream, 4712)
+    publish(stream, said, broken)
+    settings = base_settings.model_copy(update={"home": tmp_path, "kafka": secure.by_password("page")})
+    with Feed(settings) as feed, Findings(settings, tmp_path / "page") as findings:
+        deadline = time.monotonic() + _ANSWER_S
+        while feed.latest.find(said.event_id) is None or feed.latest.find(broken.event_id) is None:
+            assert time.monotonic() < deadline, feed.state
+            time.sleep(0.05)
+        scored, letter = feed.latest.find(said.event_id), feed.latest.find(broken.event_id)
+        assert scored is not None
+        assert letter is not None
+        taken = findings.label(scored, "normal", who="r-3", request="q1")
+        while findings.state.waiting:
+            assert time.monotonic() < deadline, findings.state
+            time.sleep(0.05)
+        # A page that is killed reads the topic to know what has arrived.
+        assert taken.event_id in {key.decode() for key, _, _ in _read(settings.kafka, "xray.labels") if key}
+        operator = Operator(settings, PageMoves(settings), Trail(tmp_path / "audit.jsonl"))
+        answer = operator.redrive(letter.record, who="op-1")
+    assert (answer.done, "authorization failed" in answer.text) == (False, True)
+    with pytest.raises(BrokerError, match=r"xray\.other.*docs/security\.md"):
+        create_topics(secure.by_password("page", features_topic="xray.other"))
+
+
 def test_a_labeller_without_a_right_says_which(secure: SecureBroker) -> None:
     # Two topics that the operator sees, and whose configuration is none of the operator's business.
     seen = {"labels_topic": "xray.images", "labels_deadletters_topic": "xray.deadletters"}
@@ -607,6 +641,7 @@ _NEIGHBOURS: dict[str, tuple[str, str]] = {
     "operator reads features": ("operator", "xray.features"),
     "gateway reads images": ("gateway", "xray.images"),
     "gateway reads features": ("gateway", "xray.features"),
+    "page reads features": ("page", "xray.features"),
     "admin reads images": ("admin", "xray.images"),
 }
 
@@ -632,6 +667,8 @@ def test_reading_a_neighbours_topic_is_refused(secure: SecureBroker, day: Day, c
         ("operator", "xray.deadletters"),
         ("admin", "xray.images"),
         ("labeller", "xray.labels"),
+        ("page", "xray.images"),
+        ("page", "xray.predictions"),
         ("reporter", "xray.labels.deadletters"),
         ("stream", "xray.labels"),
     ],

@@ -106,7 +106,7 @@ def test_labels_make_a_challenger_that_serves(spark: SparkSession, tmp_path: Pat
     reports = tmp_path / "reports" / first["version"]
     written = {path.name for path in reports.iterdir()}
     assert written == {
-        *("report.html", "report.md", "report.json", "training_images.txt"),
+        *("report.html", "report.md", "report.json", "training_images.txt", "training_vectors.npz"),
         *("reference.npz", "drift.json", "drift.md", "comparison.json"),
     }
     assert len((reports / "training_images.txt").read_text().split()) == counts[0]

@@ -12,12 +12,13 @@ import pytest
 
 from schemas.errors import DatasetError, ModelLoadError
 from schemas.modelcard import AbstainBand, ModelCard, hash_model_folder, write_card
+from sparkdl.engine.neighbours import read_vectors
 from sparkdl.image.limits import RENDERING_VERSION, RENDERING_VERSIONS
 from tests.stored import NO_CARD, add_champion
 from training.data.dataset import Dataset, Sample
 from training.data.duplicates import DuplicatePair
 from training.evidence.evaluator import _Evaluator, read_external
-from training.evidence.served import IMAGES_FILE, load_served, name_served
+from training.evidence.served import IMAGES_FILE, load_served, name_served, write_training_vectors
 from training.features.extract import ImageFacts
 from training.figures.bootstrap import Estimate
 from training.figures.curves import OperatingPoint
@@ -310,6 +311,17 @@ def test_a_champion_that_reads_no_image_gives_no_figure(tmp_path: Path, asked: d
     found = _compare(evaluator_of(), tmp_path)
     assert np.isnan(found.figures["auroc"].difference.value)
     assert found.on.n_images == 0
+
+
+def test_vectors_are_kept_of_training_images_alone(tmp_path: Path) -> None:
+    result = evaluator_of().result
+    write_training_vectors(tmp_path, result.material, result.fitted.features)
+    kept = read_vectors(tmp_path)
+    assert kept is not None
+    trained = [sample for n, sample in enumerate(result.material.dataset.samples) if n % 3]
+    assert kept.files == tuple(str(sample.path) for sample in trained)
+    assert kept.labels == tuple(("normal", "ill")[sample.label] for sample in trained)
+    assert kept.find_nearest(result.fitted.features[4], 1)[0][0] == kept.files.index("/x/4.png")
 
 
 def test_the_model_in_service_is_named_with_what_it_knows(tmp_path: Path) -> None:

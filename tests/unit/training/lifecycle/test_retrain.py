@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from schemas.errors import DatasetError
 from schemas.modelcard import ModelCard, hash_model_folder, write_card
 from schemas.registry import promote, read_aliases
+from sparkdl.engine.neighbours import read_vectors
 from sparkdl.image.limits import RENDERING_VERSION
 from tests.paths import ROOT
 from tests.savedmodels import as_json, evaluate
@@ -260,6 +261,10 @@ def test_a_retrained_model_keeps_the_champions_positive_class(tmp_path: Path, po
 
     assert (found.card.labels, found.card.positive_label) == (("normal", "ill"), "ill")
     assert found.evaluation.data.positive_known_by == f"as in {card.version}, the model in service"
+    vectors = read_vectors(tmp_path / "reports" / found.card.version)
+    assert vectors is not None
+    known = dict(zip(scored.digests, scored.labels, strict=True))
+    assert vectors.labels == tuple(known[digest] for digest in vectors.files)
     _, head = load_served(found.folder)
     ill = np.array([label == "ill" for label in scored.labels])
     scores = head.predict(scored.features)[:, found.card.labels.index("ill")]

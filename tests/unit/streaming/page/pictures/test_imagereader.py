@@ -1,0 +1,25 @@
+"""Reading from a broker that is away; with a real one: the integration tests."""
+
+import time
+
+import pytest
+
+from benchmarks.ports import find_ports
+from streaming.kafka.places import Place
+from streaming.page.pictures.imagereader import ImageReader
+from streaming.page.pictures.picture import PictureUnreadable
+from streaming.settings import KafkaSettings
+
+
+def test_a_broker_that_is_away_is_told_and_not_waited_for_again() -> None:
+    reader = ImageReader(KafkaSettings(bootstrap_servers=f"127.0.0.1:{find_ports()}"))
+    started = time.monotonic()
+    with pytest.raises(PictureUnreadable, match=r"image xray\.images-0@7 cannot be read"):
+        reader.read(Place(0, 7))
+    assert time.monotonic() - started < 8
+    started = time.monotonic()
+    for _ in range(50):
+        with pytest.raises(PictureUnreadable, match="has not answered a moment ago"):
+            reader.read(Place(0, 7))
+    assert time.monotonic() - started < 1
+    reader.close()
