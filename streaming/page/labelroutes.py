@@ -77,13 +77,8 @@ class LabelRoutes:
         found = self._desk.feed.latest.search(_PREDICTIONS, _LOOKED_AT)
         if is_undecided_first:
             found.sort(key=_rank)
-        images: list[Outcome] = []
-        for one in found:
-            if one.event_id not in seen and self._desk.findings.find_state(one.event_id) is None:
-                images.append(one)
-                if len(images) == _AT_ONCE:
-                    break
-        return images
+        done = seen | self._desk.findings.select_known([one.event_id for one in found])
+        return [one for one in found if one.event_id not in done][:_AT_ONCE]
 
 
 def _rank(outcome: Outcome) -> tuple[bool, float]:

@@ -93,8 +93,15 @@ def serve_page(settings: StreamSettings, moves: ModelMoves) -> Iterator[PageStat
         findings = stack.enter_context(Findings(settings, settings.page_folder))
         gallery = Gallery(settings, thumbnails=page.thumbnails, max_thumbnail_bytes=page.thumbnails_max_bytes)
         stack.callback(gallery.close)
+        gallery.prepare()
         feed = stack.enter_context(Feed(settings))
-        vitals = stack.enter_context(Vitals(find_addresses(settings) | list_addresses(page)))
+        vitals = stack.enter_context(
+            Vitals(
+                find_addresses(settings) | list_addresses(page),
+                images_topic=settings.kafka.images_topic,
+                optional={GATEWAY, ALERTS, REPORTS} - set(list_addresses(page)),
+            )
+        )
         names: set[str] = set()
         is_tls = certificates.current() is not None
         desk = Desk(

@@ -30,6 +30,8 @@ class PartState(StrEnum):
     """It takes connections, or drops packets, and does not answer in time."""
     DOWN = "down"
     """Nobody listens there: it is not started, or ended."""
+    NOT_SEEN = "not_seen"
+    """Nobody has listened there since the page was started, and no setting says that somebody should."""
     UNKNOWN = "unknown"
     """Not asked yet, or nothing is said of it."""
 

@@ -7,7 +7,7 @@ state, not its last figures.
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -170,14 +170,22 @@ class Vitals:
         ``http://HOST:PORT`` of the parts' metrics pages; parts that are left out are unknown.
     images_topic : str
         Whose lag is shown.
+    optional : collection of str
+        Parts that an installation may do without: none of them is down before it was seen up.
     every_s : float
         Seconds between two questions to a part.
     """
 
     def __init__(
-        self, addresses: Mapping[str, str], *, images_topic: str = "xray.images", every_s: float = EVERY_S
+        self,
+        addresses: Mapping[str, str],
+        *,
+        images_topic: str = "xray.images",
+        optional: Collection[str] = (),
+        every_s: float = EVERY_S,
     ) -> None:
         self._addresses = dict(addresses)
+        self._unseen = set(optional)
         self._images_topic = images_topic
         self._answers: dict[str, Answer] = {}
         self._counts: deque[_Counts] = deque(maxlen=max(2, int(_SPAN_S / every_s) + 1))
@@ -245,6 +253,8 @@ class Vitals:
             answer = Answer(PartState.NOT_READY, why, answer.asked_at, answer.took_s)
         with self._lock:
             self._answers[name] = answer
+            if answer.state is not PartState.DOWN:
+                self._unseen.discard(name)
             if name == STREAM:
                 self._note_stream(answer)
 
@@ -263,6 +273,8 @@ class Vitals:
             return Part(name, PartState.UNKNOWN, "no setting says where its metrics are")
         answer = answers[name]
         state, why = _judge_stream(answer) if name == STREAM else (answer.state, answer.why)
+        if state is PartState.DOWN and name in self._unseen:
+            state, why = PartState.NOT_SEEN, f"nothing at {address} since the page was started"
         return Part(name, state, why, address, answer.asked_at, _figures(name, answer))
 
 

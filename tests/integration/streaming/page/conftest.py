@@ -1,5 +1,6 @@
-"""A served page whose broker has images and outcomes; one for all tests of this folder."""
+"""A served page whose broker has images and outcomes; one for each module of tests."""
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,14 @@ class Served:
         return self.settings.kafka
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def served(
     base_settings: StreamSettings, broker: LocalBroker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
+    own = f"page-{uuid.uuid4().hex[:8]}"
     home: Path = tmp_path_factory.mktemp("page-home")
     names = ("images", "predictions", "features", "deadletters", "labels", "labels_deadletters", "receipts")
-    kafka = base_settings.kafka.model_copy(update={f"{name}_topic": f"page.{name}" for name in names})
+    kafka = base_settings.kafka.model_copy(update={f"{name}_topic": f"{own}.{name}" for name in names})
     page = base_settings.page.model_copy(update={"port": 0, "allow_operate": True, "stream_url": "http://127.0.0.1:9"})
     settings = base_settings.model_copy(update={"home": home, "kafka": kafka, "page": page})
     create_topics(kafka, wanted_topics(kafka) | label_topics(kafka) | receipt_topics(kafka))

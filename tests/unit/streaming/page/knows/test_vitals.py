@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from schemas.modelcard import ModelCard
 from streaming.metrics import BatchTotals, StreamMetrics, serve_metrics
 from streaming.page.knows.scraping import PartState, ask_part, explain_health
-from streaming.page.knows.vitals import ARCHIVE, AUDIT, DRIFT, GATEWAY, STREAM, Vitals, find_addresses
+from streaming.page.knows.vitals import ALERTS, ARCHIVE, AUDIT, DRIFT, GATEWAY, STREAM, Vitals, find_addresses
 from streaming.settings import MetricsSettings, StreamSettings
 from tests.drips import ENDLESS, run_drips
 from tests.stored import NO_CARD
@@ -164,6 +164,17 @@ def test_a_part_that_hangs_or_is_absent_delays_no_other(card: ModelCard) -> None
     assert "refused" in found.find_part(GATEWAY).why
     assert "within 1.5 s" in found.find_part(ARCHIVE).why
     assert "no setting says" in found.find_part("alerts").why
+
+
+def test_a_part_that_may_not_be_used_is_down_only_once_it_was_seen() -> None:
+    registry = CollectorRegistry()
+    with page(registry) as address:
+        vitals = Vitals({GATEWAY: free_address(), ALERTS: address, ARCHIVE: free_address()}, optional={GATEWAY, ALERTS})
+        for name in (GATEWAY, ALERTS, ARCHIVE):
+            vitals._ask(name)
+    vitals._ask(ALERTS)
+    found = {name: vitals.take_snapshot().find_part(name).state for name in (GATEWAY, ALERTS, ARCHIVE)}
+    assert found == {GATEWAY: PartState.NOT_SEEN, ALERTS: PartState.DOWN, ARCHIVE: PartState.DOWN}
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
