@@ -72,10 +72,10 @@ def test_every_outcome_of_the_broker_is_shown_with_its_picture(served: Served, v
     assert status == 200
 
 
-def test_an_image_shows_its_way_and_what_cannot_be_told(visitor: Visitor) -> None:
+def test_an_image_shows_its_way_and_what_cannot_be_told(served: Served, visitor: Visitor) -> None:
     one = list_events(visitor, "?show=prediction")[0]
     assert visitor.get(f"/outcomes/{one}")[0] == 200
-    assert "page.predictions" in visitor.get(f"/outcomes/{one}/way")[1]
+    assert served.kafka.predictions_topic in visitor.get(f"/outcomes/{one}/way")[1]
     assert "There is no map" in visitor.get(f"/outcomes/{one}/map")[1]
     assert visitor.get(f"/outcomes/{one}/steps")[1].count("<figure>") > 1
 
@@ -91,7 +91,7 @@ def test_a_dead_letter_is_described_and_sent_again_once(served: Served, visitor:
     one = list_events(visitor, "?show=dead_letter&reason=unsupported_format")[0]
     assert "33 bytes" in visitor.get(f"/outcomes/{one}/bytes")[1]
     status, said = visitor.post(f"/outcomes/{one}/redrive", {})
-    assert (status, "was sent to page.images again" in said) == (200, True)
+    assert (status, f"was sent to {served.kafka.images_topic} again" in said) == (200, True)
     assert "sent again before" in visitor.post(f"/outcomes/{one}/redrive", {})[1]
     trail = [json.loads(line) for line in served.settings.page_trail.read_text().splitlines()]
     assert sum(line.get("action") == "redrive" for line in trail) == 2
