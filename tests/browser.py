@@ -43,6 +43,10 @@ class Tab:
         """Send a command of the protocol, and give its result."""
         return self._browser.send(method, options, self._session)
 
+    def open_another(self) -> "Tab":
+        """Open a further tab of the same browser, in a window of its own: both are visible."""
+        return self._browser.open_tab()
+
     def open(self, address: str, *, timeout_s: float = _ANSWER_S) -> None:
         """Open an address and wait until it is loaded."""
         self._browser.forget("Page.loadEventFired", self._session)
@@ -124,8 +128,8 @@ class Browser:
         self._events: list[Mapping[str, Any]] = []
 
     def open_tab(self) -> Tab:
-        """Open a tab."""
-        target = self.send("Target.createTarget", {"url": "about:blank"})["targetId"]
+        """Open a tab in a window of its own: it is visible whichever others are open."""
+        target = self.send("Target.createTarget", {"url": "about:blank", "newWindow": True})["targetId"]
         session = self.send("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
         return Tab(self, session, target)
 

@@ -111,10 +111,14 @@ document.addEventListener("htmx:sendError", (event) => {
   if (event.detail.elt.matches(".waiting")) event.detail.elt.textContent = "No answer from the page's server; load the view again.";
 });
 
-// -- the stream of events: one for each tab, none while it is hidden ------------------------------------------------
+// -- the stream of events: one for all tabs of a browser, none of a hidden one --------------------------------------
 
 const live = document.getElementById("live");
 const listeners = new Set();
+// A browser has six connections for a host, and a stream keeps one: a seventh visible tab would wait for ever. So one
+// tab has the stream, whoever holds the lock, and tells the others; all of them are told the same.
+const others = new BroadcastChannel("xray.page");
+let wish = null;
 let source = null;
 let lastTurn = 0;
 let missed = 0;
@@ -130,47 +134,77 @@ function say(state, text) {
   live.textContent = text;
 }
 
-function open() {
-  if (source || document.hidden) return;
+function hear({ turn, message, trouble }) {
+  if (!wish) return;
+  if (trouble) {
+    say("away", trouble);
+    return;
+  }
+  if (turn === lastTurn) return; // told again, as another tab took over
+  if (lastTurn && turn > lastTurn + 1) missed += turn - lastTurn - 1;
+  lastTurn = turn;
+  say("live", missed ? `live, ${missed} turns missed` : message.says);
+  // Not in the middle of a frame, and not for a tab that has been hidden meanwhile.
+  requestAnimationFrame(() => {
+    if (!document.hidden) for (const listener of listeners) listener(message);
+  });
+}
+others.onmessage = (event) => hear(event.data);
+
+function tell(what) {
+  hear(what);
+  others.postMessage(what);
+}
+
+function connect() {
   source = new EventSource("/events");
-  source.onmessage = (event) => {
-    const turn = Number(event.lastEventId);
-    if (lastTurn && turn > lastTurn + 1) missed += turn - lastTurn - 1;
-    lastTurn = turn;
-    const message = JSON.parse(event.data);
-    say("live", missed ? `live, ${missed} turns missed` : message.says);
-    // Not in the middle of a frame, and not for a tab that has been hidden meanwhile.
-    requestAnimationFrame(() => {
-      if (!document.hidden) for (const listener of listeners) listener(message);
-    });
-  };
+  source.onmessage = (event) => tell({ turn: Number(event.lastEventId), message: JSON.parse(event.data) });
   source.onerror = () => {
     const isOver = source.readyState === EventSource.CLOSED;
-    say("away", isOver ? "too many open pages, or logged out" : "no answer; trying again");
+    tell({ trouble: isOver ? "too many open pages, or logged out" : "no answer; trying again" });
     if (isOver) {
-      close();
-      setTimeout(open, 15_000);
+      setTimeout((then) => wish === then && connect(), 15_000, wish);
     }
   };
 }
 
-function close() {
+function follow() {
+  if (wish || document.hidden) return;
+  wish = new AbortController();
+  const { signal } = wish;
+  if (!navigator.locks) {
+    connect(); // without TLS, on another machine, a browser has none
+    return;
+  }
+  const hold = () =>
+    new Promise((release) => {
+      signal.addEventListener("abort", release);
+      connect();
+    });
+  navigator.locks.request("xray.page", { signal }, hold).catch((error) => {
+    if (error.name !== "AbortError") throw error;
+  });
+}
+
+function rest() {
   source?.close();
   source = null;
   lastTurn = 0;
+  wish?.abort();
+  wish = null;
 }
 
 if (live) {
-  open();
+  follow();
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
-      close();
+      rest();
       say("still", "not followed while hidden");
     } else {
       missed = 0;
-      open();
+      follow();
     }
   });
-  addEventListener("pagehide", close);
-  addEventListener("pageshow", open);
+  addEventListener("pagehide", rest);
+  addEventListener("pageshow", follow);
 }
