@@ -85,10 +85,8 @@ def main(
         msg = "there is no Chromium: install Debian's package chromium"
         raise JobError(msg)
     with tempfile.TemporaryDirectory() as name, _serving(Path(name)) as (settings, url, pid):
-        with step("publishing images, one of them a plate of 33 MB"):
-            plate = np.random.default_rng(1).integers(0, 4096, _PLATE, np.uint16)
-            images = publish(settings.kafka, [*draw_images(60), outgoing(dicom(plate), name="plate")])
-            answer(settings.kafka, images)
+        with step("publishing images"):
+            answer(settings.kafka, publish(settings.kafka, draw_images(60)))
         with start_browser(Path(name) / "profile") as browser:
             opened = [browser.open_tab() for _ in range(tabs)]
             first = opened[0]
@@ -108,8 +106,10 @@ def main(
                 first.wait_until(_IS_LIVE)
                 first.press("f")
                 smooth.append(_watch(first, f"{_RATE} images a second, followed", lambda: _stream(settings)))
-                first.open(_at(url, "/images?q=plate"))
-                first.open(str(first.evaluate("document.querySelector('#results a').href")))
+                plate = dicom(np.random.default_rng(1).integers(0, 4096, _PLATE, np.uint16))
+                answer(settings.kafka, publish(settings.kafka, [outgoing(plate, name="plate")]))
+                find = "fetch('/images?q=plate').then(r => r.text()).then(t => (t.match(/\\/outcomes\\/[0-9a-f]+/) || [])[0])"
+                first.open(_at(url, str(first.wait_until(find))))
                 first.wait_until("document.getElementById('over').hidden", timeout_s=60)
                 smooth.append(_watch(first, f"a plate in view, {_RATE} images a second", lambda: _stream(settings)))
     if json_:
