@@ -107,11 +107,13 @@ class Operator:
         TrailError
             See `promote`.
         """
-        present = read_aliases(self._settings.models_folder).get(CHAMPION_FILE, "")
-        arguments = {"version": present, "typed": typed}
-        if typed != present:
-            return self._do(who, "roll_back", arguments, lambda: _mistyped(typed, present))
-        return self._do(who, "roll_back", arguments, lambda: self._moves.roll_back(why=_why(who)))
+
+        def act() -> MoveAnswer:
+            # Read in turn: of two who type the same version, the second one must not go back once more.
+            present = self._find_champion()
+            return self._moves.roll_back(why=_why(who)) if typed == present else _mistyped(typed, present)
+
+        return self._do(who, "roll_back", {"version": self._find_champion(), "typed": typed}, act)
 
     def redrive(self, place: Place, *, who: str) -> MoveAnswer:
         """Send the original of a dead letter to the images topic again, once.
@@ -129,6 +131,9 @@ class Operator:
             See `promote`.
         """
         return self._do(who, "redrive", {"dead_letter": str(place)}, lambda: self._redrive(place))
+
+    def _find_champion(self) -> str:
+        return read_aliases(self._settings.models_folder).get(CHAMPION_FILE, "")
 
     def _redrive(self, place: Place) -> MoveAnswer:
         kafka = self._settings.kafka

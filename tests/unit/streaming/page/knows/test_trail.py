@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,29 @@ def test_going_back_wants_the_champions_name(operator: Operator, moves: Moves, t
     assert not operator.roll_back(typed="v2", who="op-1").done
     assert operator.roll_back(typed="v1", who="op-1").done
     assert moves.asked == ["roll back, asked for on the page by op-1"]
+
+
+def test_of_two_who_go_back_at_the_same_moment_one_does(tmp_path: Path, trail: Trail) -> None:
+    class Slow(Moves):
+        """A fake that goes back to v0 once both have asked."""
+
+        def roll_back(self, *, why: str) -> MoveAnswer:
+            until = time.monotonic() + 10
+            while len(self.trail.list_newest()) < 2 and time.monotonic() < until:
+                time.sleep(0.01)
+            promote(tmp_path / "models", "v0")
+            return super().roll_back(why=why)
+
+    add_model(tmp_path, "v0")
+    add_model(tmp_path, "v1")
+    promote(tmp_path / "models", "v1")
+    moves = Slow(trail)
+    operator = Operator(StreamSettings(home=tmp_path), moves, trail)
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda who: operator.roll_back(typed="v1", who=who), ("op-1", "op-2")))
+    assert sorted(one.done for one in answers) == [False, True]
+    assert any("'v1' was typed, wanted 'v0'" in one.text for one in answers)
+    assert len(moves.asked) == 1
 
 
 def test_a_refusal_is_an_answer(operator: Operator, trail: Trail) -> None:
