@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from schemas.envelope import DISCLAIMER
 from streaming.kafka.places import Place
 from streaming.page.desk import Desk
 from streaming.page.guard import Sessions
-from streaming.page.knows.feed import Feed
+from streaming.page.knows.feed import Feed, FeedState
 from streaming.page.knows.findings import Findings
+from streaming.page.knows.findingsledger import LEDGER_FILE
 from streaming.page.knows.modelsview import ModelsView
 from streaming.page.knows.moves import MoveAnswer, Operator
 from streaming.page.knows.outcome import Kind, Outcome, ScoredBy
@@ -111,6 +114,7 @@ class Opened:
 
     def __init__(self, settings: StreamSettings, findings: Findings) -> None:
         self.feed = Feed(settings)
+        self.feed._state = FeedState(is_reading=True, why="", is_filled=True)
         self.pictures = Pictures()
         self.moves = Moves()
         self.trail = settings.page_trail
@@ -263,6 +267,26 @@ def test_what_is_said_is_kept_once_however_often_it_comes(opened: Opened) -> Non
 )
 def test_a_wrong_answer_is_refused_for_good(opened: Opened, body: bytes, status: int) -> None:
     assert opened.log_in("label").post("/label", content=body).status_code == status
+
+
+def test_an_answer_is_not_refused_for_good_while_outcomes_are_still_read(opened: Opened) -> None:
+    client = opened.log_in("label")
+    opened.feed._state = FeedState(why="cannot reach Kafka")
+    answer = client.post("/label", json={"event_id": "ab" * 16, "label": "normal", "request_id": "request-1"})
+    assert (answer.status_code, "cannot reach Kafka" in answer.text) == (503, True)
+
+
+def test_an_answer_that_the_disk_does_not_take_is_not_refused_for_good(opened: Opened, tmp_path: Path) -> None:
+    outcome = make_outcome(1)
+    opened.feed.latest.add([outcome])
+    client = opened.log_in("label")
+    [ledger] = tmp_path.rglob(LEDGER_FILE)
+    with closing(sqlite3.connect(ledger)) as other:  # fails as a full disk does
+        other.execute("CREATE TRIGGER full BEFORE INSERT ON findings BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
+        answer = say(client, outcome, "normal", "request-1")
+        assert (answer.status_code, "disk is full" in answer.text) == (503, True)
+        other.execute("DROP TRIGGER full")
+    assert say(client, outcome, "normal", "request-1").status_code == 200
 
 
 def test_a_label_that_the_model_does_not_have_is_refused(opened: Opened) -> None:
