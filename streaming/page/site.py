@@ -92,7 +92,9 @@ class Site:
         if self.streams.is_full:  # 204 tells a browser not to try again
             return Response(status_code=HTTPStatus.NO_CONTENT)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(self.streams.follow(), media_type="text/event-stream", headers=headers)
+        key = request.cookies.get(COOKIE)
+        events = self.streams.follow(lambda: self._sessions.find(key) is not None)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
