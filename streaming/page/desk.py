@@ -146,7 +146,7 @@ async def read_json(request: Request) -> Mapping[str, Any]:
     """
     try:
         found = json.loads(await read_body(request))
-    except ValueError as exc:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError) as exc:  # UnicodeDecodeError is a ValueError
         raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "A JSON object was wanted.") from exc
     if not isinstance(found, dict):
         raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "A JSON object was wanted.")

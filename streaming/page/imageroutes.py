@@ -25,6 +25,8 @@ _ASKED = ("q", "show", "label", "flag", "source", "model", "reason")
 _MAX_TEXT = 200
 _KEEP = "private, max-age=86400, immutable"
 """A picture's address has the hash of its image, so it never changes."""
+_MOST_PARTITION, _MOST_OFFSET = 2**31 - 1, 2**63 - 1
+"""Kafka's own numbers."""
 _KEEP_ERROR = "private, max-age=30"
 
 
@@ -150,6 +152,8 @@ class ImageRoutes:
     def show_bytes(self, request: Request) -> Response:
         """Describe the bytes of a dead letter; they are not shown, since nobody has looked what is in them."""
         outcome = self._desk.find(request)
+        if outcome.is_prediction:  # its record is of another topic: another image would be described
+            raise Refused(HTTPStatus.NOT_FOUND, "This image has a prediction; only dead letters are described.")
         try:
             details = show_dead_letter(self._desk.settings.kafka, outcome.record)
         except JobError as exc:  # of a broker too
@@ -184,7 +188,10 @@ class ImageRoutes:
         make = {"thumbnail": gallery.thumbnail, "full": gallery.full}.get(request.path_params["kind"])
         if make is None:
             raise Refused(HTTPStatus.NOT_FOUND, "There are thumbnail and full.")
-        place = Place(request.path_params["partition"], request.path_params["offset"])
+        partition, offset = request.path_params["partition"], request.path_params["offset"]
+        if partition > _MOST_PARTITION or offset > _MOST_OFFSET:
+            raise Refused(HTTPStatus.NOT_FOUND, f"Kafka has no place {partition}@{offset}.")
+        place = Place(partition, offset)
         sha256 = request.query_params.get("v", "")[:_MAX_TEXT]
         return _give(request, lambda: make(place, sha256=sha256), keep=bool(sha256))
 

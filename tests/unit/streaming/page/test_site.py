@@ -1,5 +1,6 @@
 """What the site answers, without a broker: outcomes are put into memory by hand, and pictures are a double's."""
 
+import asyncio
 import hashlib
 import json
 import sqlite3
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from schemas.envelope import DISCLAIMER
 from streaming.kafka.places import Place
 from streaming.page.desk import Desk
-from streaming.page.guard import Sessions
+from streaming.page.guard import COOKIE, Sessions
 from streaming.page.knows.feed import Feed, FeedState
 from streaming.page.knows.findings import Findings
 from streaming.page.knows.findingsledger import LEDGER_FILE
@@ -237,6 +240,38 @@ def test_parts_of_an_image_say_why_there_are_none(opened: Opened) -> None:
     assert client.get("/outcomes/unknown").status_code == 404
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/pictures/0/99999999999999999999/full", "/pictures/4294967296/1/full", f"/models/{'a' * 300}/report"],
+)
+def test_an_address_of_nothing_is_told_as_such(opened: Opened, tmp_path: Path, path: str) -> None:
+    (tmp_path / "reports").mkdir()
+    assert opened.log_in("look").get(path).status_code == 404
+
+
+def test_the_record_of_a_prediction_is_not_taken_for_a_dead_letter(opened: Opened) -> None:
+    opened.feed.latest.add([make_outcome(1)])
+    answer = opened.log_in("look").get(f"/outcomes/{make_outcome(1).event_id}/bytes")
+    assert answer.status_code == 404
+
+
+def test_a_stream_of_events_ends_with_its_session(opened: Opened, tmp_path: Path) -> None:
+    client = opened.log_in("look")
+    headers = [(b"cookie", f"{COOKIE}={client.cookies[COOKIE]}".encode())]
+
+    async def run() -> None:
+        answer = await opened.site._follow(Request({"type": "http", "headers": headers}))
+        assert isinstance(answer, StreamingResponse)
+        events = answer.body_iterator
+        for wanted in (b"retry:", b"id: 1"):
+            assert bytes(await anext(events)).startswith(wanted)  # type: ignore[call-overload]
+        opened.site._sessions.close(client.cookies[COOKIE])
+        assert [event async for event in events] == []
+        opened.site.streams.end()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
 def say(client: TestClient, outcome: Outcome, label: str, request: str) -> Any:
     body = {"event_id": outcome.event_id, "label": label, "request_id": request}
     return client.post("/label", json=body)
@@ -260,6 +295,7 @@ def test_what_is_said_is_kept_once_however_often_it_comes(opened: Opened) -> Non
     [
         (b"no json", 422),
         (b"[]", 422),
+        (b"[" * 100_000, 422),
         (b'{"event_id": 1, "label": "normal", "request_id": "a"}', 422),
         (b'{"event_id": "unknown", "label": "normal", "request_id": "a"}', 404),
         (b"x" * 200_000, 413),
@@ -364,6 +400,8 @@ def test_assets_are_kept_and_nothing_else_is_given(opened: Opened) -> None:
         "/assets/vendor",
         "/assets/nothing.js",
         "/assets/",
+        "/assets/%00",
+        f"/assets/{'a' * 300}",
     ):
         assert client.get(path).status_code == 404
 
