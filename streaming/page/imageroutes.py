@@ -1,9 +1,11 @@
 """Views of images: the latest ones, one of them, a dead letter, and their pictures."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -25,6 +27,8 @@ _ASKED = ("q", "show", "label", "flag", "source", "model", "reason")
 _MAX_TEXT = 200
 _KEEP = "private, max-age=86400, immutable"
 """A picture's address has the hash of its image, so it never changes."""
+_MAKERS = 20
+"""Threads that wait for pictures. Of those of everything else none may be lost to a decoder or a broker that hangs."""
 _MOST_PARTITION, _MOST_OFFSET = 2**31 - 1, 2**63 - 1
 """Kafka's own numbers."""
 _KEEP_ERROR = "private, max-age=30"
@@ -49,6 +53,7 @@ class ImageRoutes:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._makers = CapacityLimiter(_MAKERS)
 
     @property
     def routes(self) -> list[Route]:
@@ -58,15 +63,21 @@ class ImageRoutes:
             Route("/images", self.show_latest),
             Route(one, self.show_one),
             Route(f"{one}/way", self.show_way),
-            Route(f"{one}/map", self.show_map),
-            Route(f"{one}/novelty", self.show_novelty),
-            Route(f"{one}/steps", self.show_steps),
-            Route(f"{one}/neighbours", self.show_neighbours),
+            Route(f"{one}/map", self._apart(self.show_map)),
+            Route(f"{one}/novelty", self._apart(self.show_novelty)),
+            Route(f"{one}/steps", self._apart(self.show_steps)),
+            Route(f"{one}/neighbours", self._apart(self.show_neighbours)),
             Route(f"{one}/bytes", self.show_bytes),
             Route(f"{one}/redrive", self.redrive, methods=["POST"]),
-            Route("/pictures/{partition:int}/{offset:int}/{kind}", self.give_picture),
-            Route("/training/{model}", self.give_training_thumbnail),
+            Route("/pictures/{partition:int}/{offset:int}/{kind}", self._apart(self.give_picture)),
+            Route("/training/{model}", self._apart(self.give_training_thumbnail)),
         ]
+
+    def _apart(self, answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer_apart(request: Request) -> Response:
+            return await to_thread.run_sync(answer, request, limiter=self._makers)
+
+        return answer_apart
 
     def show_latest(self, request: Request) -> Response:
         """Show the latest images that are asked for."""

@@ -4,11 +4,13 @@ import asyncio
 import hashlib
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -220,6 +222,30 @@ def test_a_picture_is_kept_by_its_hash_and_says_its_window(opened: Opened) -> No
     again = client.get("/pictures/0/1/full?v=abc", headers={"if-none-match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert "immutable" not in client.get("/pictures/0/1/full").headers["cache-control"]
+
+
+def test_pictures_that_hang_leave_everything_else_its_threads(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def hang(place: Place, *, sha256: str = "") -> Picture:
+        released.wait(20)
+        return PICTURE
+
+    monkeypatch.setattr(opened.pictures, "thumbnail", hang)
+    cookies = dict(opened.log_in("look").cookies)
+
+    async def run() -> None:
+        transport = httpx2.ASGITransport(opened.site.guard)
+        async with httpx2.AsyncClient(transport=transport, base_url=ORIGIN, cookies=cookies) as client:
+            hung = [asyncio.create_task(client.get(f"/pictures/0/{n}/thumbnail")) for n in range(60)]
+            try:
+                await asyncio.sleep(0.5)
+                assert (await asyncio.wait_for(client.get("/images"), 5)).status_code == 200
+            finally:
+                released.set()
+            assert {answer.status_code for answer in await asyncio.gather(*hung)} == {200}
+
+    asyncio.run(run())
 
 
 def test_a_picture_that_is_gone_says_so(opened: Opened) -> None:
