@@ -169,6 +169,9 @@ class ImageRoutes:
             details = show_dead_letter(self._desk.settings.kafka, outcome.record)
         except JobError as exc:  # of a broker too
             return self._desk.answer(request, "bytes.html", facts=[], why=str(exc))
+        if details.letter.event_id != outcome.event_id:
+            why = f"At {outcome.record} is another dead letter now: the topic was made anew since this one came."
+            return self._desk.answer(request, "bytes.html", facts=[], why=why)
         headers = ", ".join(f"{one.name} ({one.size_bytes} B)" for one in details.headers)
         facts = [
             ("size", "no value" if details.payload is None else f"{len(details.payload)} bytes"),
@@ -188,7 +191,7 @@ class ImageRoutes:
                 HTTPStatus.UNPROCESSABLE_ENTITY, "This image has a prediction; only dead letters are sent again."
             )
         try:
-            answer = self._desk.operator.redrive(outcome.record, who=person.name)
+            answer = self._desk.operator.redrive(outcome.record, who=person.name, event_id=outcome.event_id)
         except TrailError as exc:
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(exc)) from exc
         return self._desk.answer(request, "moved.html", answer=answer)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -279,6 +280,17 @@ def test_the_record_of_a_prediction_is_not_taken_for_a_dead_letter(opened: Opene
     opened.feed.latest.add([make_outcome(1)])
     answer = opened.log_in("look").get(f"/outcomes/{make_outcome(1).event_id}/bytes")
     assert answer.status_code == 404
+
+
+def test_another_dead_letter_at_the_same_place_is_not_described(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.feed.latest.add([make_dead_letter(1)])
+    other = SimpleNamespace(letter=SimpleNamespace(event_id="cd" * 16), headers=[], payload=b"", media_type="image/png")
+    monkeypatch.setattr("streaming.page.imageroutes.show_dead_letter", lambda kafka, place: other)
+    answer = opened.log_in("look").get(f"/outcomes/{make_dead_letter(1).event_id}/bytes").text
+    assert "another dead letter now" in answer
+    assert "image/png" not in answer
 
 
 def test_a_stream_of_events_ends_with_its_session(opened: Opened, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,6 +120,16 @@ def test_a_refusal_is_an_answer(operator: Operator, trail: Trail) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="needs a file that takes nothing")
+def test_another_dead_letter_at_the_same_place_is_not_sent(
+    operator: Operator, trail: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = SimpleNamespace(letter=SimpleNamespace(event_id="cd" * 16))
+    monkeypatch.setattr("streaming.page.knows.moves.show_dead_letter", lambda kafka, place: other)
+    answer = operator.redrive(Place(0, 3), who="op-1", event_id="ab" * 16)
+    assert (answer.done, "another dead letter now" in answer.text) == (False, True)
+    assert trail.list_newest()[0].answer == answer.text
+
+
 def test_without_the_trail_nothing_is_done(operator: Operator, trail: Trail, moves: Moves) -> None:
     trail.path.parent.mkdir()
     trail.path.symlink_to("/dev/full")
