@@ -34,6 +34,9 @@ Action = Literal["promote", "rollback", "challenge", "clear"]
 
 _log = logging.getLogger(__name__)
 
+_MAX_NAME_BYTES = 255
+"""Of a folder's name: of a longer one, which a record may have, the system says an error and not that there is none."""
+
 
 @dataclass(frozen=True)
 class Move:
@@ -526,7 +529,8 @@ def _read_or_log(folder: Path) -> ModelCard | None:
 
 def _folder_of(models_folder: Path, version: str) -> Path:
     # A version is a name, never a way out of the folder.
-    if not version or version.startswith(".") or Path(version).name != version:
-        msg = f"{version!r} is no version of a model; 'xray models list' lists them."
+    is_name = version and not version.startswith(".") and Path(version).name == version
+    if not is_name or len(version.encode(errors="replace")) > _MAX_NAME_BYTES:
+        msg = f"{version[:_MAX_NAME_BYTES]!r} is no version of a model; 'xray models list' lists them."
         raise ModelLoadError(msg)
     return models_folder / version

@@ -111,12 +111,17 @@ class Desk:
         Raises
         ------
         Refused
-            It is in neither, or the tables cannot be read.
+            It is in neither, or the tables or the older outcomes are not read.
         """
         try:
             outcome = self.feed.find(event_id)
         except TableError as exc:
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(exc)) from exc
+        if outcome is None and not self.feed.state.is_filled:
+            # Not "not found": a browser would throw away what somebody has said of it.
+            doing = "are being read" if self.feed.state.is_reading else f"cannot be read: {self.feed.state.why}"
+            why = f"No outcome of this id is known yet: those that are in Kafka {doing}. Ask again in a while."
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, why)
         if outcome is None:
             why = "No outcome of this id is in the page's memory, which has the newest ones, or in the tables."
             raise Refused(HTTPStatus.NOT_FOUND, why)
@@ -141,7 +146,7 @@ async def read_json(request: Request) -> Mapping[str, Any]:
     """
     try:
         found = json.loads(await read_body(request))
-    except ValueError as exc:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError) as exc:  # UnicodeDecodeError is a ValueError
         raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "A JSON object was wanted.") from exc
     if not isinstance(found, dict):
         raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "A JSON object was wanted.")

@@ -68,8 +68,14 @@ class EventStreams:
         if self._task is not None:
             self._task.cancel()
 
-    async def follow(self) -> AsyncIterator[bytes]:
-        """Give what is to be sent to one tab, until it goes or the page ends; nothing where `is_full`."""
+    async def follow(self, is_let_in: Callable[[], bool] = lambda: True) -> AsyncIterator[bytes]:
+        """Give what is to be sent to one tab, until it goes or the page ends; nothing where `is_full`.
+
+        Parameters
+        ----------
+        is_let_in : callable
+            Whether the tab may have more; asked before each message, for a stream is open for longer than a session.
+        """
         if self.is_full:
             return
         # What was made for tabs that have gone is old; among others, a new one has the last message at once.
@@ -81,6 +87,8 @@ class EventStreams:
             yield f"retry: {_RETRY_MS}\n\n".encode()
             while not self._is_ended:
                 turned = self._turned
+                if not is_let_in():
+                    return
                 if self._number > seen:
                     seen = self._number
                     yield self._message

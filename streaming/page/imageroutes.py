@@ -1,9 +1,11 @@
 """Views of images: the latest ones, one of them, a dead letter, and their pictures."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -25,6 +27,10 @@ _ASKED = ("q", "show", "label", "flag", "source", "model", "reason")
 _MAX_TEXT = 200
 _KEEP = "private, max-age=86400, immutable"
 """A picture's address has the hash of its image, so it never changes."""
+_MAKERS = 20
+"""Threads that wait for pictures. Of those of everything else none may be lost to a decoder or a broker that hangs."""
+_MOST_PARTITION, _MOST_OFFSET = 2**31 - 1, 2**63 - 1
+"""Kafka's own numbers."""
 _KEEP_ERROR = "private, max-age=30"
 
 
@@ -47,6 +53,7 @@ class ImageRoutes:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._makers = CapacityLimiter(_MAKERS)
 
     @property
     def routes(self) -> list[Route]:
@@ -56,15 +63,21 @@ class ImageRoutes:
             Route("/images", self.show_latest),
             Route(one, self.show_one),
             Route(f"{one}/way", self.show_way),
-            Route(f"{one}/map", self.show_map),
-            Route(f"{one}/novelty", self.show_novelty),
-            Route(f"{one}/steps", self.show_steps),
-            Route(f"{one}/neighbours", self.show_neighbours),
+            Route(f"{one}/map", self._apart(self.show_map)),
+            Route(f"{one}/novelty", self._apart(self.show_novelty)),
+            Route(f"{one}/steps", self._apart(self.show_steps)),
+            Route(f"{one}/neighbours", self._apart(self.show_neighbours)),
             Route(f"{one}/bytes", self.show_bytes),
             Route(f"{one}/redrive", self.redrive, methods=["POST"]),
-            Route("/pictures/{partition:int}/{offset:int}/{kind}", self.give_picture),
-            Route("/training/{model}", self.give_training_thumbnail),
+            Route("/pictures/{partition:int}/{offset:int}/{kind}", self._apart(self.give_picture)),
+            Route("/training/{model}", self._apart(self.give_training_thumbnail)),
         ]
+
+    def _apart(self, answer: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer_apart(request: Request) -> Response:
+            return await to_thread.run_sync(answer, request, limiter=self._makers)
+
+        return answer_apart
 
     def show_latest(self, request: Request) -> Response:
         """Show the latest images that are asked for."""
@@ -150,10 +163,15 @@ class ImageRoutes:
     def show_bytes(self, request: Request) -> Response:
         """Describe the bytes of a dead letter; they are not shown, since nobody has looked what is in them."""
         outcome = self._desk.find(request)
+        if outcome.is_prediction:  # its record is of another topic: another image would be described
+            raise Refused(HTTPStatus.NOT_FOUND, "This image has a prediction; only dead letters are described.")
         try:
             details = show_dead_letter(self._desk.settings.kafka, outcome.record)
         except JobError as exc:  # of a broker too
             return self._desk.answer(request, "bytes.html", facts=[], why=str(exc))
+        if details.letter.event_id != outcome.event_id:
+            why = f"At {outcome.record} is another dead letter now: the topic was made anew since this one came."
+            return self._desk.answer(request, "bytes.html", facts=[], why=why)
         headers = ", ".join(f"{one.name} ({one.size_bytes} B)" for one in details.headers)
         facts = [
             ("size", "no value" if details.payload is None else f"{len(details.payload)} bytes"),
@@ -173,7 +191,7 @@ class ImageRoutes:
                 HTTPStatus.UNPROCESSABLE_ENTITY, "This image has a prediction; only dead letters are sent again."
             )
         try:
-            answer = self._desk.operator.redrive(outcome.record, who=person.name)
+            answer = self._desk.operator.redrive(outcome.record, who=person.name, event_id=outcome.event_id)
         except TrailError as exc:
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(exc)) from exc
         return self._desk.answer(request, "moved.html", answer=answer)
@@ -184,7 +202,10 @@ class ImageRoutes:
         make = {"thumbnail": gallery.thumbnail, "full": gallery.full}.get(request.path_params["kind"])
         if make is None:
             raise Refused(HTTPStatus.NOT_FOUND, "There are thumbnail and full.")
-        place = Place(request.path_params["partition"], request.path_params["offset"])
+        partition, offset = request.path_params["partition"], request.path_params["offset"]
+        if partition > _MOST_PARTITION or offset > _MOST_OFFSET:
+            raise Refused(HTTPStatus.NOT_FOUND, f"Kafka has no place {partition}@{offset}.")
+        place = Place(partition, offset)
         sha256 = request.query_params.get("v", "")[:_MAX_TEXT]
         return _give(request, lambda: make(place, sha256=sha256), keep=bool(sha256))
 

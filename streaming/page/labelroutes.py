@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from streaming.page.desk import Desk, read_json
 from streaming.page.guard import Refused, want
-from streaming.page.knows.finding import FindingError
+from streaming.page.knows.finding import FindingError, LedgerError
 from streaming.page.knows.latest import Filter
 from streaming.page.knows.outcome import Kind, Outcome
 from streaming.page.people import Role
@@ -69,6 +69,8 @@ class LabelRoutes:
         outcome = await run_in_threadpool(self._desk.find_outcome, event_id)
         try:
             finding = await run_in_threadpool(self._desk.findings.label, outcome, label, who=person.name, request=entry)
+        except LedgerError as exc:  # the browser keeps what was said, and sends it again
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, str(exc)) from exc
         except FindingError as exc:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(exc)) from exc
         return JSONResponse(finding.to_dict())

@@ -92,7 +92,9 @@ class Site:
         if self.streams.is_full:  # 204 tells a browser not to try again
             return Response(status_code=HTTPStatus.NO_CONTENT)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(self.streams.follow(), media_type="text/event-stream", headers=headers)
+        key = request.cookies.get(COOKIE)
+        events = self.streams.follow(lambda: self._sessions.find(key) is not None)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
@@ -124,9 +126,11 @@ class Site:
 def _read_asset(name: str) -> tuple[bytes, bytes, str] | None:
     """Give an asset as it is, smaller, and its type; None where there is none of that name."""
     parts = name.split("/")
-    folder = files("streaming.page").joinpath("assets")
-    if any(part in {"", ".", ".."} or "\\" in part for part in parts) or not folder.joinpath(*parts).is_file():
+    if any(part in {"", ".", ".."} or "\\" in part for part in parts):
         return None
-    content = folder.joinpath(*parts).read_bytes()
+    try:
+        content = files("streaming.page").joinpath("assets", *parts).read_bytes()
+    except (OSError, ValueError):  # none, a folder, longer than a name can be, or no name at all
+        return None
     media_type = _TYPES.get(name.rpartition(".")[2], "application/octet-stream")
     return content, gzip.compress(content, mtime=0), media_type

@@ -205,10 +205,11 @@ async function send() {
         mark(entry.request_id, "saved");
         trouble("\u00a0");
       } else {
+        const why = (await answer.text().catch(() => "")).slice(0, 300);
         later(
           answer.status === 401 || answer.status === 403
-            ? "You are not logged in any more. Log in with another tab; what you said is kept here."
-            : `The server cannot save now (${answer.status}). What you say is kept here, and sent again.`,
+            ? `${why} Load this view again; what you said is kept here.`
+            : `Not saved yet (${answer.status}): ${why} What you say is kept here, and sent again.`,
         );
         return;
       }

@@ -272,31 +272,33 @@ class Feed:
 
     def _take(self, messages: Iterable[Message]) -> None:
         outcomes: list[Outcome] = []
-        foreign = 0
-        for message in messages:
-            error, one = message.error(), (message.topic(), message.partition())
-            if error is not None and error.code() not in _ASIDE:
-                msg = f"outcomes cannot be read: {error.str()}"
-                raise BrokerError(msg)
-            if error is not None:
-                continue
-            self._next[one] = message.offset() + 1
-            if one[0] == self._kafka.receipts_topic:
-                self._note_receipt(message)
-                continue
-            outcome = (
-                read_prediction(message, self._find_band)
-                if one[0] == self._kafka.predictions_topic
-                else read_dead_letter(message)
-            )
-            self._note_fill(one, message)
-            if outcome is None:
-                foreign += 1
-            else:
-                outcomes.append(outcome)
-        if foreign:
-            self._state = replace(self._state, foreign=self._state.foreign + foreign)
-        self._add(outcomes)
+        try:
+            for message in messages:
+                self._read_message(message, outcomes)
+        finally:  # what was read before a failure is not read again
+            self._add(outcomes)
+
+    def _read_message(self, message: Message, outcomes: list[Outcome]) -> None:
+        error, one = message.error(), (message.topic(), message.partition())
+        if error is not None and error.code() not in _ASIDE:
+            msg = f"outcomes cannot be read: {error.str()}"
+            raise BrokerError(msg)
+        if error is not None:
+            return
+        self._next[one] = message.offset() + 1
+        if one[0] == self._kafka.receipts_topic:
+            self._note_receipt(message)
+            return
+        outcome = (
+            read_prediction(message, self._find_band)
+            if one[0] == self._kafka.predictions_topic
+            else read_dead_letter(message)
+        )
+        self._note_fill(one, message)
+        if outcome is None:
+            self._state = replace(self._state, foreign=self._state.foreign + 1)
+        else:
+            outcomes.append(outcome)
 
     def _add(self, outcomes: list[Outcome]) -> None:
         if self._fill is not None:

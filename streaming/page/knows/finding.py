@@ -15,6 +15,10 @@ class FindingError(XrayError):
     """A finding was not taken; nothing of it is kept. The message says why, and what to do."""
 
 
+class LedgerError(FindingError):
+    """The ledger cannot be written or read now; the same finding may be taken later."""
+
+
 class Progress(StrEnum):
     """How far a finding has come."""
 

@@ -147,6 +147,8 @@ class Findings:
         ------
         FindingError
             It cannot be taken.
+        LedgerError
+            The disk does not take it now.
         """
         if outcome.model is None:
             msg = f"{outcome.event_id} is a dead letter: the model said nothing that could be confirmed or corrected"

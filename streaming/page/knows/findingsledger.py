@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from schemas.errors import SettingsError
 from schemas.folders import make_folder, sync_folder
-from streaming.page.knows.finding import Finding, FindingError, Progress
+from streaming.page.knows.finding import Finding, FindingError, LedgerError, Progress
 
 LEDGER_FILE = "findings.db"
 KEPT = 100_000
@@ -96,7 +96,9 @@ class FindingsLedger:
         Raises
         ------
         FindingError
-            The request has said something else before, or the disk does not take it.
+            The request has said something else before.
+        LedgerError
+            The disk does not take it.
         """
 
         def write(db: sqlite3.Connection) -> Finding:
@@ -186,7 +188,7 @@ class FindingsLedger:
                 return self._db.execute(query, values).fetchall()
             except sqlite3.Error as exc:
                 msg = f"{self._path} cannot be read: {exc}. If it is damaged, move it away"
-                raise FindingError(msg) from exc
+                raise LedgerError(msg) from exc
 
     def _write(self, action: Callable[[sqlite3.Connection], _T]) -> _T:
         with self._lock:
@@ -199,7 +201,7 @@ class FindingsLedger:
                     self._db.execute("ROLLBACK")
                 if isinstance(exc, sqlite3.Error):
                     msg = f"{self._path} does not take it: {exc}. Make room on the disk, then enter it again"
-                    raise FindingError(msg) from exc
+                    raise LedgerError(msg) from exc
                 raise
             return answer
 

@@ -134,7 +134,10 @@ class ModelsView:
         if not version or version.startswith(".") or Path(version).name != version:
             return None
         path = self._reports / version / _PAGE_FILE
-        return path if path.is_file() else None
+        try:
+            return path if path.is_file() else None
+        except OSError:  # longer than a name can be
+            return None
 
     def _find_alias(self, alias: str) -> ModelEntry | None:
         aliases = read_aliases(self._models)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from schemas.errors import JobError
 from schemas.registry import CHAMPION_FILE, read_aliases
-from streaming.deadletters.read import Selection
+from streaming.deadletters.read import Selection, show_dead_letter
 from streaming.deadletters.redrive import Skip, plan_redrive, redrive
 from streaming.kafka.places import Place
 from streaming.page.knows.trail import Trail
@@ -107,13 +107,15 @@ class Operator:
         TrailError
             See `promote`.
         """
-        present = read_aliases(self._settings.models_folder).get(CHAMPION_FILE, "")
-        arguments = {"version": present, "typed": typed}
-        if typed != present:
-            return self._do(who, "roll_back", arguments, lambda: _mistyped(typed, present))
-        return self._do(who, "roll_back", arguments, lambda: self._moves.roll_back(why=_why(who)))
 
-    def redrive(self, place: Place, *, who: str) -> MoveAnswer:
+        def act() -> MoveAnswer:
+            # Read in turn: of two who type the same version, the second one must not go back once more.
+            present = self._find_champion()
+            return self._moves.roll_back(why=_why(who)) if typed == present else _mistyped(typed, present)
+
+        return self._do(who, "roll_back", {"version": self._find_champion(), "typed": typed}, act)
+
+    def redrive(self, place: Place, *, who: str, event_id: str = "") -> MoveAnswer:
         """Send the original of a dead letter to the images topic again, once.
 
         Parameters
@@ -122,16 +124,24 @@ class Operator:
             In the dead-letter topic.
         who : str
             Who asks for it.
+        event_id : str
+            Of the dead letter that is meant: another one, which is there since the topic was made anew, is not sent.
 
         Raises
         ------
         TrailError
             See `promote`.
         """
-        return self._do(who, "redrive", {"dead_letter": str(place)}, lambda: self._redrive(place))
+        return self._do(who, "redrive", {"dead_letter": str(place)}, lambda: self._redrive(place, event_id))
 
-    def _redrive(self, place: Place) -> MoveAnswer:
+    def _find_champion(self) -> str:
+        return read_aliases(self._settings.models_folder).get(CHAMPION_FILE, "")
+
+    def _redrive(self, place: Place, event_id: str) -> MoveAnswer:
         kafka = self._settings.kafka
+        if event_id and show_dead_letter(kafka, place).letter.event_id != event_id:
+            text = f"nothing was sent: at {place} is another dead letter now, for the topic was made anew"
+            return MoveAnswer(False, text)
         most = self._settings.score.max_payload_bytes
         plan = plan_redrive(kafka, Selection(places=[place]), max_payload_bytes=most)
         if not plan.chosen:

@@ -167,7 +167,9 @@ class Outcome:
     def size_bytes(self) -> int:
         """About what it takes in memory: what all have, and its own texts."""
         own = (self.event_id, self.image_key, self.image_id, self.sha256, self.captured_at, self.error)
-        return _SIZE_BYTES + sum(len(text) for text in own if text)
+        # One text for all images of a device, but of a hostile one another text in each.
+        shared = (self.source, self.redriven_from)
+        return _SIZE_BYTES + sum(len(text) for text in own + shared if text)
 
     def to_dict(self) -> dict[str, Any]:
         """Render for JSON."""

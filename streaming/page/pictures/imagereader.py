@@ -75,6 +75,7 @@ class ImageReader:
         self._lock = threading.Lock()
         self._consumer: Consumer | None = None
         self._away_until = 0.0
+        self._is_closed = False
 
     def read(self, place: Place, *, sha256: str = "") -> ImageRecord:
         """Read one record.
@@ -107,13 +108,15 @@ class ImageReader:
         return ImageRecord(value, found, envelope.BURNED_IN in flags)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; what is read now is given up, and nothing is read after this."""
+        self._is_closed = True
         with self._lock:
             if self._consumer is not None:
                 self._consumer.close()
                 self._consumer = None
 
     def _fetch(self, place: Place) -> Message:
+        self._check_open(place)
         if time.monotonic() < self._away_until:
             msg = f"{self._name(place)} cannot be read: Kafka has not answered a moment ago"
             raise PictureUnreadable(msg)
@@ -133,6 +136,7 @@ class ImageReader:
     def _wait(self, consumer: Consumer, place: Place) -> Message:
         deadline, looked = time.monotonic() + _ANSWER_S, False
         while time.monotonic() < deadline:
+            self._check_open(place)
             message = consumer.poll(_POLL_S)
             if message is None:
                 # Of a partition that is not there the client says nothing, and waits for it.
@@ -151,6 +155,11 @@ class ImageReader:
         self._away_until = time.monotonic() + _AWAY_S
         msg = f"{self._name(place)} cannot be read: Kafka has not answered for {_ANSWER_S:.0f} s"
         raise PictureUnreadable(msg)
+
+    def _check_open(self, place: Place) -> None:
+        if self._is_closed:
+            msg = f"{self._name(place)} is not read: the page is ending"
+            raise PictureUnreadable(msg)
 
     def _check_partition(self, consumer: Consumer, place: Place) -> None:
         found = consumer.list_topics(self._kafka.images_topic, timeout=_LOOK_S).topics[self._kafka.images_topic]

@@ -54,6 +54,19 @@ def test_a_tab_too_many_is_refused() -> None:
     asyncio.run(run())
 
 
+def test_a_tab_that_is_not_let_in_any_more_is_told_nothing_more() -> None:
+    async def run() -> None:
+        streams = EventStreams(Maker(), max_tabs=1, turn_s=0.01)
+        let_in = [True, True, False]
+        tab = streams.follow(lambda: let_in.pop(0))
+        events = [event async for event in tab]
+        assert [read(event) for event in events[1:]] == [{"turn": 1}]
+        assert streams.tabs == 0
+        streams.end()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
 def test_a_slow_tab_gets_the_newest_message_and_no_other() -> None:
     async def run() -> None:
         streams = EventStreams(Maker(), max_tabs=2, turn_s=0.01)

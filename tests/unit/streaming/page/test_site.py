@@ -1,20 +1,29 @@
 """What the site answers, without a broker: outcomes are put into memory by hand, and pictures are a double's."""
 
+import asyncio
 import hashlib
 import json
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from schemas.envelope import DISCLAIMER
 from streaming.kafka.places import Place
 from streaming.page.desk import Desk
-from streaming.page.guard import Sessions
-from streaming.page.knows.feed import Feed
+from streaming.page.guard import COOKIE, Sessions
+from streaming.page.knows.feed import Feed, FeedState
 from streaming.page.knows.findings import Findings
+from streaming.page.knows.findingsledger import LEDGER_FILE
 from streaming.page.knows.modelsview import ModelsView
 from streaming.page.knows.moves import MoveAnswer, Operator
 from streaming.page.knows.outcome import Kind, Outcome, ScoredBy
@@ -111,6 +120,7 @@ class Opened:
 
     def __init__(self, settings: StreamSettings, findings: Findings) -> None:
         self.feed = Feed(settings)
+        self.feed._state = FeedState(is_reading=True, why="", is_filled=True)
         self.pictures = Pictures()
         self.moves = Moves()
         self.trail = settings.page_trail
@@ -215,6 +225,30 @@ def test_a_picture_is_kept_by_its_hash_and_says_its_window(opened: Opened) -> No
     assert "immutable" not in client.get("/pictures/0/1/full").headers["cache-control"]
 
 
+def test_pictures_that_hang_leave_everything_else_its_threads(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def hang(place: Place, *, sha256: str = "") -> Picture:
+        released.wait(20)
+        return PICTURE
+
+    monkeypatch.setattr(opened.pictures, "thumbnail", hang)
+    cookies = dict(opened.log_in("look").cookies)
+
+    async def run() -> None:
+        transport = httpx2.ASGITransport(opened.site.guard)
+        async with httpx2.AsyncClient(transport=transport, base_url=ORIGIN, cookies=cookies) as client:
+            hung = [asyncio.create_task(client.get(f"/pictures/0/{n}/thumbnail")) for n in range(60)]
+            try:
+                await asyncio.sleep(0.5)
+                assert (await asyncio.wait_for(client.get("/images"), 5)).status_code == 200
+            finally:
+                released.set()
+            assert {answer.status_code for answer in await asyncio.gather(*hung)} == {200}
+
+    asyncio.run(run())
+
+
 def test_a_picture_that_is_gone_says_so(opened: Opened) -> None:
     opened.pictures.is_gone = True
     answer = opened.log_in("look").get("/pictures/0/1/thumbnail?v=abc")
@@ -231,6 +265,49 @@ def test_parts_of_an_image_say_why_there_are_none(opened: Opened) -> None:
     assert "no vectors" in client.get(f"{one}/neighbours").text
     assert "does not compare" in client.get(f"{one}/novelty").text
     assert client.get("/outcomes/unknown").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/pictures/0/99999999999999999999/full", "/pictures/4294967296/1/full", f"/models/{'a' * 300}/report"],
+)
+def test_an_address_of_nothing_is_told_as_such(opened: Opened, tmp_path: Path, path: str) -> None:
+    (tmp_path / "reports").mkdir()
+    assert opened.log_in("look").get(path).status_code == 404
+
+
+def test_the_record_of_a_prediction_is_not_taken_for_a_dead_letter(opened: Opened) -> None:
+    opened.feed.latest.add([make_outcome(1)])
+    answer = opened.log_in("look").get(f"/outcomes/{make_outcome(1).event_id}/bytes")
+    assert answer.status_code == 404
+
+
+def test_another_dead_letter_at_the_same_place_is_not_described(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened.feed.latest.add([make_dead_letter(1)])
+    other = SimpleNamespace(letter=SimpleNamespace(event_id="cd" * 16), headers=[], payload=b"", media_type="image/png")
+    monkeypatch.setattr("streaming.page.imageroutes.show_dead_letter", lambda kafka, place: other)
+    answer = opened.log_in("look").get(f"/outcomes/{make_dead_letter(1).event_id}/bytes").text
+    assert "another dead letter now" in answer
+    assert "image/png" not in answer
+
+
+def test_a_stream_of_events_ends_with_its_session(opened: Opened, tmp_path: Path) -> None:
+    client = opened.log_in("look")
+    headers = [(b"cookie", f"{COOKIE}={client.cookies[COOKIE]}".encode())]
+
+    async def run() -> None:
+        answer = await opened.site._follow(Request({"type": "http", "headers": headers}))
+        assert isinstance(answer, StreamingResponse)
+        events = answer.body_iterator
+        for wanted in (b"retry:", b"id: 1"):
+            assert bytes(await anext(events)).startswith(wanted)  # type: ignore[call-overload]
+        opened.site._sessions.close(client.cookies[COOKIE])
+        assert [event async for event in events] == []
+        opened.site.streams.end()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
 
 
 def say(client: TestClient, outcome: Outcome, label: str, request: str) -> Any:
@@ -256,6 +333,7 @@ def test_what_is_said_is_kept_once_however_often_it_comes(opened: Opened) -> Non
     [
         (b"no json", 422),
         (b"[]", 422),
+        (b"[" * 100_000, 422),
         (b'{"event_id": 1, "label": "normal", "request_id": "a"}', 422),
         (b'{"event_id": "unknown", "label": "normal", "request_id": "a"}', 404),
         (b"x" * 200_000, 413),
@@ -263,6 +341,26 @@ def test_what_is_said_is_kept_once_however_often_it_comes(opened: Opened) -> Non
 )
 def test_a_wrong_answer_is_refused_for_good(opened: Opened, body: bytes, status: int) -> None:
     assert opened.log_in("label").post("/label", content=body).status_code == status
+
+
+def test_an_answer_is_not_refused_for_good_while_outcomes_are_still_read(opened: Opened) -> None:
+    client = opened.log_in("label")
+    opened.feed._state = FeedState(why="cannot reach Kafka")
+    answer = client.post("/label", json={"event_id": "ab" * 16, "label": "normal", "request_id": "request-1"})
+    assert (answer.status_code, "cannot reach Kafka" in answer.text) == (503, True)
+
+
+def test_an_answer_that_the_disk_does_not_take_is_not_refused_for_good(opened: Opened, tmp_path: Path) -> None:
+    outcome = make_outcome(1)
+    opened.feed.latest.add([outcome])
+    client = opened.log_in("label")
+    [ledger] = tmp_path.rglob(LEDGER_FILE)
+    with closing(sqlite3.connect(ledger)) as other:  # fails as a full disk does
+        other.execute("CREATE TRIGGER full BEFORE INSERT ON findings BEGIN SELECT RAISE(ABORT, 'disk is full'); END")
+        answer = say(client, outcome, "normal", "request-1")
+        assert (answer.status_code, "disk is full" in answer.text) == (503, True)
+        other.execute("DROP TRIGGER full")
+    assert say(client, outcome, "normal", "request-1").status_code == 200
 
 
 def test_a_label_that_the_model_does_not_have_is_refused(opened: Opened) -> None:
@@ -340,6 +438,8 @@ def test_assets_are_kept_and_nothing_else_is_given(opened: Opened) -> None:
         "/assets/vendor",
         "/assets/nothing.js",
         "/assets/",
+        "/assets/%00",
+        f"/assets/{'a' * 300}",
     ):
         assert client.get(path).status_code == 404
 

@@ -120,3 +120,9 @@ def test_texts_of_a_hostile_device_are_bounded_in_bytes() -> None:
     assert latest.size_bytes <= 10_000_000
     assert 1_000 < len(latest) < 1_100
     assert latest.since(0, limit=10_000).skipped == 5_000 - len(latest)
+
+
+def test_a_device_that_has_another_name_in_each_image_takes_no_more() -> None:
+    latest = Latest(most_bytes=1_000_000)
+    latest.add(scored(n, source=f"{n:08192d}") for n in range(1000))
+    assert sum(len(one.source or "") for one in latest.search(Filter(), 1000)) < 1_000_000

@@ -88,6 +88,7 @@ def test_the_band_of_a_model_is_that_of_the_model_that_scored(tmp_path: Path) ->
     assert bands.find(card.version, "0" * 64) is None
     assert bands.find("v-elsewhere", card.sha256) is None
     assert bands.find("../models", card.sha256) is None
+    assert bands.find("v" * 300, card.sha256) is None
 
 
 # --- in service -------------------------------------------------------------------------------------------------------

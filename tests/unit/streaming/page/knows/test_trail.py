@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -84,6 +87,29 @@ def test_going_back_wants_the_champions_name(operator: Operator, moves: Moves, t
     assert moves.asked == ["roll back, asked for on the page by op-1"]
 
 
+def test_of_two_who_go_back_at_the_same_moment_one_does(tmp_path: Path, trail: Trail) -> None:
+    class Slow(Moves):
+        """A fake that goes back to v0 once both have asked."""
+
+        def roll_back(self, *, why: str) -> MoveAnswer:
+            until = time.monotonic() + 10
+            while len(self.trail.list_newest()) < 2 and time.monotonic() < until:
+                time.sleep(0.01)
+            promote(tmp_path / "models", "v0")
+            return super().roll_back(why=why)
+
+    add_model(tmp_path, "v0")
+    add_model(tmp_path, "v1")
+    promote(tmp_path / "models", "v1")
+    moves = Slow(trail)
+    operator = Operator(StreamSettings(home=tmp_path), moves, trail)
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda who: operator.roll_back(typed="v1", who=who), ("op-1", "op-2")))
+    assert sorted(one.done for one in answers) == [False, True]
+    assert any("'v1' was typed, wanted 'v0'" in one.text for one in answers)
+    assert len(moves.asked) == 1
+
+
 def test_a_refusal_is_an_answer(operator: Operator, trail: Trail) -> None:
     assert operator.promote("v9", typed="v9", who="op-1") == MoveAnswer(False, "there is no model v9")
     assert trail.list_newest()[0].answer == "there is no model v9"
@@ -94,6 +120,16 @@ def test_a_refusal_is_an_answer(operator: Operator, trail: Trail) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="needs a file that takes nothing")
+def test_another_dead_letter_at_the_same_place_is_not_sent(
+    operator: Operator, trail: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = SimpleNamespace(letter=SimpleNamespace(event_id="cd" * 16))
+    monkeypatch.setattr("streaming.page.knows.moves.show_dead_letter", lambda kafka, place: other)
+    answer = operator.redrive(Place(0, 3), who="op-1", event_id="ab" * 16)
+    assert (answer.done, "another dead letter now" in answer.text) == (False, True)
+    assert trail.list_newest()[0].answer == answer.text
+
+
 def test_without_the_trail_nothing_is_done(operator: Operator, trail: Trail, moves: Moves) -> None:
     trail.path.parent.mkdir()
     trail.path.symlink_to("/dev/full")
