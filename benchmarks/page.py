@@ -40,6 +40,7 @@ _LIVE_S = 20.0
 _RATE = 50
 _VIEWS = {"now": "/", "images": "/images", "label": "/label", "models": "/models"}
 _IS_LIVE = "document.querySelector('#live').dataset.state === 'live'"
+_FIND_PLATE = "fetch('/images?q=plate').then(r => r.text()).then(t => (t.match(/\\/outcomes\\/[0-9a-f]+/) || [])[0])"
 _COUNT_FRAMES = (
     "window.frames_ = 0; window.slow_ = 0; (function next(before) { requestAnimationFrame(at => { window.frames_ += 1; "
     "window.slow_ = Math.max(window.slow_, at - before); next(at); }); })(performance.now()); 0"
@@ -108,8 +109,7 @@ def main(
                 smooth.append(_watch(first, f"{_RATE} images a second, followed", lambda: _stream(settings)))
                 plate = dicom(np.random.default_rng(1).integers(0, 4096, _PLATE, np.uint16))
                 answer(settings.kafka, publish(settings.kafka, [outgoing(plate, name="plate")]))
-                find = "fetch('/images?q=plate').then(r => r.text()).then(t => (t.match(/\\/outcomes\\/[0-9a-f]+/) || [])[0])"
-                first.open(_at(url, str(first.wait_until(find))))
+                first.open(_at(url, str(first.wait_until(_FIND_PLATE))))
                 first.wait_until("document.getElementById('over').hidden", timeout_s=60)
                 smooth.append(_watch(first, f"a plate in view, {_RATE} images a second", lambda: _stream(settings)))
     if json_:
