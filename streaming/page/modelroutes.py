@@ -74,6 +74,8 @@ class ModelRoutes:
     def show_service(self, request: Request) -> Response:
         """Show what a model said of images whose finding a person has confirmed."""
         version = request.path_params["version"]
+        if not self._desk.models.knows(version):  # figures are kept for each version that was asked about
+            raise Refused(HTTPStatus.NOT_FOUND, f"There is no model {version} in the folder of models.")
         figures, why = None, ""
         try:
             figures = self._desk.service.measure(version)

@@ -162,7 +162,10 @@ def read_receipt(value: bytes) -> Receipt | None:
     try:
         receipt = _from_dict(json.loads(value))
         identity = envelope.derive_image_event_id(receipt.source, receipt.image_id, receipt.sha256)
-        return receipt if receipt.event_id == identity and _TIME.fullmatch(receipt.at) else None
+        if receipt.event_id != identity or not _TIME.fullmatch(receipt.at):
+            return None
+        datetime.fromisoformat(receipt.at)  # of the right form, and perhaps of a thirteenth month
+        return receipt
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

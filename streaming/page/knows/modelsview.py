@@ -112,6 +112,10 @@ class ModelsView:
         entries = [self._describe(version, aliases) for version in sorted(versions)]
         return sorted(entries, key=lambda one: one.card.created_at if one.card else "", reverse=True)
 
+    def knows(self, version: str) -> bool:
+        """Whether a model of this version is in the folder, damaged or not."""
+        return any(path.name == version for path in self._models.glob("[!.]*") if path.is_dir())
+
     def find_champion(self) -> ModelEntry | None:
         """Find the model that is served; None where none was promoted."""
         return self._find_alias(CHAMPION_FILE)

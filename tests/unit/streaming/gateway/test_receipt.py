@@ -200,6 +200,7 @@ _NO_RECEIPTS = {
     "another image's id": _changed(event_id="0" * 32),
     "a number as source": _changed(image={"source": 1, "id": "1.2.3", "sha256": "0" * 64}),
     "another form of time": _changed(at="2026-01-31T14:03:59Z"),
+    "a time that never was": _changed(at="2026-99-31T14:03:59.000Z"),
     "no time": _changed(at=None),
     "no flags": _changed(flags=None),
     "a lone surrogate": _changed(image={"source": "\ud800", "id": "1.2.3", "sha256": "0" * 64}),

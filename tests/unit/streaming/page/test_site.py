@@ -415,6 +415,13 @@ def test_a_model_is_promoted_where_its_name_was_typed_and_it_is_written_down(ope
     assert [line.get("who") for line in lines if "who" in line] == ["operateer", "operateer"]
 
 
+def test_figures_in_service_are_of_models_that_are_there(opened: Opened, tmp_path: Path) -> None:
+    client = opened.log_in("look")
+    assert client.get("/models/v7/service").status_code == 404
+    (tmp_path / "models" / "v7").mkdir(parents=True)
+    assert client.get("/models/v7/service").status_code == 200
+
+
 def test_a_report_may_do_nothing_but_be_read(opened: Opened, tmp_path: Path) -> None:
     folder = tmp_path / "reports" / "v1"
     folder.mkdir(parents=True)
