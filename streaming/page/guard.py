@@ -180,10 +180,16 @@ class Guard:
             answer = self._refuse(request, refused)
         await answer(scope, receive, _add_headers(send))
 
-    def set_cookie(self, response: Response, key: str) -> None:
+    def set_cookie(self, request: Request, response: Response, key: str) -> None:
         """Have a browser keep its session."""
         response.set_cookie(
-            COOKIE, key, max_age=int(_SESSION_S), httponly=True, samesite="strict", secure=self._secure, path="/"
+            name_cookie(request),
+            key,
+            max_age=int(_SESSION_S),
+            httponly=True,
+            samesite="strict",
+            secure=self._secure,
+            path="/",
         )
 
     def _check_host(self, request: Request) -> None:
@@ -204,13 +210,13 @@ class Guard:
         # Of the path alone, and never of two slashes: '//other.example' would be another site.
         path = "/" + request.url.path.lstrip("/\\")
         response = RedirectResponse(path + (f"?{rest}" if rest else ""), status_code=HTTPStatus.SEE_OTHER)
-        self.set_cookie(response, key)
+        self.set_cookie(request, response, key)
         return response
 
     def _check_session(self, request: Request) -> None:
-        found = self._sessions.find(request.cookies.get(COOKIE))
+        found = self._sessions.find(request.cookies.get(name_cookie(request)))
         state = request.state
-        state.person, state.csrf, state.key = None, None, request.cookies.get(COOKIE)
+        state.person, state.csrf, state.key = None, None, request.cookies.get(name_cookie(request))
         if found is not None:
             session, state.person = found
             state.csrf = session.csrf
@@ -225,6 +231,12 @@ class Guard:
             if not hmac.compare_digest(given.encode(), found[0].csrf.encode()):
                 why = "The request did not come from a view of this session. Load the view again, then repeat it."
                 raise Refused(HTTPStatus.FORBIDDEN, why)
+
+
+def name_cookie(request: Request) -> str:
+    """Give the name of the session's cookie: cookies know no ports, and two pages of one machine are two sessions."""
+    port = request.headers.get("host", "").rpartition(":")[2]
+    return f"{COOKIE}_{port}" if port.isdigit() else COOKIE
 
 
 def want(request: Request, role: Role) -> Person:

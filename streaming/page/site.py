@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from streaming.page.desk import Desk, read_body
 from streaming.page.eventstream import EventStreams
-from streaming.page.guard import COOKIE, Guard, Refused, Sessions
+from streaming.page.guard import Guard, Refused, Sessions, name_cookie
 from streaming.page.imageroutes import ImageRoutes
 from streaming.page.labelroutes import LabelRoutes
 from streaming.page.modelroutes import ModelRoutes
@@ -75,9 +75,9 @@ class Site:
         key = self._sessions.open(sent.get("token", [""])[0].strip())
         if key is None:
             raise Refused(HTTPStatus.UNAUTHORIZED, "Nobody has this token, or no longer.")
-        self._sessions.close(request.cookies.get(COOKIE))
+        self._sessions.close(request.cookies.get(name_cookie(request)))
         response = RedirectResponse("/", status_code=HTTPStatus.SEE_OTHER)
-        self.guard.set_cookie(response, key)
+        self.guard.set_cookie(request, response, key)
         return response
 
     def _say_health(self, request: Request) -> Response:
@@ -92,7 +92,7 @@ class Site:
         if self.streams.is_full:  # 204 tells a browser not to try again
             return Response(status_code=HTTPStatus.NO_CONTENT)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        key = request.cookies.get(COOKIE)
+        key = request.cookies.get(name_cookie(request))
         events = self.streams.follow(lambda: self._sessions.find(key) is not None)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 

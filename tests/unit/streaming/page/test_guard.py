@@ -106,6 +106,17 @@ def test_the_token_leaves_the_address_and_the_cookie_is_for_this_site_alone() ->
     assert str(people.token) not in answer.headers["set-cookie"]
 
 
+def test_two_pages_of_one_machine_do_not_log_each_other_out() -> None:
+    """A browser sends the cookies of a host to all of its ports."""
+    people = People(None, user="me", allow_operate=False)
+    client = make_client(people)
+    client.get(f"/images?token={people.token}")
+    [name] = client.cookies.keys()
+    assert name == f"{COOKIE}_8050"
+    client.cookies.set(f"{COOKIE}_9000", "of the other page", domain="127.0.0.1")
+    assert client.get("/").status_code == 200
+
+
 def test_an_address_cannot_send_the_browser_to_another_site() -> None:
     people = People(None, user="me", allow_operate=False)
     answer = make_client(people).get(f"{OWN}//evil.example/a?token={people.token}")

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from schemas.envelope import DISCLAIMER
 from streaming.kafka.places import Place
 from streaming.page.desk import Desk
-from streaming.page.guard import COOKIE, Sessions
+from streaming.page.guard import Sessions
 from streaming.page.knows.feed import Feed, FeedState
 from streaming.page.knows.findings import Findings
 from streaming.page.knows.findingsledger import LEDGER_FILE
@@ -295,7 +295,8 @@ def test_another_dead_letter_at_the_same_place_is_not_described(
 
 def test_a_stream_of_events_ends_with_its_session(opened: Opened, tmp_path: Path) -> None:
     client = opened.log_in("look")
-    headers = [(b"cookie", f"{COOKIE}={client.cookies[COOKIE]}".encode())]
+    [(name, key)] = client.cookies.items()
+    headers = [(b"host", HOST.encode()), (b"cookie", f"{name}={key}".encode())]
 
     async def run() -> None:
         answer = await opened.site._follow(Request({"type": "http", "headers": headers}))
@@ -303,7 +304,7 @@ def test_a_stream_of_events_ends_with_its_session(opened: Opened, tmp_path: Path
         events = answer.body_iterator
         for wanted in (b"retry:", b"id: 1"):
             assert bytes(await anext(events)).startswith(wanted)  # type: ignore[call-overload]
-        opened.site._sessions.close(client.cookies[COOKIE])
+        opened.site._sessions.close(key)
         assert [event async for event in events] == []
         opened.site.streams.end()
 
