@@ -78,6 +78,8 @@ class Hunt:
         """Decode one file, count it, and keep a find that is the first of its signature."""
         limits = limits or Limits(max_seconds=kind.max_seconds)
         outcome = self.jail.decode(payload, kind.name, limits)
+        if outcome.kind == "slow":  # processor time grows where others use the caches: what is slow is so again
+            outcome = self.jail.decode(payload, kind.name, limits)
         tally.add(outcome)
         signature = outcome.signature
         if not outcome.is_find:

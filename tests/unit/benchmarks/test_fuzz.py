@@ -18,7 +18,7 @@ from benchmarks.fuzz.finds import shrink
 from benchmarks.fuzz.formats import Map, map_png, mend_png
 from benchmarks.fuzz.guided import GUIDED
 from benchmarks.fuzz.hunt import Hunt
-from benchmarks.fuzz.jail import Jail, Limits, name_place
+from benchmarks.fuzz.jail import Jail, Limits, Outcome, name_place
 from benchmarks.fuzz.kinds import KEPT, KINDS, SECRET
 from benchmarks.fuzz.mutation import mutate
 from benchmarks.fuzz.report import Tally, draw_table
@@ -195,6 +195,26 @@ def test_a_find_is_kept_once_and_counted(faulty_jail, tmp_path):
     assert len(said) == 2
     assert tally.to_dict()["finds"][0]["times"] == 3
     assert draw_table({"jpeg": tally}).row_count == 1
+
+
+class OnceSlow:
+    """A double of the jail, on a machine that has other work at the first try of each file."""
+
+    def __init__(self):
+        self.tried = []
+
+    def decode(self, payload, kind, limits):
+        self.tried.append(payload)
+        is_slow = payload == b"slow" or self.tried.count(payload) == 1
+        return Outcome("slow", "more time than the limit") if is_slow else Outcome("image", "")
+
+
+def test_what_was_slow_once_is_no_find(tmp_path):
+    hunt, tally = Hunt(OnceSlow(), 7, tmp_path, lambda text: None), Tally()
+    hunt.try_file(b"a large file", KINDS["jpeg"], tally)
+    assert (tally.inputs, tally.images, tally.finds) == (1, 1, {})
+    hunt.try_file(b"slow", KINDS["jpeg"], tally)
+    assert [find.outcome.kind for find in tally.finds.values()] == ["slow"]
 
 
 @pytest.mark.parametrize("path", sorted(KEPT.glob("*/*")), ids=lambda path: f"{path.parent.name} {path.name}")
