@@ -3,9 +3,7 @@
 import json
 import random
 import shutil
-import statistics
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +38,18 @@ from xray.commands.app import app
 pytestmark = [pytest.mark.kafka]
 
 
-def test_from_the_topic_to_the_receiver_it_takes_a_fifth_of_a_second(settings: StreamSettings, tmp_path: Path) -> None:
+def test_each_prediction_that_matches_is_one_alarm_at_the_receiver(settings: StreamSettings, tmp_path: Path) -> None:
     with receiving() as hook:
         rules = write_rules(tmp_path, {"ward": hook_sink(hook, tmp_path)})
         with running(settings, rules):
-            published: dict[str, float] = {}
+            published = set[str]()
             for number in range(100):
                 record = prediction(settings.kafka, number)
-                published[derive_event_id(record.event_id, "Opacities")] = time.time()
+                published.add(derive_event_id(record.event_id, "Opacities"))
                 publish(settings.kafka, record)
                 threading.Event().wait(0.02)
-            wait_until(lambda: set(hook.seen) == set(published), "all alarms")
-    waits = sorted(hook.arrived[ident] - at for ident, at in published.items())
-    p95 = statistics.quantiles(waits, n=20)[-1]
-    assert p95 < 0.2, f"p50 {statistics.median(waits):.3f} s, p95 {p95:.3f} s, max {waits[-1]:.3f} s"
+            wait_until(lambda: set(hook.seen) == published, "all alarms")
+    assert set(hook.seen.values()) == {1}
 
 
 @pytest.mark.long
