@@ -12,29 +12,22 @@
     port = 11112
 """
 
-import hashlib
 import hmac
 import ipaddress
-import logging
 import threading
 import time
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from schemas.errors import SettingsError
+from streaming.accessfile import TokenHash, WatchedFile, hash_token, read_access
 from streaming.gateway.refusals import Cause, Refusal
 from streaming.settings import AeTitle, GatewaySettings, Port
 
-log = logging.getLogger(__name__)
-
 _SETTING = "XRAY_GATEWAY__DEVICES"
-_LOOK_S = 1.0
-"""The file is looked at that often, so that a new device needs no restart."""
 _BURST_S = 10.0
 """A device may send at once what it may send in so many seconds: a study has several images."""
 OTHER = "other"
@@ -61,7 +54,7 @@ class Device(BaseModel):
     source: str = Field(min_length=1, max_length=1024)
     aet: AeTitle | None = None
     addresses: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
-    tokens: tuple[Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")], ...] = Field(default=(), repr=False)
+    tokens: tuple[TokenHash, ...] = Field(default=(), repr=False)
     rate_per_s: float | None = Field(default=None, ge=0)
     host: str | None = None
     port: Port | None = None
@@ -133,9 +126,17 @@ class DeviceList:
         self._clock = clock
         self._lock = threading.Lock()
         self._buckets: dict[str, tuple[float, float]] = {}
-        self._looked_at = clock()
-        self._stamp = _stamp(settings.devices)
-        self._devices = () if settings.devices is None else read_devices(settings.devices)
+        self._file = (
+            None
+            if settings.devices is None
+            else WatchedFile(
+                settings.devices,
+                read_devices,
+                kept="the devices stay as they were",
+                describe=lambda devices: f": {len(devices)} devices",
+                clock=clock,
+            )
+        )
 
     def find_by_title(self, aet: str, address: str) -> Device:
         """Find the device that calls itself so, from there.
@@ -166,7 +167,7 @@ class DeviceList:
                 msg = "a bearer token is wanted"
                 raise UnknownTokenError(msg)
             return Stranger(source="/http")
-        given = "sha256:" + hashlib.sha256(token.encode()).hexdigest()
+        given = hash_token(token)
         found = [one for one in devices if any(hmac.compare_digest(given, known) for known in one.tokens)]
         if not found:
             msg = "no device has this token"
@@ -217,27 +218,7 @@ class DeviceList:
         return self._settings.anyone or (self._settings.devices is None and _parse(address).is_loopback)
 
     def _current(self) -> tuple[Device, ...]:
-        file = self._settings.devices
-        if file is None:
-            return ()
-        with self._lock:
-            now = self._clock()
-            if now - self._looked_at < _LOOK_S:
-                return self._devices
-            self._looked_at = now
-            stamp = _stamp(file)
-            if stamp != self._stamp:
-                self._stamp = stamp
-                self._read_again(file)
-            return self._devices
-
-    def _read_again(self, file: Path) -> None:
-        try:
-            self._devices = read_devices(file)
-        except SettingsError as exc:
-            log.error("the devices stay as they were: %s", exc)
-        else:
-            log.warning("%s was read again: %d devices", file, len(self._devices))
+        return () if self._file is None else self._file.current()
 
 
 def read_devices(file: Path) -> tuple[Device, ...]:
@@ -248,31 +229,10 @@ def read_devices(file: Path) -> tuple[Device, ...]:
     SettingsError
         It cannot be read, or says something wrong; names the file and the place.
     """
-    try:
-        with file.open("rb") as stream:
-            return _File.model_validate(tomllib.load(stream)).device
-    except OSError as exc:
-        msg = f"{_SETTING}: {file} cannot be read: {exc.strerror}"
-        raise SettingsError(msg) from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        msg = f"{_SETTING}: {file} is not TOML: {exc}"
-        raise SettingsError(msg) from exc
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where, why = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
-        msg = f"{_SETTING}: {file}: {where}: {why}"
-        raise SettingsError(msg) from exc
+    return read_access(file, _File, _SETTING).device
 
 
 def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     own = ipaddress.ip_address(address.partition("%")[0])
     mapped = own.ipv4_mapped if isinstance(own, ipaddress.IPv6Address) else None
     return mapped or own
-
-
-def _stamp(file: Path | None) -> tuple[int, int, int] | None:
-    try:
-        found = file.stat() if file is not None else None
-    except OSError:
-        return None
-    return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)

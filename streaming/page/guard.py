@@ -19,7 +19,8 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from streaming.page.people import People, Person, Role, hash_token
+from streaming.accessfile import hash_token
+from streaming.page.people import People, Person, Role
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

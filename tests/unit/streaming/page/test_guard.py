@@ -11,8 +11,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from schemas.errors import SettingsError
+from streaming.accessfile import hash_token
 from streaming.page.guard import COOKIE, Guard, Refused, Sessions, want
-from streaming.page.people import People, Role, hash_token
+from streaming.page.people import People, Role
 
 OWN = "http://127.0.0.1:8050"
 FILE = """

@@ -18,6 +18,7 @@ from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from schemas.envelope import DISCLAIMER
+from streaming.accessfile import hash_token
 from streaming.kafka.places import Place
 from streaming.page.desk import Desk
 from streaming.page.guard import Sessions
@@ -31,7 +32,7 @@ from streaming.page.knows.servicefigures import LabelledService
 from streaming.page.knows.trace import Tracer
 from streaming.page.knows.trail import Trail
 from streaming.page.knows.vitals import Vitals
-from streaming.page.people import People, hash_token
+from streaming.page.people import People
 from streaming.page.pictures.picture import Explanation, Picture, PictureGone
 from streaming.page.site import Site
 from streaming.page.views import Views
