@@ -7,7 +7,7 @@ DEV := .venv/.dev
 TENSORFLOW := .venv/.tensorflow
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-tensorflow demo test test-long check lint format bench lock clean
+.PHONY: help install install-dev install-tensorflow demo test test-long check lint format bench lock sbom advisories clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -69,6 +69,12 @@ lock: $(DEMO) ## Resolve pyproject.toml's requirements into locks/; UPGRADE=--up
 	@$(COMPILE) pyproject.toml --extra dev --constraint locks/tensorflow.lock -o locks/dev.lock
 	@$(COMPILE) pyproject.toml --extra train --extra gateway --extra alerts --extra reports --extra page --constraint locks/tensorflow.lock -o locks/train.lock
 	@$(COMPILE) locks/build.in --constraint locks/tensorflow.lock -o locks/build.lock
+
+sbom: $(DEV) ## List what this is made of in build/sbom.cdx.json (CycloneDX), for scanners
+	@$(BIN)/python -m tools.sbom
+
+advisories: $(DEV) ## Ask for known vulnerabilities of what is locked; says so where nobody answers
+	@$(BIN)/python -m tools.advisories
 
 clean: ## Remove .venv and caches; the state folder (XRAY_HOME) stays
 	@rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -1,10 +1,14 @@
 """The jars that Spark's Kafka connector and the local broker are made of.
 
 They come from Maven Central through the Ivy that pyspark ships, once, into one folder; later starts only look there.
+Each must have the SHA-256 that ``jars.json`` has of it: Ivy itself only compares it with a checksum of the same server.
 """
 
+import hashlib
+import json
 import logging
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from importlib.util import find_spec
@@ -32,11 +36,38 @@ class JarSet:
         ``organisation:name:revision``.
     excluded : tuple of str
         Organisations whose jars are left out.
+    is_locked : bool
+        Every jar must be in ``jars.json``, with its hash, and no other may come.
     """
 
     name: str
     coordinates: tuple[str, ...]
     excluded: tuple[str, ...] = ()
+    is_locked: bool = False
+
+
+@dataclass(frozen=True)
+class LockedJar:
+    """A jar that may be fetched.
+
+    Parameters
+    ----------
+    organisation, name, version : str
+        What it is on Maven Central.
+    file : str
+        Name of its file.
+    sha256 : str
+        Of the file, in hexadecimal.
+    licences : tuple of str
+        As its authors name them; any of several may be chosen.
+    """
+
+    organisation: str
+    name: str
+    version: str
+    file: str
+    sha256: str
+    licences: tuple[str, ...]
 
 
 SPARK_JARS = JarSet(
@@ -59,8 +90,9 @@ SPARK_JARS = JarSet(
         "org.lz4",
         "at.yawk.lz4",
     ),
+    is_locked=True,
 )
-KAFKA_JARS = JarSet(name="kafka-4.4.0", coordinates=("org.apache.kafka:kafka_2.13:4.4.0",))
+KAFKA_JARS = JarSet(name="kafka-4.4.0", coordinates=("org.apache.kafka:kafka_2.13:4.4.0",), is_locked=True)
 
 
 def resolve_jars(jars: JarSet, folder: Path) -> list[Path]:
@@ -81,7 +113,7 @@ def resolve_jars(jars: JarSet, folder: Path) -> list[Path]:
     Raises
     ------
     DependencyError
-        Java is missing, or Maven Central did not answer as wanted.
+        Java is missing, Maven Central did not answer as wanted, or a jar is not the one that is locked.
     """
     target = folder / jars.name
     if not target.is_dir():
@@ -89,8 +121,47 @@ def resolve_jars(jars: JarSet, folder: Path) -> list[Path]:
         # Retrieved beside the target and renamed, so that a broken download never looks complete.
         with TemporaryDirectory(dir=folder, prefix=".resolving-") as scratch:
             _retrieve(jars, Path(scratch), cache=folder / "ivy-cache" / jars.name)
+            if jars.is_locked:
+                check_jars(Path(scratch) / "jars", read_jar_lock().get(jars.name, ()))
             _publish(Path(scratch) / "jars", target)
     return sorted(target.glob("*.jar"))
+
+
+def read_jar_lock() -> dict[str, tuple[LockedJar, ...]]:
+    """Read ``jars.json``: the jars of each locked set, by the set's name."""
+    listed = json.loads((files("streaming.run") / "jars.json").read_text(encoding="utf-8"))
+    return {
+        name: tuple(LockedJar(**{**jar, "licences": tuple(jar["licences"])}) for jar in jars)
+        for name, jars in listed.items()
+    }
+
+
+def check_jars(folder: Path, locked: Iterable[LockedJar]) -> None:
+    """Hold fetched jars against what is locked.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds the fetched jars.
+    locked : iterable of LockedJar
+        What must be there, and nothing else.
+
+    Raises
+    ------
+    DependencyError
+        A jar is missing, is none of the locked ones, or has another SHA-256.
+    """
+    wanted = {jar.file: jar.sha256 for jar in locked}
+    found = {jar.name: hashlib.sha256(jar.read_bytes()).hexdigest() for jar in folder.glob("*.jar")}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        msg = (
+            f"{len(wrong)} of {len(found)} jars from Maven Central are not the locked ones, and none is used: {name} "
+            f"has SHA-256 {found.get(name, 'none, for it did not come')}, wanted {wanted.get(name, 'no such jar')}. "
+            f"Remove the folder ivy-cache beside them and try again; if it says so again, trust that server no more"
+        )
+        raise DependencyError(msg)
 
 
 def _publish(fetched: Path, target: Path) -> None:
