@@ -1,11 +1,12 @@
 """Checks that topics which were found keep what they confirm, and take the largest message."""
 
 import logging
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource
 
 from schemas.errors import BrokerError
@@ -270,3 +271,120 @@ def check_label_topics(kafka: KafkaSettings) -> int:
         )
         raise BrokerError(msg)
     return min(found[letters] - HEADROOM_BYTES, kafka.max_message_bytes)
+
+
+@dataclass(frozen=True)
+class TopicFault:
+    """What is not as it should be of a topic.
+
+    Parameters
+    ----------
+    topic : str
+        Its name.
+    stops : bool
+        Whether a stream refuses to start with it; otherwise it may be meant so.
+    text : str
+        One line that says what was found and what to do.
+    is_hidden : bool
+        Whether this user may not look at it: another one's stream may find all well.
+    """
+
+    topic: str
+    stops: bool
+    text: str
+    is_hidden: bool = False
+
+
+def find_topic_faults(kafka: KafkaSettings) -> list[TopicFault]:
+    """Find all that `check_topics` refuses or warns of, and what is kept for a shorter time than `xray up` would set.
+
+    Returns
+    -------
+    list of TopicFault
+        Empty where all is well.
+
+    Raises
+    ------
+    BrokerError
+        Nobody answers.
+    """
+    admin, cluster = open_admin(kafka)
+    names = wanted_topics(kafka)
+    found = _judge_missing(admin, [name for name in names if name not in cluster.topics])
+    largest = _largest_messages(kafka)
+    for name in names:
+        if name not in cluster.topics:
+            continue
+        try:
+            [topic] = _read_topics(admin, cluster, (name,))
+        except BrokerError as exc:
+            stops = name in (kafka.images_topic, kafka.deadletters_topic)
+            found.append(TopicFault(name, stops, str(exc), is_hidden=True))
+        else:
+            found += _judge(topic, kafka, largest[name], len(cluster.brokers))
+    return found
+
+
+def _judge_missing(admin: AdminClient, names: Sequence[str]) -> list[TopicFault]:
+    """Tell topics that are not there from those that this user may not see: a list of all leaves out either."""
+    found = []
+    futures = admin.describe_topics(TopicCollection(list(names)), request_timeout=TIMEOUT_S) if names else {}
+    for name, future in futures.items():
+        try:
+            future.result()
+        except KafkaException as exc:
+            if exc.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                text = f"topic {name} is not shown to this user. See the roles in docs/security.md."
+                found.append(TopicFault(name, stops=True, text=text, is_hidden=True))
+                continue
+        found.append(TopicFault(name, stops=True, text=f"topic {name} is missing. Create it with 'xray up'."))
+    return found
+
+
+def _judge(topic: _Topic, kafka: KafkaSettings, largest: int, n_brokers: int) -> Iterator[TopicFault]:
+    is_canary = topic.name in (kafka.canary_topic, kafka.canary_results_topic)
+    checks: list[Callable[[], None]] = [
+        partial(topic.refuse_smaller, largest, _or_lower(kafka, topic.name)),
+        partial(topic.refuse_what_stops, devices_write=topic.name in (kafka.images_topic, kafka.canary_topic)),
+    ]
+    if not is_canary:
+        checks.append(topic.refuse_what_loses)
+    for check in checks:
+        try:
+            check()
+        except BrokerError as exc:
+            yield TopicFault(topic.name, stops=True, text=str(exc))
+    if is_canary:
+        return
+    for text in topic.warnings(n_brokers, broker_time_wanted=topic.name == kafka.images_topic):
+        yield TopicFault(topic.name, stops=False, text=text)
+    wanted_ms, kept_ms = int(wanted_topics(kafka)[topic.name]["retention.ms"]), topic.number("retention.ms")
+    if kept_ms is not None and 0 <= kept_ms < wanted_ms:
+        text = (
+            f"topic {topic.name} keeps records for {kept_ms / DAY_MS:.3g} days, wanted {wanted_ms / DAY_MS:.3g}: what "
+            "is not read by then is gone. Raise the topic's retention.ms."
+        )
+        yield TopicFault(topic.name, stops=False, text=text)
+
+
+def read_topic_configs(kafka: KafkaSettings, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Read the configuration of those of some topics that are there.
+
+    Returns
+    -------
+    dict
+        Property to value, by topic; empty for a topic whose configuration the user may not read.
+
+    Raises
+    ------
+    BrokerError
+        Nobody answers.
+    """
+    admin, cluster = open_admin(kafka)
+    present = [name for name in names if name in cluster.topics]
+    configs: dict[str, dict[str, str]] = {name: {} for name in present}
+    if present:
+        for topic in _read_topics(admin, cluster, present, optional=present):
+            kept = {name: value for name, value in topic.config.items() if value is not None}
+            configs[topic.name] = {**kept, "replicas": str(topic.replicas)}
+    return configs

@@ -50,7 +50,8 @@ from streaming.gateway.receipts.receiptbook import ReceiptBook
 from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.producer import Delivery, RecordProducer
 from streaming.kafka.reader import open_reader, read_spans, scan_offsets
-from streaming.kafka.topicchecks import check_topics
+from streaming.kafka.rights import find_lacking
+from streaming.kafka.topicchecks import check_topics, find_topic_faults
 from streaming.kafka.topics import create_topics, label_topics, receipt_topics, wanted_topics
 from streaming.page.knows.feed import Feed
 from streaming.page.knows.findings import Findings
@@ -154,6 +155,28 @@ def test_python_and_spark_clients_log_in(secure: SecureBroker, spark: SparkSessi
         spark.read.format("kafka").options(**kafka.to_spark(), subscribe=kafka.images_topic).load().select("value")
     ).collect()
     assert bytes(row["value"]) == jpeg()
+
+
+@pytest.mark.parametrize("role", sorted(set(ROLES) - {"admin"}))
+def test_the_broker_tells_each_user_that_it_may_be_its_role(secure: SecureBroker, role: str) -> None:
+    assert find_lacking(secure.by_password(role))[role] == []
+
+
+def test_the_broker_tells_what_a_user_lacks_for_another_role(secure: SecureBroker) -> None:
+    lacking = find_lacking(secure.by_password("device"))
+    assert "Read, DescribeConfigs on topic xray.images" in lacking["stream"]
+    assert "Read on group xray-watch" in lacking["consumer"]
+    assert "Read on group names beginning with xray-canary-" in lacking["stream"]
+    assert all(lacking[role] for role in lacking if role != "device")
+    assert not any(find_lacking(secure.by_password(SUPER_USER)).values())
+
+
+def test_topics_that_a_user_may_not_see_are_not_called_missing(secure: SecureBroker) -> None:
+    kafka = secure.by_password("device")
+    faults = {one.topic: one for one in find_topic_faults(kafka)}
+    assert set(faults) == set(wanted_topics(kafka))
+    assert all(one.is_hidden for one in faults.values())
+    assert not any(one.is_hidden for one in find_topic_faults(secure.by_password("stream")))
 
 
 def _with_another_authority(broker: SecureBroker) -> KafkaSettings:
