@@ -654,7 +654,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
         it is from there.
     """
     _refuse_unknown_variables(os.environ if environ is None else environ)
-    file = _find_env_file(overrides.get("home"))
+    file = find_env_file(overrides.get("home"))
     in_file = set() if file is None else _check_env_file(file)
     try:
         settings = StreamSettings(_env_file=file, **overrides)  # type: ignore[call-arg]  # pydantic-settings' own
@@ -673,7 +673,7 @@ def find_sources() -> dict[str, str]:
     dict
         By the variable's name, in the order of the settings.
     """
-    file = _find_env_file(None)
+    file = find_env_file(None)
     in_file = set() if file is None else _check_env_file(file)
     exported = {name.upper() for name in os.environ}
     return {
@@ -682,7 +682,19 @@ def find_sources() -> dict[str, str]:
     }
 
 
-def _find_env_file(home: Path | str | None) -> Path | None:
+def find_env_file(home: Path | str | None = None) -> Path | None:
+    """Find the file of settings that is read.
+
+    Parameters
+    ----------
+    home : Path or str, optional
+        XRAY_HOME, where the command line says it.
+
+    Returns
+    -------
+    Path or None
+        The chosen one, whether or not it is there; else ``xray.env`` in XRAY_HOME, None where that is not there.
+    """
     if _chosen:
         return _chosen[0]
     file = Path(home or os.environ.get(f"{PREFIX}HOME") or user_data_path("xray")) / ENV_FILE_NAME

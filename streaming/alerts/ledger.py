@@ -20,6 +20,7 @@ from schemas.errors import JobError
 from schemas.folders import sync_folder
 from streaming.alerts.alarm import Alarm, State
 from streaming.alerts.rules import UNANSWERED_S
+from streaming.sqlitefiles import read_file
 
 LEDGER_FILE = "alarms.db"
 """In the state folder."""
@@ -714,3 +715,39 @@ def _read_delivery(row: Sequence[Any]) -> Delivery:
         if told.state is State.OPEN:  # that it has ended meanwhile is another message
             told = replace(told, ends_at=None)
     return Delivery(alarm, told, sink, Status(status), attempts, next_at, delivered_at, why)
+
+
+_ABOUT = """
+    SELECT id FROM alarms WHERE json_extract(says, '$.event.event_id') IN (SELECT value FROM json_each(?1))
+    UNION SELECT alarm FROM members WHERE json_extract(says, '$.event_id') IN (SELECT value FROM json_each(?1))
+"""
+
+
+def find_alarms_about(path: Path, event_ids: str) -> list[tuple[Entry, list[Delivery]]]:
+    """Find the alarms about some outcomes, and summaries that name one, whether or not 'xray alerts run' has the file.
+
+    Parameters
+    ----------
+    path : Path
+        The ledger's file, which is there.
+    event_ids : str
+        Of predictions and dead letters, as a JSON array.
+
+    Returns
+    -------
+    list of (Entry, list of Delivery)
+        Oldest first. Alarms are kept for `KEPT_S`.
+
+    Raises
+    ------
+    JobError
+        It cannot be read, or is of another version.
+    """
+    alarms = f"SELECT * FROM alarms WHERE id IN ({_ABOUT}) ORDER BY starts_at, id"  # noqa: S608
+    entries = [_read_entry(row) for row in read_file(path, _VERSION, alarms, (event_ids,))]
+    sent = (
+        "SELECT a.*, d.* FROM deliveries d JOIN alarms a ON a.id = d.alarm"  # noqa: S608
+        f" WHERE a.id IN ({_ABOUT}) ORDER BY d.state, d.sink"
+    )
+    deliveries = [_read_delivery(row) for row in read_file(path, _VERSION, sent, (event_ids,))]
+    return [(entry, [one for one in deliveries if one.alarm.id == entry.alarm.id]) for entry in entries]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloudevents.core.bindings.kafka import to_binary_event
 from cloudevents.core.v1.event import CloudEvent
@@ -33,12 +33,18 @@ class PublishReport:
         Confirmed by the broker.
     failed : dict of Path to str
         Not confirmed, with the reason.
+    event_ids : dict of Path to str
+        The images' own event ids, of all that were handed to the client; receipts have them.
+    no_images : list of Path
+        Published as they are, though they are neither PNG, JPEG nor DICOM: each will be a dead letter.
     seconds : float
         From the first file to the last confirmation.
     """
 
     delivered: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
+    event_ids: dict[Path, str] = field(default_factory=dict)
+    no_images: list[Path] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -233,19 +239,29 @@ def publish_files(
             except RecordError as exc:
                 note_delivery(path, f"cannot be de-identified: {exc.reason}: {exc.detail}")
                 continue
-            key, value, headers = _wrap_deidentified(deidentified, source)
+            record = _wrap_deidentified(deidentified, source)
         else:
-            key, value, headers = _wrap_file(path, payload, source, hide_names=hide_names)
-        publisher.publish(value, headers, key=key, token=path)
+            record = _wrap_file(path, payload, source, hide_names=hide_names)
+        if sniff_media_type(record.value) is None:
+            report.no_images.append(path)
+        report.event_ids[path] = record.event_id
+        publisher.publish(record.value, record.headers, key=record.key, token=path)
     publisher.flush()
     report.seconds = time.monotonic() - started
     return report
 
 
-def _wrap_file(
-    path: Path, payload: bytes, source: str, *, hide_names: bool
-) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
-    """Give the key, value and headers of a file as it is.
+class _Record(NamedTuple):
+    """One image as it is published; ``event_id`` is the image's own."""
+
+    key: bytes
+    value: bytes
+    headers: list[tuple[str, bytes]]
+    event_id: str
+
+
+def _wrap_file(path: Path, payload: bytes, source: str, *, hide_names: bool) -> _Record:
+    """Wrap a file as it is.
 
     It is named by its content: publishing a folder again after a failure repeats ids, and adds no row to the table.
     """
@@ -253,18 +269,21 @@ def _wrap_file(
     image_id = name_image(path, digest, hide_names=hide_names)
     written_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     key = digest[:16] if hide_names else path.stem
-    return key.encode(), *image_message(payload, image_id=image_id, source=source, captured_at=written_at)
+    value, headers = image_message(payload, image_id=image_id, source=source, captured_at=written_at)
+    return _Record(key.encode(), value, headers, envelope.derive_image_event_id(source, image_id, digest))
 
 
-def _wrap_deidentified(image: Deidentified, source: str) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
-    """Give the key, value and headers of a de-identified image; nothing of its file's name or time is in them."""
+def _wrap_deidentified(image: Deidentified, source: str) -> _Record:
+    """Wrap a de-identified image; nothing of its file's name or time is in it."""
     digest = hashlib.sha256(image.payload).hexdigest()
-    value, headers = image_message(image.payload, image_id=image.image_id or digest[:32], source=source)
+    image_id = image.image_id or digest[:32]
+    value, headers = image_message(image.payload, image_id=image_id, source=source)
     # The library makes up a time, the present one, where none is given; it would count as that of the exposure.
     headers = [(name, text) for name, text in headers if name != envelope.CE_TIME]
     if image.flags:
         headers.append((envelope.IMAGE_FLAGS, ",".join(image.flags).encode()))
-    return digest[:16].encode(), value, headers
+    event_id = envelope.derive_image_event_id(source, image_id, digest)
+    return _Record(digest[:16].encode(), value, headers, event_id)
 
 
 def _paced(files: Sequence[Path], rate: float | None, publisher: ImagePublisher) -> Iterator[Path]:

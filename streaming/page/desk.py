@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from schemas.errors import TableError
+from streaming.lookup.outcome import Outcome
 from streaming.page.guard import Refused
 from streaming.page.knows.feed import Feed
 from streaming.page.knows.findings import Findings
 from streaming.page.knows.modelsview import ModelsView
 from streaming.page.knows.moves import Operator
-from streaming.page.knows.outcome import Outcome
 from streaming.page.knows.servicefigures import LabelledService
 from streaming.page.knows.trace import Tracer
 from streaming.page.knows.vitals import Vitals

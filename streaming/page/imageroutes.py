@@ -13,10 +13,10 @@ from starlette.routing import Route
 from schemas.errors import JobError
 from streaming.deadletters.read import show_dead_letter
 from streaming.kafka.places import Place
+from streaming.lookup.outcome import Kind, Outcome
 from streaming.page.desk import Desk, attempt
 from streaming.page.guard import Refused, want
 from streaming.page.knows.latest import Filter
-from streaming.page.knows.outcome import Kind, Outcome
 from streaming.page.knows.trail import TrailError
 from streaming.page.people import Role
 from streaming.page.pictures.picture import Picture, PictureError, PictureGone

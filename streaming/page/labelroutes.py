@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from streaming.lookup.outcome import Kind, Outcome
 from streaming.page.desk import Desk, read_json
 from streaming.page.guard import Refused, want
-from streaming.page.knows.finding import FindingError, LedgerError
 from streaming.page.knows.latest import Filter
-from streaming.page.knows.outcome import Kind, Outcome
 from streaming.page.people import Role
 from streaming.page.views import write_score
+from streaming.results.finding import FindingError, LedgerError
 
 _AT_ONCE = 8
 _LOOKED_AT = 2000

@@ -7,9 +7,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from streaming.lookup.outcome import Outcome
 from streaming.page.desk import Desk
 from streaming.page.knows.latest import Filter
-from streaming.page.knows.outcome import Outcome
 from streaming.page.knows.vitals import Point
 
 _SPAN_S = 300.0

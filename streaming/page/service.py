@@ -20,11 +20,12 @@ from streaming.page.knows.moves import ModelMoves, Operator
 from streaming.page.knows.servicefigures import LabelledService
 from streaming.page.knows.trace import Tracer
 from streaming.page.knows.trail import Trail
-from streaming.page.knows.vitals import ALERTS, ARCHIVE, GATEWAY, REPORTS, STREAM, Vitals, find_addresses
+from streaming.page.knows.vitals import Vitals
 from streaming.page.people import People
 from streaming.page.pictures.gallery import Gallery
 from streaming.page.site import Site
 from streaming.page.views import Views
+from streaming.scraping import ALERTS, ARCHIVE, GATEWAY, REPORTS, STREAM, find_addresses
 from streaming.settings import PageSettings, StreamSettings
 
 _SETTING = "XRAY_PAGE__"

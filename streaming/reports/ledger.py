@@ -13,13 +13,15 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from schemas.errors import SettingsError, XrayError
 from schemas.folders import make_folder, sync_folder
 from streaming.reports.findings import Finding
 from streaming.reports.report import Correction, Prediction, report_key
+from streaming.sqlitefiles import read_file
 
 Partition = tuple[str, int]
 """Topic and number."""
@@ -121,6 +123,49 @@ class Delivery:
     correction: Correction | None
     tries: int
     since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What became of a report.
+
+    Parameters
+    ----------
+    target : str
+        Where it goes.
+    event_id : str
+        Of the prediction.
+    label : str or None
+        The confirmed finding of an amended report; None of the first one.
+    state : str
+        ``open``, ``done``, ``given_up`` or ``left_out``.
+    code : str
+        What the target answered, or why there is no report; empty where nothing is to be said.
+    tries : int
+        How often it was refused.
+    noted_at : datetime
+        When it came into that state, UTC.
+    """
+
+    target: str
+    event_id: str
+    label: str | None
+    state: str
+    code: str
+    tries: int
+    noted_at: datetime
+
+    def to_dict(self) -> dict[str, Any]:
+        """Render for JSON."""
+        return {
+            "target": self.target,
+            "event_id": self.event_id,
+            "label": self.label,
+            "state": self.state,
+            "code": self.code or None,
+            "tries": self.tries,
+            "noted_at": self.noted_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        }
 
 
 class Ledger:
@@ -349,6 +394,36 @@ def find_left_behind(folder: Path, own: Collection[Path]) -> dict[str, int]:
         if n:
             found[name] = n
     return found
+
+
+def find_reports(path: Path, event_ids: str) -> list[Reported]:
+    """Find what became of some predictions' reports, whether or not 'xray results run' has the file.
+
+    Parameters
+    ----------
+    path : Path
+        The ledger's file, which is there.
+    event_ids : str
+        Of the predictions, as a JSON array.
+
+    Returns
+    -------
+    list of Reported
+        In the order in which they came.
+
+    Raises
+    ------
+    JobError
+        It cannot be read, or is of another version.
+    """
+    query = """
+        SELECT coalesce((SELECT address FROM target), ''), event_id, label, state, code, tries, noted FROM deliveries
+        WHERE event_id IN (SELECT value FROM json_each(?)) ORDER BY number
+    """
+    return [
+        Reported(target or path.stem, event_id, label, state, code, tries, datetime.fromtimestamp(noted, UTC))
+        for target, event_id, label, state, code, tries, noted in read_file(path, _VERSION, query, (event_ids,))
+    ]
 
 
 def _add_prediction(db: sqlite3.Connection, arrival: Arrival, found: Prediction, now: float) -> None:

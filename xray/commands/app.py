@@ -13,7 +13,9 @@ from xray.commands.broker import down, up
 from xray.commands.deadletters import deadletters_app
 from xray.commands.demo import demo
 from xray.commands.devices import devices
+from xray.commands.doctor import doctor
 from xray.commands.featurize import featurize
+from xray.commands.find import find
 from xray.commands.gateway import gateway
 from xray.commands.label import label
 from xray.commands.models import models_app
@@ -27,6 +29,7 @@ from xray.commands.retrain import retrain
 from xray.commands.settings import settings
 from xray.commands.status import status
 from xray.commands.stream import stream
+from xray.commands.support import support
 from xray.commands.tables import tables_app
 from xray.commands.train import train
 from xray.commands.version import show_version
@@ -69,6 +72,8 @@ for command in (
     up,
     down,
     status,
+    doctor,
+    support,
     render,
     publish,
     stream,
@@ -81,6 +86,7 @@ for command in (
     retrain,
     featurize,
     audit,
+    find,
     phantom,
     devices,
     settings,

@@ -16,7 +16,7 @@ from streaming.gateway.offer import Outgoing
 from streaming.gateway.receipts.outcome import Outcome
 from streaming.gateway.receipts.receipt import Receipt, format_time
 from streaming.gateway.receipts.receiptreader import Layout, ReceiptReader, read_layout
-from streaming.gateway.receipts.receiptstore import ReceiptStore, StoreError
+from streaming.gateway.receipts.receiptstore import STORE_FILE, ReceiptStore, StoreError
 from streaming.gateway.receipts.receiptwriter import ReceiptWriter
 from streaming.gateway.receipts.waiters import Answer, Waiter, Waiters
 from streaming.kafka.topics import create_topics, receipt_topics
@@ -67,7 +67,7 @@ class ReceiptBook:
         self._kafka = settings.kafka
         self._with_scores = settings.gateway.receipt_scores
         self._metrics = metrics
-        self._store = ReceiptStore(settings.gateway_folder / "receipts.db")
+        self._store = ReceiptStore(settings.gateway_folder / STORE_FILE)
         self._waiters = Waiters()
         # What the disk does not take now; the oldest is given up where it goes on for long.
         self._unstored: deque[tuple[Receipt, bool]] = deque(maxlen=_MOST_UNSTORED)

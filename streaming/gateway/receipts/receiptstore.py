@@ -5,6 +5,7 @@ untold until the broker has confirmed it. So a kill repeats receipts and loses n
 the places as well, and reads the topics again from their beginning.
 """
 
+import json
 import logging
 import os
 import sqlite3
@@ -17,6 +18,7 @@ from typing import TypeVar
 
 from schemas import envelope
 from streaming.gateway.receipts.receipt import Receipt, choose_last, read_receipt
+from streaming.sqlitefiles import read_file
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ T = TypeVar("T")
 Partition = tuple[str, int]
 """Topic and number."""
 
+STORE_FILE = "receipts.db"
+"""In the gateway's folder."""
 _HELD = -1
 """Not to be told yet: the image waits in the spool."""
 _VERSION = 1
@@ -353,6 +357,44 @@ class ReceiptStore:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+_NAMED = """
+    SELECT value FROM receipts
+    WHERE json_extract(CAST(value AS TEXT), '$.image.id') IN (SELECT value FROM json_each(?1))
+    OR json_extract(CAST(value AS TEXT), '$.image.sha256') IN (SELECT value FROM json_each(?1))
+"""
+
+
+def find_receipts(path: Path, event_ids: Iterable[str], names: Iterable[str]) -> list[Receipt]:
+    """Find receipts in a store that a gateway may be using.
+
+    Parameters
+    ----------
+    path : Path
+        The file, which is there.
+    event_ids : iterable of str
+        Images' own event ids.
+    names : iterable of str
+        Images' ids as they were published, or SHA-256 of their bytes. The whole file is read for these.
+
+    Returns
+    -------
+    list of Receipt
+        Each once.
+
+    Raises
+    ------
+    JobError
+        It cannot be read, or is of another version.
+    """
+    keys, wanted = [bytes.fromhex(one) for one in event_ids], json.dumps(sorted(names))
+    marks = ", ".join("?" * len(keys))
+    rows = read_file(path, _VERSION, f"SELECT value FROM receipts WHERE event_id IN ({marks})", keys)  # noqa: S608
+    if wanted != "[]":
+        rows += read_file(path, _VERSION, _NAMED, (wanted,))
+    found = (read_receipt(value) for (value,) in rows)
+    return list({one.event_id: one for one in found if one is not None}.values())
 
 
 class _DamagedError(Exception):

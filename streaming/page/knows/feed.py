@@ -25,11 +25,11 @@ from streaming.kafka.places import Origin
 from streaming.kafka.reader import BOUNDED_FETCH, offsets_at, read_spans
 from streaming.kafka.topicids import TopicIds, read_topic_ids
 from streaming.kafka.topics import HEADROOM_BYTES
+from streaming.lookup.outcome import Outcome, read_dead_letter, read_prediction
 from streaming.page.knows.answered import Answered, UnansweredImages
 from streaming.page.knows.bands import Bands
 from streaming.page.knows.latest import MOST, MOST_BYTES, Latest
 from streaming.page.knows.older import OlderOutcomes
-from streaming.page.knows.outcome import Outcome, read_dead_letter, read_prediction
 from streaming.periodic import first_line
 from streaming.settings import StreamSettings
 

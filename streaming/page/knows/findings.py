@@ -23,10 +23,10 @@ from streaming.kafka.cluster import describe_cluster
 from streaming.kafka.places import place_of, read_headers
 from streaming.kafka.producer import Delivery, RecordProducer
 from streaming.kafka.reader import open_reader, read_spans, scan_offsets
-from streaming.page.knows.finding import Finding, FindingError, Progress
-from streaming.page.knows.findingsledger import FindingsLedger, now_ms, open_ledger
-from streaming.page.knows.outcome import Outcome
+from streaming.lookup.outcome import Outcome
 from streaming.periodic import first_line
+from streaming.results.finding import Finding, FindingError, Progress
+from streaming.results.findingsledger import FindingsLedger, now_ms, open_ledger
 from streaming.settings import StreamSettings
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Findings:
         Raises
         ------
         SettingsError
-            See `streaming.page.knows.findingsledger.open_ledger`.
+            See `streaming.results.findingsledger.open_ledger`.
         """
         self._ledger = self._resources.enter_context(open_ledger(self._folder))
         self._thread.start()

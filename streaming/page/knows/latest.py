@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from streaming.page.knows.outcome import Kind, Outcome
+from streaming.lookup.outcome import Kind, Outcome
 
 MOST = 20_000
 MOST_BYTES = 64 * 1024 * 1024

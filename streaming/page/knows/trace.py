@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from schemas.errors import XrayError
 from streaming.account.archived import find_archived
+from streaming.lookup.outcome import NO_PLACE, Outcome
 from streaming.page.knows.feed import Feed, receipt_time
 from streaming.page.knows.findings import Findings
-from streaming.page.knows.older import NO_PLACE
-from streaming.page.knows.outcome import Outcome
 from streaming.settings import StreamSettings
 
 _KNOWN_S = 3.0

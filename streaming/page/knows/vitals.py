@@ -13,11 +13,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from streaming.page.knows.scraping import Answer, PartState, ask_part
 from streaming.periodic import PeriodicTask
-from streaming.settings import StreamSettings
+from streaming.scraping import ALERTS, ARCHIVE, GATEWAY, REPORTS, STREAM, Answer, PartState, ask_part
 
-STREAM, ARCHIVE, GATEWAY, ALERTS, REPORTS = "stream", "archive", "gateway", "alerts", "reports"
 AUDIT, DRIFT = "audit", "drift"
 
 EVERY_S = 2.0
@@ -144,21 +142,6 @@ class _Counts:
     waited: Mapping[float, float]
     classes: Mapping[str, float]
     flags: Mapping[str, float]
-
-
-def find_addresses(settings: StreamSettings) -> dict[str, str]:
-    """Give the addresses of the parts' metrics pages, as this machine's settings say."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.metrics.host, settings.metrics.host)  # noqa: S104
-    ports = {
-        GATEWAY: settings.gateway.metrics_port,
-        STREAM: settings.metrics.port,
-        ARCHIVE: settings.archive.metrics_port,
-        ALERTS: settings.alerts.metrics_port,
-        REPORTS: settings.reports.metrics_port,
-    }
-    shown = f"[{host}]" if ":" in host else host
-    # Port 0 is a free one, which nobody else knows.
-    return {name: f"http://{shown}:{port}" for name, port in ports.items() if port}
 
 
 class Vitals:

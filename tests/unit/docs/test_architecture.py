@@ -26,7 +26,7 @@ _BLOCK = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 _NOT_OURS = {"preprocess_input", "timeout_s"}  # Keras's, and an example of a name
-_TOPS = {path.name for path in ROOT.iterdir() if path.is_dir()}
+_TOPS = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"build"}  # what commands write, such as make sbom
 
 
 @cache

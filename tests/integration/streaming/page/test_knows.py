@@ -17,16 +17,16 @@ from streaming.kafka.places import read_headers
 from streaming.kafka.reader import open_reader, read_spans, scan_offsets
 from streaming.kafka.topicids import read_topic_ids
 from streaming.kafka.topics import create_topics, label_topics, receipt_topics
+from streaming.lookup.outcome import Kind
 from streaming.page.knows.feed import Feed
-from streaming.page.knows.finding import Progress
 from streaming.page.knows.findings import Findings
 from streaming.page.knows.latest import Filter
 from streaming.page.knows.moves import Operator
-from streaming.page.knows.outcome import Kind
-from streaming.page.knows.scraping import PartState
 from streaming.page.knows.trace import Tracer
 from streaming.page.knows.trail import Trail
-from streaming.page.knows.vitals import ARCHIVE, Vitals
+from streaming.page.knows.vitals import Vitals
+from streaming.results.finding import Progress
+from streaming.scraping import ARCHIVE, PartState
 from streaming.settings import StreamSettings
 from tests.alertrecords import dead_letter, prediction, publish, receipt
 from tests.unit.streaming.page.knows.outcomes import scored
@@ -117,7 +117,7 @@ _KILLED_BETWEEN = """
 import os, sys
 from pathlib import Path
 from streaming.page.knows.findings import Findings
-from streaming.page.knows.findingsledger import FindingsLedger
+from streaming.results.findingsledger import FindingsLedger
 from streaming.settings import KafkaSettings, StreamSettings
 from tests.unit.streaming.page.knows.outcomes import scored
 from xray.broker import LocalBroker

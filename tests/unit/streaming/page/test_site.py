@@ -20,14 +20,13 @@ from starlette.testclient import TestClient
 from schemas.envelope import DISCLAIMER
 from streaming.accessfile import hash_token
 from streaming.kafka.places import Place
+from streaming.lookup.outcome import Kind, Outcome, ScoredBy
 from streaming.page.desk import Desk
 from streaming.page.guard import Sessions
 from streaming.page.knows.feed import Feed, FeedState
 from streaming.page.knows.findings import Findings
-from streaming.page.knows.findingsledger import LEDGER_FILE
 from streaming.page.knows.modelsview import ModelsView
 from streaming.page.knows.moves import MoveAnswer, Operator
-from streaming.page.knows.outcome import Kind, Outcome, ScoredBy
 from streaming.page.knows.servicefigures import LabelledService
 from streaming.page.knows.trace import Tracer
 from streaming.page.knows.trail import Trail
@@ -36,6 +35,7 @@ from streaming.page.people import People
 from streaming.page.pictures.picture import Explanation, Picture, PictureGone
 from streaming.page.site import Site
 from streaming.page.views import Views
+from streaming.results.findingsledger import LEDGER_FILE
 from streaming.settings import StreamSettings, load_settings
 
 HOST = "127.0.0.1:8050"

@@ -4,7 +4,7 @@ from typing import Any
 
 from schemas.modelcard import AbstainBand
 from streaming.kafka.places import Place
-from streaming.page.knows.outcome import Kind, Outcome, ScoredBy
+from streaming.lookup.outcome import Kind, Outcome, ScoredBy
 
 MODEL = ScoredBy("cxr", "v1", "e" * 64, ("normal", "opacities"), "opacities", 0.5, "not tuned", AbstainBand(0.4, 0.6))
 

@@ -10,9 +10,9 @@ import pytest
 
 from schemas.documents import load_schema
 from schemas.errors import SettingsError
-from streaming.page.knows.finding import Finding, FindingError, Progress
 from streaming.page.knows.findings import Findings
-from streaming.page.knows.findingsledger import LEDGER_FILE, FindingsLedger, open_ledger
+from streaming.results.finding import Finding, FindingError, Progress
+from streaming.results.findingsledger import LEDGER_FILE, FindingsLedger, open_ledger
 from streaming.settings import KafkaSettings, StreamSettings
 from tests.unit.streaming.page.knows.outcomes import failed, scored
 from training.data.labelevents import read_events

@@ -4,8 +4,8 @@ import tracemalloc
 
 import pytest
 
+from streaming.lookup.outcome import Kind
 from streaming.page.knows.latest import Filter, Latest
-from streaming.page.knows.outcome import Kind
 from tests.unit.streaming.page.knows.outcomes import failed, scored
 
 

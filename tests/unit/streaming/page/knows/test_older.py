@@ -11,8 +11,8 @@ from deltalake import write_deltalake
 from schemas.documents import load_tables
 from schemas.modelcard import AbstainBand
 from streaming.archive.rows import read_row, to_arrow
-from streaming.page.knows.older import NO_PLACE, OlderOutcomes
-from streaming.page.knows.outcome import Outcome, read_dead_letter, read_prediction
+from streaming.lookup.outcome import NO_PLACE, Outcome, read_dead_letter, read_prediction
+from streaming.page.knows.older import OlderOutcomes
 from streaming.settings import KafkaSettings
 from tests.imageoutcomes import broken, outgoing, score
 

@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from schemas.modelcard import ModelCard
 from streaming.metrics import BatchTotals, StreamMetrics, serve_metrics
-from streaming.page.knows.scraping import PartState, ask_part, explain_health
-from streaming.page.knows.vitals import ALERTS, ARCHIVE, AUDIT, DRIFT, GATEWAY, STREAM, Vitals, find_addresses
+from streaming.page.knows.vitals import AUDIT, DRIFT, Vitals
+from streaming.scraping import ALERTS, ARCHIVE, GATEWAY, STREAM, PartState, ask_part, explain_health, find_addresses
 from streaming.settings import MetricsSettings, StreamSettings
 from tests.drips import ENDLESS, run_drips
 from tests.stored import NO_CARD

@@ -5,7 +5,7 @@ import pytest
 from schemas import envelope
 from schemas.modelcard import AbstainBand
 from streaming.kafka.places import Place
-from streaming.page.knows.outcome import Kind, read_dead_letter, read_prediction
+from streaming.lookup.outcome import Kind, read_dead_letter, read_prediction
 from streaming.settings import KafkaSettings
 from tests.imageoutcomes import broken, outgoing, score
 

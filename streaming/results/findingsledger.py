@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from schemas.errors import SettingsError
 from schemas.folders import make_folder, sync_folder
-from streaming.page.knows.finding import Finding, FindingError, LedgerError, Progress
+from streaming.results.finding import Finding, FindingError, LedgerError, Progress
+from streaming.sqlitefiles import read_file
 
 LEDGER_FILE = "findings.db"
 KEPT = 100_000
@@ -245,6 +246,30 @@ def open_ledger(folder: Path) -> Iterator[FindingsLedger]:
             yield ledger
     finally:
         os.close(lock)
+
+
+def find_findings(path: Path, event_ids: str) -> list[Finding]:
+    """Find what was said of some predictions, whether or not a page has the file.
+
+    Parameters
+    ----------
+    path : Path
+        The ledger's file, which is there.
+    event_ids : str
+        Of the predictions, as a JSON array.
+
+    Returns
+    -------
+    list of Finding
+        Oldest first. Of published ones the newest `KEPT` are remembered.
+
+    Raises
+    ------
+    JobError
+        It cannot be read, or is of another version.
+    """
+    query = f"{_SELECT} WHERE event_id IN (SELECT value FROM json_each(?)) ORDER BY number"  # noqa: S608
+    return [_finding(row) for row in read_file(path, _VERSION, query, (event_ids,))]
 
 
 def now_ms() -> int:

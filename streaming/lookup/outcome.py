@@ -1,4 +1,4 @@
-"""One outcome as the page shows it: a prediction or a dead letter, which image it is about, and when it came there."""
+"""One outcome as people see it: a prediction or a dead letter, which image it is about, and when it came there."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,12 +16,21 @@ from streaming.alerts.outcomeevents import read_dead_letter as read_letter_event
 from streaming.alerts.outcomeevents import read_prediction as read_prediction_event
 from streaming.kafka.places import Place, header_text, place_of, read_headers, read_origin
 
-__all__ = ["FindBand", "Kind", "Outcome", "ScoredBy", "read_dead_letter", "read_prediction"]
+__all__ = ["NO_PLACE", "FindBand", "Kind", "Outcome", "ScoredBy", "no_band", "read_dead_letter", "read_prediction"]
+
+NO_PLACE = Place(-1, -1)
+"""Record of a prediction that was read from its table, which does not note it."""
 
 _FAULTS = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 FindBand = Callable[[str, str], AbstainBand | None]
 """Gives what a model abstains on, by its version and hash; None where it decides on everything or is not here."""
+
+
+def no_band(_version: str, _sha256: str) -> AbstainBand | None:
+    """Give none, for who does not need it: the flags say whether a prediction was decided."""
+    return None
+
 
 _OTHER_TEXTS = 4096
 _MODELS = 256
@@ -76,7 +85,7 @@ class Outcome:
     place : Place
         Where the image is, or was, in its topic.
     record : Place
-        Where the outcome is in its own topic; `streaming.page.knows.older.NO_PLACE` of a prediction that was read from
+        Where the outcome is in its own topic; `NO_PLACE` of a prediction that was read from
         its table.
     received_at : float
         Kafka's clock, when it took the image.

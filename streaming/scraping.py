@@ -1,4 +1,4 @@
-"""Asks one program of the product for its metrics and its health, within a deadline for the whole of it."""
+"""Where the programs of the product say how they are, and asking one of them within a deadline for the whole of it."""
 
 import json
 import math
@@ -14,6 +14,9 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from streaming.deadline import Deadline
+from streaming.settings import StreamSettings
+
+STREAM, ARCHIVE, GATEWAY, ALERTS, REPORTS = "stream", "archive", "gateway", "alerts", "reports"
 
 ANSWER_S = 1.5
 """In which metrics and health must be there: longer than a busy machine takes, shorter than a person waits."""
@@ -79,6 +82,21 @@ class Answer:
     def select(self, name: str, **labels: str) -> list[Sample]:
         """Give the samples of a name that have these labels."""
         return [one for one in self.series.get(name, ()) if labels.items() <= one.labels.items()]
+
+
+def find_addresses(settings: StreamSettings) -> dict[str, str]:
+    """Give the addresses of the parts' metrics pages, as this machine's settings say."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.metrics.host, settings.metrics.host)  # noqa: S104
+    ports = {
+        GATEWAY: settings.gateway.metrics_port,
+        STREAM: settings.metrics.port,
+        ARCHIVE: settings.archive.metrics_port,
+        ALERTS: settings.alerts.metrics_port,
+        REPORTS: settings.reports.metrics_port,
+    }
+    shown = f"[{host}]" if ":" in host else host
+    # Port 0 is a free one, which nobody else knows.
+    return {name: f"http://{shown}:{port}" for name, port in ports.items() if port}
 
 
 def ask_part(address: str, *, has_health: bool, within_s: float = ANSWER_S) -> Answer:
