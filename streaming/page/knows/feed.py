@@ -224,7 +224,7 @@ class Feed:
                 self._take(consumer.consume(_AT_ONCE, _POLL_S))
                 if time.monotonic() > ends_at:
                     self._answered.advance(read_spans(consumer, self._kafka.images_topic))
-                    self._state = replace(self._state, is_reading=True, why="")
+                    self._note_answer()
                     ends_at = time.monotonic() + _ENDS_S
                 if time.monotonic() > ids_at:
                     if self._read_ids() != self._ids:
@@ -275,8 +275,14 @@ class Feed:
         try:
             for message in messages:
                 self._read_message(message, outcomes)
+                # First, so that nobody sees an outcome of a broker that is said to be away.
+                self._note_answer()
         finally:  # what was read before a failure is not read again
             self._add(outcomes)
+
+    def _note_answer(self) -> None:
+        if not self._state.is_reading:
+            self._state = replace(self._state, is_reading=True, why="")
 
     def _read_message(self, message: Message, outcomes: list[Outcome]) -> None:
         error, one = message.error(), (message.topic(), message.partition())
@@ -330,7 +336,6 @@ class Feed:
         fill.until = time.monotonic() + _FILL_S
         while fill.missing and time.monotonic() < fill.until and not self._ended.is_set():
             self._take(consumer.consume(_AT_ONCE, _POLL_S))
-            self._state = replace(self._state, is_reading=True, why="")
         if fill.begins_late or fill.missing:  # nothing left to read of a past that retention has removed; or no time
             fill.known_from_ms = int(time.time() * 1000)
         self._fill = None
@@ -339,6 +344,7 @@ class Feed:
         first = offsets_at(consumer, self._kafka.images_topic, images, fill.known_from_ms)
         self._answered.begin(first)
         self._note_answered(fill.held)
+        self._note_answer()
         self._state = replace(self._state, is_filled=True, known_from=fill.known_from_ms / 1000)
 
     def _note_receipt(self, message: Message) -> None:
