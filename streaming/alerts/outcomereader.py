@@ -87,10 +87,22 @@ class OutcomeReader:
                     events.append(event)
             self._next[partition] = records[-1].offset + 1
             self._uncommitted = True
+        self._take_up_join()
         # Of a partition that another member had meanwhile, the place from before would be committed over its own.
         mine = self._consumer.assignment()
         self._next = {one: at for one, at in self._next.items() if one in mine}
         return events, n_foreign
+
+    def _take_up_join(self) -> None:
+        """Have the next poll go on with a join that the last one left, for kafka-python 3.0 may forget it.
+
+        It joins once more where it sees that a topic's partitions have changed, as at every start. If the broker's
+        answer comes after the poll has ended, the change counts as seen, nobody takes the answer up, and the member
+        stays without partitions and heartbeats for ever: one start in ten, on a machine with much to do.
+        """
+        coordinator = self._consumer._coordinator
+        if coordinator.rejoining and not coordinator.need_rejoin():
+            coordinator.request_rejoin()
 
     def _read(self, topic: str, record: Any) -> Event | None:
         headers = headers_by_name(record.headers or ())

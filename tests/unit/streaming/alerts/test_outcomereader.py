@@ -23,6 +23,7 @@ class FakeConsumer:
         self.given: dict[TopicPartition, list[Any]] = {}
         self.committed: dict[TopicPartition, int] = {}
         self.ends = {ONE: 0, OTHER: 0}
+        self._coordinator = SimpleNamespace(rejoining=False)
 
     def subscribe(self, topics: list[str]) -> None:
         """Take part."""
