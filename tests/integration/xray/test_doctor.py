@@ -27,8 +27,9 @@ def change(kafka: KafkaSettings, topic: str, **properties: str) -> None:
         for name, value in properties.items()
     ]
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=entries)
-    for future in connect_admin(kafka).incremental_alter_configs([resource]).values():
-        future.result()
+    admin = connect_admin(kafka)  # held: one that nobody holds ends, and its answers with it
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result(30)
 
 
 def publish(kafka: KafkaSettings, topic: str, payload: bytes) -> None:
