@@ -13,15 +13,17 @@ END_OF_IMAGE: Final = b"\xff\xd9"
 MAX_SCANS: Final = 100
 """Each goes over all pixels, and may take ten bytes. Encoders of progressive JPEGs make ten, DICOM wants one."""
 
-# Before the first scan. The longest profile makes 255. Pillow copies what it has of an EXIF block for each more piece:
-# 500 pieces of 64 kB take a second, 9,000 of 3 kB take 15. Bytes of no segment take it a microsecond each.
+# Before the first scan. The longest profile makes 255. Bytes of no segment take Pillow a microsecond each.
 _MAX_SEGMENTS, _MAX_OTHER_BYTES = 500, 1 << 16
+_MAX_EXIF_PIECES = 16
+"""The standard has one of 64 kB. Pillow copies what it has of the block for each more: 490 take seconds."""
 
 _START, _SCAN, _PREFIX = b"\xff\xd8", b"\xff\xda", 0xFF
 _CODE = re.compile(rb"[^\xff]")  # the second byte of a marker: any number of fill bytes may stand before
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _WITH_BODY = frozenset({*range(0xC0, 0xD0), *range(0xDB, 0xF0), 0xFE} - {0xC8})  # those that Pillow knows
-_START_OF_SCAN, _NO_MARKER = 0xDA, 0x00
+_START_OF_SCAN, _NO_MARKER, _APP1 = 0xDA, 0x00, 0xE1
+_EXIF, _HEAD_BYTES = b"Exif\0\0", 4  # of a segment: marker and length
 _LONE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})  # without a length: TEM, the restart markers, start of image
 # SOF0 to SOF15 without the three that are not frame headers (DHT, JPG, DAC), and that of JPEG-LS.
 _FRAME_MARKERS = frozenset({*range(0xC0, 0xD0), JPEG_LS} - {0xC4, 0xC8, 0xCC})
@@ -100,17 +102,50 @@ def find_first_scan(stream: bytes) -> int | None:
         The offset of the first start-of-scan marker. None where there is none, or more than 500 segments or 64 kB of
         other bytes come before it.
     """
+    return next((start for code, start, _ in _walk(stream) if code == _START_OF_SCAN), None)
+
+
+def limit_exif(stream: bytes) -> bytes:
+    """Leave out what an EXIF block has behind its first 16 pieces, which is about a megabyte; pixels stay as they are.
+
+    Parameters
+    ----------
+    stream : bytes
+        A JPEG.
+
+    Returns
+    -------
+    bytes
+        The same bytes where there is nothing to leave out.
+    """
+    pieces = [
+        (start, end)
+        for code, start, end in _walk(stream)
+        if code == _APP1 and stream.startswith(_EXIF, start + _HEAD_BYTES)
+    ]
+    kept, begin = [], 0
+    for start, end in pieces[_MAX_EXIF_PIECES:]:
+        kept.append(stream[begin:start])
+        begin = end
+    return b"".join([*kept, stream[begin:]]) if kept else stream
+
+
+def _walk(stream: bytes) -> Iterator[tuple[int, int, int]]:
+    """Give marker, start and end of one segment after the other as Pillow finds them, to the first scan's marker.
+
+    It ends before where more than 500 segments or 64 kB of other bytes come first.
+    """
     offset, others = len(_START), 0
     for _ in range(_MAX_SEGMENTS):
         marker = _MARKER.search(stream, offset)
         if marker is None or (others := others + marker.start() - offset) > _MAX_OTHER_BYTES:
-            return None
+            return
         code, offset = marker.group()[1], marker.end()
-        if code == _START_OF_SCAN:
-            return marker.start()
         if code in _WITH_BODY:
             offset += max(2, int.from_bytes(stream[offset : offset + 2], "big"))
-    return None
+        yield code, marker.start(), offset
+        if code == _START_OF_SCAN:
+            return
 
 
 def count_scans(stream: bytes, start: int) -> int:

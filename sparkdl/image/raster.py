@@ -37,6 +37,7 @@ from sparkdl.image.jpeg import (
     JpegHeader,
     count_scans,
     find_first_scan,
+    limit_exif,
     read_jpeg_header,
 )
 from sparkdl.image.limits import PNG, DecodeLimits
@@ -401,7 +402,7 @@ def _open_jpeg(payload: bytes, origin: str, limits: DecodeLimits) -> tuple[JpegH
     if header:
         _check_process(header, origin)
     _check_end(payload, origin)
-    image = _opened(JpegImageFile, payload, origin)
+    image = _opened(JpegImageFile, limit_exif(payload), origin)
     check_pixels(image.height, image.width, origin, limits)
     if image.mode == "CMYK":
         raise UnsupportedImageError(Reason.UNSUPPORTED_COLOR, origin, "colours are CMYK, expected gray or RGB")
@@ -451,7 +452,7 @@ def _draft(image: Image.Image, size: tuple[int, int]) -> tuple[float, float, flo
 def _differs_inside(payload: bytes, origin: str) -> bool:
     """Tell whether the pixels of a JPEG differ at full size; it is decoded once more. Hardly any picture comes here."""
     with _pillow_border(origin):
-        image = _opened(JpegImageFile, payload, origin)
+        image = _opened(JpegImageFile, limit_exif(payload), origin)
         image.load()
         return _differs(image)
 

@@ -1,11 +1,17 @@
 """Frame headers of JPEG streams, and where their data begin."""
 
+import struct
+
 import imagecodecs
 import numpy as np
 import pytest
 
-from sparkdl.image.jpeg import find_first_scan, read_jpeg_header
-from tests.testimages import HEIGHT, WIDTH, gray_pixels, jpeg, rgb_pixels, twelve_bit_pixels
+from sparkdl.image import raster
+from sparkdl.image.decode import decode_image
+from sparkdl.image.jpeg import find_first_scan, limit_exif, read_jpeg_header
+from sparkdl.image.limits import DecodeLimits
+from sparkdl.image.row import array_from_row
+from tests.testimages import HEIGHT, WIDTH, gray_pixels, jpeg, rgb_pixels, rotated_jpeg, twelve_bit_pixels
 
 DEEP, GRAY = twelve_bit_pixels(), gray_pixels()
 
@@ -103,3 +109,26 @@ def test_where_compressed_data_begin(stream, offset):
 def test_so_much_may_stand_before_the_first_scan(unit, most):
     assert find_first_scan(b"\xff\xd8" + unit * most + b"\xff\xda") == 2 + most * len(unit)
     assert find_first_scan(b"\xff\xd8" + unit * (most + 1) + b"\xff\xda") is None
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_exif_block_in_many_pieces_is_read_as_far_as_its_first(orientation):
+    """Pillow copies all that it has of the block for each piece: seconds, and gigabytes, of a file of 30 MB."""
+    whole = rotated_jpeg(orientation)
+    start = whole.index(b"\xff\xe1")
+    end = start + 2 + int.from_bytes(whole[start + 2 : start + 4], "big")
+    head, tail = whole[:end], whole[end:]
+    assert head[start + 4 : start + 10] == b"Exif\0\0"
+    further = b"\xff\xe1" + struct.pack(">H", 60_008) + b"Exif\0\0" + bytes(60_000)
+    other = b"\xff\xe1" + struct.pack(">H", 8) + b"else\0\0"
+    many = head + 10 * further + other + 40 * further + tail
+
+    kept = limit_exif(many)
+    assert kept == head + 10 * further + other + 5 * further + tail
+    assert limit_exif(kept) is kept
+    assert limit_exif(whole) is whole
+
+    images = [decode_image(stream, origin="a.jpg") for stream in (many, whole)]
+    np.testing.assert_array_equal(*[array_from_row(one.image) for one in images])
+    _, opened = raster._open_jpeg(many, "a.jpg", DecodeLimits())
+    assert len(opened.info["exif"]) < 1 << 20
