@@ -176,6 +176,7 @@ kept.withdraw()
 """
 
 
+@pytest.mark.long
 def test_a_stage_outlives_its_session_and_its_files_do_not(tmp_path: Path) -> None:
     assert run_apart(_TWO_SESSIONS, tmp_path) == ["[[10.0, 20.0, 30.0]] 1", "0"] * 2
 

@@ -74,6 +74,7 @@ def count_in_session(settings: StreamSettings) -> list[str]:
     return said.split()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "content",
     [b"", b"no archive\n", os.urandom(1 << 20), b"\xf0\x0b\xab\xa2" + bytes(1 << 16)],
