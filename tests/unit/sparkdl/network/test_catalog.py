@@ -43,7 +43,10 @@ SPARKDL_FEATURES = {
 REFERENCE_GAIN = {"ResNet50": 0.5, "VGG16": 1.2, "VGG19": 1.2}
 
 # Keras's own, under NumPy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 
 def small_only(*names: str) -> list[Any]:

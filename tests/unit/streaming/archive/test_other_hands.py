@@ -27,6 +27,8 @@ from streaming.archive.upkeep import Upkeep
 from streaming.kafka.topicids import TopicIds
 from streaming.settings import ArchiveSettings
 
+pytestmark = pytest.mark.slow
+
 NAME, TOPIC = "dead_letters", "xray.deadletters"
 TABLE = load_tables()[NAME]
 IDS = TopicIds("cluster", {TOPIC: "topic-id"})

@@ -20,6 +20,8 @@ from streaming.archive.upkeep import Upkeep
 from streaming.kafka.topicids import TopicIds
 from streaming.settings import ArchiveSettings
 
+pytestmark = pytest.mark.slow
+
 _NAME, _TOPIC = "features", "xray.features"
 _SPANS = {0: range(1000)}
 _DAYS = (date(2026, 1, 30), date(2026, 1, 31), None)

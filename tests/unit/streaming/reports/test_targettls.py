@@ -24,6 +24,8 @@ from tests.reportcertificates import HOST, WRONG, Files, serve_as
 from tests.reportparts import report
 from tests.reportpeers import MllpReceiver, run_mllp
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["mllps", "dicoms"]
 MANY = ["mllps", pytest.param("dicoms", marks=pytest.mark.slow)]
 """For tests of many cases: an archive takes half a second each time."""

@@ -12,6 +12,8 @@ from training.evidence.probes import Probe, Verdict, give_verdict, predict_probe
 from training.figures.bootstrap import Estimate
 from xray.phantom import generate_radiograph
 
+pytestmark = pytest.mark.slow
+
 metrics = pytest.importorskip("sklearn.metrics", reason="needs the train extra (scikit-learn)")
 
 N_IMAGES = 100

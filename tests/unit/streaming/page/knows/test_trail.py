@@ -110,6 +110,7 @@ def test_of_two_who_go_back_at_the_same_moment_one_does(tmp_path: Path, trail: T
     assert len(moves.asked) == 1
 
 
+@pytest.mark.slow  # what cannot be reached is waited for
 def test_a_refusal_is_an_answer(operator: Operator, trail: Trail) -> None:
     assert operator.promote("v9", typed="v9", who="op-1") == MoveAnswer(False, "there is no model v9")
     assert trail.list_newest()[0].answer == "there is no model v9"
