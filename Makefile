@@ -35,14 +35,15 @@ demo: $(DEMO) ## Broker, generated radiographs, training, streaming, the account
 	@$(BIN)/xray demo
 
 # Processes share the tests, in groups that tests/conftest.py has. Most of a test of services waits, so three do well on
-# two cores.
-PYTEST := $(BIN)/pytest -q -n 3 --durations 25
+# two cores. The long ones run whole streams and benchmarks, whose threads take all cores: three of them together took
+# three times as long as two.
+PYTEST := $(BIN)/pytest -q --durations 25
 
 test: lint ## Static checks, unit tests, real Kafka, Spark and Delta, and a stream that is killed: at most 15 minutes
-	@$(PYTEST) -m "not long"
+	@$(PYTEST) -n 3 -m "not long"
 
 test-long: $(DEV) ## The rest: the whole kill matrix, long days, benchmarks at their smallest, the wheel
-	@$(PYTEST) -m long
+	@$(PYTEST) -n 2 -m long
 
 check: lint ## Lint, types, import contracts and unit tests, in under two minutes
 	@$(BIN)/pytest -q -n 2 -m "not slow and not long" tests/unit
